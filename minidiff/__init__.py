@@ -1,0 +1,17 @@
+"""minidiff: guided diffusion in four nouns (noise level, prediction, denoiser, sampler) and functions between them."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+try:
+    __version__ = version("minidiff")
+except PackageNotFoundError:  # a source tree that was never installed
+    __version__ = "0+unknown"
+
+
+def load(name: str, **kwargs):
+    """Load a committed checkpoint by name, for example ``minidiff.load("digits")``; see ``minidiff.systems.zoo.load``."""
+    from .systems.zoo import load
+
+    return load(name, **kwargs)

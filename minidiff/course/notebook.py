@@ -1,0 +1,135 @@
+"""One run of a lesson: where it begins, what it publishes to the book, and how long it took.
+
+Works in the book, in Jupyter, on Colab and in a plain Python process: nothing here needs Sphinx or myst_nb.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import platform
+import re
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from minidiff.course.claims import Claim
+
+RECORDS_VARIABLE = "MINIDIFF_RECORDS"
+SEED = 0
+
+
+@dataclass
+class Run:
+    """The lesson being run: its claims so far and, once finished, its run time in seconds."""
+
+    lesson: str | None = None
+    started: float = field(default_factory=time.perf_counter)
+    claims: dict[str, Claim] = field(default_factory=dict)
+    seconds: float | None = None
+
+    def save(self) -> Path | None:
+        """Write the record to ``$MINIDIFF_RECORDS/<lesson>.json`` (atomically); no variable or no lesson, no file."""
+        folder = os.environ.get(RECORDS_VARIABLE)
+        if not folder or self.lesson is None:
+            return None
+        record = {
+            "lesson": self.lesson,
+            "seconds": self.seconds,
+            "python": platform.python_version(),
+            "claims": [claim.record() for claim in self.claims.values()],
+        }
+        path = Path(folder, f"{self.lesson}.json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.{os.getpid()}")
+        partial.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+        return path
+
+
+_run = Run()
+
+
+def current() -> Run:
+    """The run that :func:`begin` started (an anonymous, unrecorded one before that)."""
+    return _run
+
+
+def begin(slug: str) -> None:
+    """Start the run of a lesson: seed torch, apply the plotting style, open the record.
+
+    Args:
+        slug: the lesson's file name without number and suffix, e.g. ``"forward_and_reverse"``.
+
+    Raises:
+        ValueError: ``slug`` is not lower-case letters, digits and underscores.
+    """
+    global _run
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", slug):
+        raise ValueError(f"begin() takes a lesson's slug (lower case, digits, underscores), not {slug!r}")
+    _run = Run(slug)
+    import torch
+
+    from minidiff import plots
+
+    torch.manual_seed(SEED)
+    plots.use_style()
+
+
+def finish() -> None:
+    """Close the run: record its time and show the lesson's claims as a table."""
+    run = current()
+    run.seconds = round(time.perf_counter() - run.started, 1)
+    run.save()
+    rows = [claim.row() for claim in run.claims.values()]
+    columns = ["id", "statement", "tier", "measured", "interval", "criterion", "negative", "verdict"]
+    text = "\n".join(f"{row['verdict']:>28}  {row['id']}: {row['measured']}" for row in rows)
+    show(text or "This lesson makes no claim.", table_html(rows, columns))
+
+
+def table_html(rows: list[dict[str, str]], columns: list[str]) -> str:
+    """Rows as an HTML table that scrolls sideways on a narrow screen."""
+    head = "".join(f'<th scope="col">{html.escape(c)}</th>' for c in columns)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(row[c])}</td>" for c in columns) + "</tr>" for row in rows)
+    return (
+        '<div class="claims" style="overflow-x: auto"><table class="table">'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def show(text: str, rich: str) -> None:
+    """Show ``rich`` (HTML) in a notebook, print ``text`` elsewhere."""
+    if not in_notebook():
+        print(text)
+        return
+    from IPython.display import display
+
+    display({"text/plain": text, "text/html": rich}, raw=True)
+
+
+def in_notebook() -> bool:
+    """Whether an IPython kernel or shell is running this code."""
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return False
+    return get_ipython() is not None
+
+
+def glue(name: str, value: Any) -> None:
+    """Publish ``value`` under ``name`` to the text of the book (``{glue:text}`name:.3f```); does nothing elsewhere.
+
+    Args:
+        name: unique in the lesson.
+        value: a string, or a number (a zero-dimensional array or tensor counts as its number).
+    """
+    if not in_notebook():
+        return
+    try:
+        from myst_nb import glue as publish
+    except ImportError:  # Colab, plain Jupyter: there is no book to publish to
+        return
+    publish(name, value.item() if hasattr(value, "item") else value, display=False)

@@ -1,0 +1,199 @@
+"""Closed-form denoisers: worlds in which every quantity of the course is known exactly.
+
+All compute in float64 and answer in the dtype of x. Labels: -1 or None means "no condition", so the same object is a
+denoiser ``(x, level)`` and a conditional model ``(x, level, label)``.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .prediction import Prediction
+from .random import rand, randn
+from .schedule import NoiseLevel, broadcast
+
+Label = int | Tensor | None
+
+
+class GaussianDenoiser:
+    """The ideal denoiser of N(mean, covariance) data (``eq-gaussian-denoiser``).
+
+    Args:
+        mean: (*shape) mean.
+        covariance: A number (times the identity), (D,) a diagonal, or (D, D), D the number of entries of the mean.
+
+    Raises:
+        ValueError: when the covariance has another shape or a negative eigenvalue.
+    """
+
+    def __init__(self, mean: Tensor, covariance: float | Tensor):
+        self.mean = torch.as_tensor(mean, dtype=torch.float64)
+        self.shape, dim = tuple(self.mean.shape), self.mean.numel()
+        self.covariance = torch.as_tensor(covariance, dtype=torch.float64)
+        if self.covariance.ndim < 2 and self.covariance.numel() in (1, dim):
+            self.eigenvalues, self.basis = self.covariance.reshape(-1).expand(dim), torch.eye(dim, dtype=torch.float64)
+        elif self.covariance.shape == (dim, dim):
+            self.eigenvalues, self.basis = torch.linalg.eigh(self.covariance)
+        else:
+            raise ValueError(f"covariance of {dim} numbers must be scalar, ({dim},) or ({dim}, {dim})")
+        if bool((self.eigenvalues < 0).any()):
+            raise ValueError("the covariance has a negative eigenvalue")
+
+    def _rotated(self, x: Tensor, level: NoiseLevel):
+        """x_t minus its mean in the eigenbasis, alpha, and the variances of x_t along it."""
+        flat = x.double().flatten(1)
+        alpha, sigma = level.like(flat)
+        return (flat - alpha * self.mean.flatten()) @ self.basis, alpha, alpha**2 * self.eigenvalues + sigma**2
+
+    def __call__(self, x: Tensor, level: NoiseLevel) -> Prediction:
+        """E[x_0 | x_t] = m + alpha C (alpha^2 C + sigma^2 I)^-1 (x_t - alpha m), for x (B, *shape)."""
+        centred, alpha, variance = self._rotated(x, level)
+        x0 = self.mean.flatten() + (centred * alpha * self.eigenvalues / variance) @ self.basis.T
+        return Prediction(x, level, x0.reshape(x.shape).to(x.dtype), "x0")
+
+    def log_prob(self, x: Tensor, level: NoiseLevel) -> Tensor:
+        """(B,) log q(x_t)."""
+        centred, _, variance = self._rotated(x, level)
+        return -0.5 * (centred**2 / variance + torch.log(2 * math.pi * variance)).sum(1)
+
+    def posterior_variance(self, x: Tensor, level: NoiseLevel) -> Tensor:
+        """(B,) variance of x_0 given x_t, averaged over the dimensions; here the same for every x."""
+        _, alpha, variance = self._rotated(x, level)
+        return (self.eigenvalues - alpha**2 * self.eigenvalues**2 / variance).mean(-1).expand(len(x))
+
+    def sample(self, n: int, generator=None) -> Tensor:
+        """(n, *shape) exact draws, float64."""
+        z = randn((n, self.mean.numel()), generator, torch.float64)
+        return (self.mean.flatten() + z * self.eigenvalues.sqrt() @ self.basis.T).reshape(n, *self.shape)
+
+
+class GaussianMixtureDenoiser:
+    """The ideal denoiser of a mixture of isotropic Gaussians, with a class label on each component.
+
+    Args:
+        means: (K, *shape) component means.
+        variance: One variance for all components, or (K,).
+        weights: (K,) positive component weights, normalised here; equal when left out.
+        labels: (K,) class of each component, 0 ... n_classes-1; the component's own index when left out.
+
+    Raises:
+        ValueError: for shapes that do not agree, negative variances or weights, or negative labels.
+    """
+
+    def __init__(self, means: Tensor, variance: float | Tensor, weights: Tensor | None = None, labels=None):
+        self.means = torch.as_tensor(means, dtype=torch.float64)
+        K = len(self.means)
+        self.shape, self.dim = tuple(self.means.shape[1:]), self.means[0].numel()
+        self.variance = torch.as_tensor(variance, dtype=torch.float64).reshape(-1)
+        weights = torch.ones(K) if weights is None else torch.as_tensor(weights)
+        self.labels = torch.arange(K) if labels is None else torch.as_tensor(labels).long()
+        if self.variance.numel() not in (1, K) or weights.shape != (K,) or self.labels.shape != (K,):
+            raise ValueError(f"{K} means need a scalar or ({K},) variance, ({K},) weights and ({K},) labels")
+        if bool((self.variance < 0).any()) or bool((weights <= 0).any()) or bool((self.labels < 0).any()):
+            raise ValueError("variances and labels must not be negative, weights must be positive")
+        self.weights = weights.double() / weights.double().sum()
+        self.n_classes = int(self.labels.max()) + 1
+        self._flat = self.means.reshape(K, self.dim)
+        self._norms = self._flat.square().sum(1)
+
+    def _label_mask(self, label: Label, batch: int) -> Tensor | None:
+        """(B or 1, K) True where a component belongs to the label; None when nothing is conditioned on."""
+        if label is None:
+            return None
+        label = torch.as_tensor(label).reshape(-1)
+        if bool(((label < -1) | (label >= self.n_classes)).any()) or len(label) not in (1, batch):
+            raise ValueError(f"labels must be -1 (none) or 0 ... {self.n_classes - 1}, one or {batch} of them; got {label}")
+        return (label[:, None] == self.labels) | (label[:, None] == -1)
+
+    def _log_joint(self, x: Tensor, level: NoiseLevel, label: Label):
+        """(B, K) log of weight times component density at x_t, with the flat x, alpha, sigma and component variance."""
+        if tuple(x.shape[1:]) != self.shape:
+            raise ValueError(f"this world has samples of shape {self.shape}, got x of shape {tuple(x.shape)}")
+        flat = x.double().flatten(1)
+        alpha, sigma = level.like(flat)
+        total = alpha**2 * self.variance + sigma**2
+        if bool((torch.as_tensor(total) <= 0).any()):
+            raise ValueError("points without variance have no density at sigma = 0")
+        square = flat.square().sum(1, keepdim=True) - 2 * alpha * flat @ self._flat.T + alpha**2 * self._norms
+        log_joint = self.weights.log() - 0.5 * (square / total + self.dim * torch.log(2 * math.pi * total))
+        mask = self._label_mask(label, len(x))
+        if mask is not None:
+            prior = torch.where(mask, self.weights, 0.0).sum(1, keepdim=True)
+            log_joint = torch.where(mask, log_joint, -math.inf) - prior.log()
+        return log_joint, flat, alpha, sigma, total
+
+    def _posterior(self, x: Tensor, level: NoiseLevel, label: Label):
+        """Responsibilities (B, K) and, for each component, E[x_0 | x_t, k] = shrink_k x_t + keep_k mean_k."""
+        log_joint, flat, alpha, sigma, total = self._log_joint(x, level, label)
+        return log_joint.softmax(1), flat, alpha * self.variance / total, sigma**2 / total
+
+    def __call__(self, x: Tensor, level: NoiseLevel, label: Label = None) -> Prediction:
+        """E[x_0 | x_t] (``eq-mixture-denoiser``), or E[x_0 | x_t, c] with a label, for x (B, *shape)."""
+        responsibility, flat, shrink, keep = self._posterior(x, level, label)
+        x0 = (responsibility * shrink).sum(1, keepdim=True) * flat + (responsibility * keep) @ self._flat
+        return Prediction(x, level, x0.reshape(x.shape).to(x.dtype), "x0")
+
+    def log_prob(self, x: Tensor, level: NoiseLevel, label: Label = None) -> Tensor:
+        """(B,) log q(x_t), or log q(x_t | c)."""
+        return self._log_joint(x, level, label)[0].logsumexp(1)
+
+    def log_prob_label(self, x: Tensor, level: NoiseLevel) -> Tensor:
+        """(B, n_classes) log p(c | x_t): the exact noise-aware classifier (``eq-bayes-level``)."""
+        log_joint = self._log_joint(x, level, None)[0]
+        classes = [log_joint[:, self.labels == c].logsumexp(1) for c in range(self.n_classes)]
+        return torch.stack(classes, 1) - log_joint.logsumexp(1, keepdim=True)
+
+    def classifier(self, label: int | Tensor):
+        """``(x, level) -> (B,)`` log p(label | x_t), in the form that guidance takes."""
+
+        def log_prob(x: Tensor, level: NoiseLevel) -> Tensor:
+            chosen = torch.as_tensor(label).expand(len(x))
+            return self.log_prob_label(x, level).gather(1, chosen[:, None])[:, 0]
+
+        return log_prob
+
+    def posterior_variance(self, x: Tensor, level: NoiseLevel, label: Label = None) -> Tensor:
+        """(B,) variance of x_0 given x_t, averaged over the dimensions."""
+        r, flat, shrink, keep = self._posterior(x, level, label)
+        within = (r * keep * self.variance).sum(1)
+        cross = 2 * shrink * keep * (flat @ self._flat.T)
+        squares = shrink**2 * flat.square().sum(1, keepdim=True) + cross + keep**2 * self._norms
+        mean = (r * shrink).sum(1, keepdim=True) * flat + (r * keep) @ self._flat
+        between = ((r * squares).sum(1) - mean.square().sum(1)).clamp(min=0) / self.dim
+        return within + between
+
+    def conditional(self, label: int) -> GaussianMixtureDenoiser:
+        """The mixture of one class alone, its label kept."""
+        keep = self._label_mask(label, 1)[0]
+        variance = self.variance if self.variance.numel() == 1 else self.variance[keep]
+        return GaussianMixtureDenoiser(self.means[keep], variance, self.weights[keep], self.labels[keep])
+
+    def sample(self, n: int, generator=None, label: Label = None) -> Tensor:
+        """(n, *shape) exact draws of x_0, float64."""
+        weights = self.weights.expand(n, -1)
+        mask = self._label_mask(label, n)
+        if mask is not None:
+            weights = torch.where(mask, weights, 0.0)
+        cumulative = weights.cumsum(1)
+        u = rand((n,), generator, torch.float64) * cumulative[:, -1]
+        k = torch.searchsorted(cumulative, u[:, None], right=True)[:, 0].clamp(max=len(self.means) - 1)
+        std = self.variance.expand(len(self.means))[k].sqrt()
+        return self.means[k] + broadcast(std, self.means[k]) * randn((n, *self.shape), generator, torch.float64)
+
+
+class EmpiricalDenoiser(GaussianMixtureDenoiser):
+    """The ideal denoiser of a finite set of images: a mixture with one component each (``eq-empirical``).
+
+    Args:
+        images: (N, *shape).
+        labels: (N,) classes, or None for a single class.
+        bandwidth: Standard deviation of the Gaussian around each image; 0 is the training set itself.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor | None = None, bandwidth: float = 0.0):
+        self.bandwidth = bandwidth
+        labels = torch.zeros(len(images), dtype=torch.long) if labels is None else labels
+        super().__init__(images, bandwidth**2, labels=labels)

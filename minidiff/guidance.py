@@ -1,0 +1,125 @@
+"""Guidance: functions from denoisers to denoisers. They compose by nesting; guide first, threshold last."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .denoiser import ConditionalModel, Denoiser, concatenate
+from .prediction import Prediction
+from .schedule import NoiseLevel
+
+LogProb = Callable[[Tensor, NoiseLevel], Tensor]
+
+
+def _require_finite_scale(scale: float) -> None:
+    if not math.isfinite(scale):
+        raise ValueError(f"the guidance scale must be a finite number, got {scale}")
+
+
+def scale_from_w(w: float) -> float:
+    """s = 1 + w: from the paper's guidance strength (Ho and Salimans 2022) to the scale used here."""
+    return 1 + w
+
+
+def w_from_scale(s: float) -> float:
+    """w = s - 1, the inverse of ``scale_from_w``."""
+    return s - 1
+
+
+def grad_log_prob(log_prob: LogProb, x: Tensor, level: NoiseLevel) -> Tensor:
+    """Gradient of log p(c | x_t) with respect to x_t, each sample its own; shaped as x.
+
+    Raises:
+        ValueError: when log_prob does not return one number per sample.
+    """
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        value = log_prob(x, level)
+        if value.shape != x.shape[:1]:
+            raise ValueError(f"log_prob must return shape ({len(x)},), one number per sample, not {tuple(value.shape)}")
+        return torch.autograd.grad(value.float().sum() if value.dtype.itemsize < 4 else value.sum(), x)[0]
+
+
+def classifier_guidance(denoiser: Denoiser, log_prob: LogProb, scale: float) -> Denoiser:
+    """Shift the score: score + s grad log p(c | x_t) (``eq-classifier-guidance``; Song et al. 2021b, equation 48).
+
+    Args:
+        denoiser: The unconditional (or already conditional) denoiser.
+        log_prob: ``(x_t, level) -> (B,)`` log p(c | x_t), for the level it is asked at.
+        scale: s; 1 is Bayes' rule.
+
+    Raises:
+        ValueError: when the scale is not finite.
+    """
+    _require_finite_scale(scale)
+
+    def guided(x: Tensor, level: NoiseLevel) -> Prediction:
+        prediction = denoiser(x, level)
+        sigma = level.like(x)[1]
+        return prediction.with_eps(prediction.eps - sigma * scale * grad_log_prob(log_prob, x, level))
+
+    return guided
+
+
+def mean_shift_guidance(denoiser: Denoiser, log_prob: LogProb, scale: float) -> Denoiser:
+    """ADM's rule: shift the reverse mean by Sigma s grad log p(c | x_t) (``eq-mean-shift``; Dhariwal and Nichol 2021,
+    algorithm 1), the gradient taken at x_t as in their code. Only ancestral samplers have a Sigma to shift by.
+
+    Raises:
+        ValueError: when the scale is not finite.
+    """
+    _require_finite_scale(scale)
+
+    def guided(x: Tensor, level: NoiseLevel) -> Prediction:
+        prediction = denoiser(x, level)
+        tilt = scale * grad_log_prob(log_prob, x, level)
+        return prediction.replace(tilt=tilt if prediction.tilt is None else prediction.tilt + tilt)
+
+    return guided
+
+
+def classifier_free(model: ConditionalModel, condition, null, scale: float) -> Denoiser:
+    """eps_u + s (eps_c - eps_u), both halves in one pass (``eq-cfg``; Ho and Salimans 2022, with s = 1 + w).
+
+    The learned variance, if any, is the conditional one. At s = 1 the unconditional pass is left out, so that the
+    result is the conditional prediction bit for bit.
+
+    Args:
+        model: Conditional model.
+        condition: What to draw, for the whole batch.
+        null: The null condition, same form.
+        scale: s; 1 is plain conditional, 0 unconditional.
+
+    Raises:
+        ValueError: when the scale is not finite.
+    """
+    _require_finite_scale(scale)
+    if scale == 1:
+        return lambda x, level: model(x, level, condition)
+
+    def guided(x: Tensor, level: NoiseLevel) -> Prediction:
+        both = model(torch.cat([x, x]), level.repeat(2), concatenate(condition, null))
+        cond, uncond = both.chunk(2, level)
+        return cond.with_eps(uncond.eps + scale * (cond.eps - uncond.eps))
+
+    return guided
+
+
+def static_threshold(denoiser: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:
+    """Clamp x_0 to the range of the data; eps follows from the clamped x_0 (Ho et al. 2020; ADM).
+
+    Raises:
+        ValueError: unless low < high.
+    """
+    if not low < high:
+        raise ValueError(f"a threshold needs low < high, got {low} and {high}")
+
+    def thresholded(x: Tensor, level: NoiseLevel) -> Prediction:
+        prediction = denoiser(x, level)
+        return prediction.with_x0(prediction.x0.clamp(low, high))
+
+    return thresholded

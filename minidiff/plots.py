@@ -1,0 +1,243 @@
+"""One look for every figure of the course.
+
+Figures have no background of their own, and every colour, the ink included, keeps a contrast of at least 3 to 1 against both a
+white and a near-black page, so that one picture serves the light and the dark mode. `tests/test_plots.py` measures that, and that
+the colours stay apart for readers with protanopia, deuteranopia and tritanopia.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE = "#2f7fd0"
+ORANGE = "#e2711d"
+GREEN = "#0e9f8e"
+PINK = "#c8479b"
+PURPLE = "#7d5bd0"
+BROWN = "#8f6a4a"
+INK = "#7a7f87"  # text, axes and references
+PALETTE = (BLUE, ORANGE, GREEN, PINK, PURPLE, BROWN)
+
+WIDTH = 7.2  # inches: the text column of the book
+
+
+def use_style() -> None:
+    """Set the course's look for all later figures; in a notebook also ask for pictures of twice the screen's resolution."""
+    import matplotlib as mpl
+
+    mpl.rcParams.update(
+        {
+            "figure.figsize": (WIDTH, 3.2),
+            "figure.dpi": 100,
+            "figure.facecolor": "none",
+            "figure.constrained_layout.use": True,
+            "savefig.facecolor": "none",
+            "axes.facecolor": "none",
+            "axes.edgecolor": INK,
+            "axes.labelcolor": INK,
+            "axes.titlecolor": INK,
+            "axes.titlesize": 10.5,
+            "axes.titleweight": "bold",
+            "axes.labelsize": 10.5,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.axisbelow": True,
+            "axes.prop_cycle": mpl.cycler(color=PALETTE),
+            "axes.grid": True,
+            "grid.color": INK,
+            "grid.alpha": 0.22,
+            "grid.linewidth": 0.7,
+            "xtick.color": INK,
+            "ytick.color": INK,
+            "xtick.labelsize": 9.5,
+            "ytick.labelsize": 9.5,
+            "text.color": INK,
+            "font.size": 10.5,
+            "mathtext.fontset": "cm",
+            "lines.linewidth": 2.0,
+            "lines.solid_capstyle": "round",
+            "legend.frameon": False,
+            "legend.fontsize": 9.5,
+            "image.interpolation": "nearest",
+            "image.cmap": "gray",
+        }
+    )
+    try:
+        from IPython import get_ipython
+        from matplotlib_inline.backend_inline import set_matplotlib_formats
+    except ImportError:  # a plain script
+        return
+    if get_ipython() is not None:
+        set_matplotlib_formats("retina")
+
+
+def image_grid(
+    x: torch.Tensor,
+    columns: int | None = None,
+    titles: Sequence[str] | None = None,
+    *,
+    row_labels: Sequence[str] | None = None,
+    column_labels: Sequence[str] | None = None,
+    size: float | None = None,
+) -> Figure:
+    """Pictures side by side, row by row.
+
+    Args:
+        x: (B, C, H, W) in [-1, 1], values outside are clipped; C is 1 (grey) or 3 (colour). Pixels are drawn as squares, never blurred.
+        columns: Pictures in a row; all in one row up to eight, else the squarest grid.
+        titles: One short text for each picture, written above it.
+        row_labels: One text for each row, written on its left.
+        column_labels: One text for each column, written on top.
+        size: Width of one picture in inches; as large as fits the page, and at most 1.2, when not given.
+
+    Raises:
+        ValueError: x is not such a batch or not finite, or a list has the wrong length.
+    """
+    import matplotlib.pyplot as plt
+
+    x = torch.as_tensor(x).detach()
+    if x.ndim != 4 or x.shape[1] not in (1, 3) or not len(x):
+        raise ValueError(f"image_grid needs x of shape (B, 1 or 3, H, W) with B >= 1, not {tuple(x.shape)}")
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError(
+            f"image_grid needs finite pixels; {int((~torch.isfinite(x)).sum())} of {x.numel()} are not"
+        )
+    count, _, height, width = x.shape
+    columns = (count if count <= 8 else int(np.ceil(np.sqrt(count)))) if columns is None else columns
+    if columns < 1:
+        raise ValueError(f"columns must be at least 1, not {columns}")
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    for name, given, wanted in (
+        ("titles", titles, count),
+        ("row_labels", row_labels, rows),
+        ("column_labels", column_labels, columns),
+    ):
+        if given is not None and len(given) != wanted:
+            raise ValueError(
+                f"{name} needs {wanted} entries for {rows} x {columns} pictures, not {len(given)}"
+            )
+
+    pixels = ((x.float().clamp(-1, 1) + 1) / 2).expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()
+    left = 0.0 if row_labels is None else 0.12 + 0.085 * max(len(str(label)) for label in row_labels)
+    top = 0.0 if column_labels is None else 0.26
+    head = 0.0 if titles is None else 0.22  # room for a title above each picture
+    gap = 0.05
+    size = min(1.2, (WIDTH - left - gap * (columns - 1)) / columns) if size is None else size
+    tall = size * height / width
+    total = (left + columns * (size + gap) - gap, top + rows * (tall + head + gap) - gap)
+    fig = plt.figure(figsize=total, layout="none")
+    for i, picture in enumerate(pixels):
+        row, column = divmod(i, columns)
+        x0, y0 = left + column * (size + gap), total[1] - top - row * (tall + head + gap) - head - tall
+        ax = fig.add_axes((x0 / total[0], y0 / total[1], size / total[0], tall / total[1]))
+        ax.imshow(picture, interpolation="nearest")
+        ax.axis("off")
+        if titles is not None:
+            _text(
+                fig, total, x0 + size / 2, y0 + tall + 0.05, titles[i], ha="center", va="bottom", fontsize=8.5
+            )
+        if row_labels is not None and column == 0:
+            _text(
+                fig, total, left - 0.08, y0 + tall / 2, row_labels[row], ha="right", va="center", fontsize=9.5
+            )
+        if column_labels is not None and row == 0:
+            _text(
+                fig,
+                total,
+                x0 + size / 2,
+                total[1] - 0.2,
+                column_labels[column],
+                ha="center",
+                va="bottom",
+                fontsize=9.5,
+            )
+    return fig
+
+
+def _text(fig: Figure, total: tuple[float, float], x: float, y: float, text: object, **style) -> None:
+    fig.text(x / total[0], y / total[1], str(text), color=INK, **style)
+
+
+def band(
+    ax: Axes,
+    x: Sequence[float],
+    mean: Sequence[float],
+    low: Sequence[float],
+    high: Sequence[float],
+    *,
+    label: str | None = None,
+    color: str | None = None,
+    marker: str = "o",
+) -> None:
+    """A measured curve with its interval: `mean` as a line, from `low` to `high` as a pale band; all of shape (N,)."""
+    x, mean, low, high = (
+        np.asarray(torch.as_tensor(v).detach().cpu(), dtype=float) for v in (x, mean, low, high)
+    )
+    if not (x.shape == mean.shape == low.shape == high.shape) or x.ndim != 1:
+        raise ValueError(
+            f"band needs four sequences of one length, not {x.shape}, {mean.shape}, {low.shape}, {high.shape}"
+        )
+    (line,) = ax.plot(x, mean, marker=marker, markersize=4, label=label, color=color)
+    ax.fill_between(x, low, high, color=line.get_color(), alpha=0.22, linewidth=0)
+
+
+def contours(
+    ax: Axes,
+    log_prob: Callable[[torch.Tensor], torch.Tensor],
+    extent: tuple[float, float, float, float],
+    *,
+    color: str = BLUE,
+    levels: int = 7,
+    points: int = 120,
+) -> None:
+    """A density over the plane, its colour fading to nothing where it is small.
+
+    Args:
+        ax: Axes to draw on.
+        log_prob: Maps points (N, 2), float64, to log densities (N,).
+        extent: (left, right, bottom, top).
+        color: Colour of the highest density.
+        levels: Number of steps.
+        points: Grid points a side.
+    """
+    from matplotlib.colors import LinearSegmentedColormap, to_rgba
+
+    left, right, bottom, top = extent
+    across, up = np.linspace(left, right, points), np.linspace(bottom, top, points)
+    grid = torch.from_numpy(np.stack(np.meshgrid(across, up), axis=-1).reshape(-1, 2))
+    with torch.no_grad():
+        density = log_prob(grid).double().exp().reshape(points, points).cpu().numpy()
+    fade = LinearSegmentedColormap.from_list("fade", [to_rgba(color, 0.06), to_rgba(color, 0.85)])
+    steps = density.max() * np.linspace(0, 1, levels + 1)[1:] ** 1.5
+    ax.contourf(across, up, density, levels=np.append(steps[:-1] * 0.5, density.max() * 1.001), cmap=fade)
+    ax.set_xlim(left, right)
+    ax.set_ylim(bottom, top)
+    ax.grid(False)
+
+
+def trajectories(
+    ax: Axes,
+    paths: torch.Tensor,
+    times: Sequence[float] | None = None,
+    *,
+    color: str = INK,
+    alpha: float = 0.5,
+) -> None:
+    """Sampling paths: (S, N, 2) drawn in the plane with their ends marked, or (S, N) drawn against `times` (S,)."""
+    paths = torch.as_tensor(paths).detach().cpu()
+    if paths.ndim == 3 and paths.shape[-1] == 2:
+        ax.plot(*paths.unbind(-1), color=color, alpha=alpha, linewidth=0.8)
+        ax.plot(*paths[-1].unbind(-1), ".", color=ORANGE, markersize=4)
+    elif paths.ndim == 2:
+        ax.plot(range(len(paths)) if times is None else times, paths, color=color, alpha=alpha, linewidth=0.8)
+    else:
+        raise ValueError(f"trajectories needs paths of shape (S, N) or (S, N, 2), not {tuple(paths.shape)}")

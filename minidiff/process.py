@@ -1,0 +1,102 @@
+"""The forward process and its posterior, as functions of noise levels and of pairs of levels.
+
+A pair is written (t, s): t the noisier level, s the cleaner. Nothing is read from a table, so respacing, continuous
+time and variance-exploding processes need no case of their own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .prediction import Prediction
+from .schedule import NoiseLevel, broadcast
+
+
+def diffuse(x0: Tensor, level: NoiseLevel, eps: Tensor) -> Tensor:
+    """x_t = alpha x_0 + sigma eps (``eq-marginal``; Ho et al. 2020, equation 4)."""
+    alpha, sigma = level.like(x0)
+    return alpha * x0 + sigma * eps
+
+
+def transition(s: NoiseLevel, t: NoiseLevel) -> tuple[float | Tensor, float | Tensor]:
+    """Scale and variance of q(x_t | x_s): alpha_t/alpha_s and sigma_t^2 - scale^2 sigma_s^2 (``eq-transition``)."""
+    scale = t.alpha / s.alpha
+    return scale, t.sigma**2 - scale**2 * s.sigma**2
+
+
+def renoise(x_s: Tensor, s: NoiseLevel, t: NoiseLevel, eps: Tensor) -> Tensor:
+    """A draw of q(x_t | x_s) made with the standard normal eps."""
+    scale, variance = transition(s, t)
+    return broadcast(scale, x_s) * x_s + broadcast(variance**0.5, x_s) * eps
+
+
+def beta(t: NoiseLevel, s: NoiseLevel) -> float | Tensor:
+    """Variance of q(x_t | x_s): the largest sensible reverse variance, right for N(0, I) data (``eq-variance-bounds``)."""
+    return transition(s, t)[1]
+
+
+def beta_tilde(t: NoiseLevel, s: NoiseLevel) -> float | Tensor:
+    """Variance of q(x_s | x_t, x_0): the smallest, right for a single point (``eq-posterior``; Ho et al. 2020, eq. 7)."""
+    return beta(t, s) * s.sigma**2 / t.sigma**2
+
+
+def posterior_mean(x_t: Tensor, x0: Tensor, t: NoiseLevel, s: NoiseLevel) -> Tensor:
+    """Mean of q(x_s | x_t, x_0) (``eq-posterior``; Ho et al. 2020, equation 7)."""
+    scale, variance = transition(s, t)
+    from_x_t = scale * s.sigma**2 / t.sigma**2
+    from_x0 = s.alpha * variance / t.sigma**2
+    return broadcast(from_x_t, x_t) * x_t + broadcast(from_x0, x_t) * x0
+
+
+def beta_tilde_floor(levels: Sequence[NoiseLevel]) -> float:
+    """What stands for beta-tilde in the last step of a chain, where it is zero: its value one step earlier.
+
+    ADM's ``posterior_log_variance_clipped``; a chain of one step has no earlier one and uses beta.
+    """
+    return beta_tilde(levels[-3], levels[-2]) if len(levels) > 2 else beta(levels[-2], levels[-1])
+
+
+def reverse_log_variance(
+    prediction: Prediction | None, t: NoiseLevel, s: NoiseLevel, kind: str, floor: float
+) -> float | Tensor:
+    """Log variance of p(x_s | x_t): a float, or a tensor that broadcasts to x.
+
+    Args:
+        prediction: Needed for kind "learned": its fraction f gives f log beta + (1 - f) log beta-tilde
+            (``eq-learned-variance``; Nichol and Dhariwal 2021, equation 15).
+        t: The noisier level.
+        s: The cleaner level.
+        kind: "beta", "beta_tilde" or "learned".
+        floor: Least beta-tilde, see ``beta_tilde_floor``.
+
+    Raises:
+        ValueError: for an unknown kind, or "learned" with a prediction that has no fraction.
+    """
+
+    def log(value):
+        return value.log() if isinstance(value, Tensor) else math.log(value)
+
+    low = beta_tilde(t, s)
+    low = log(low.clamp(min=floor) if isinstance(low, Tensor) else max(low, floor))
+    if kind == "beta_tilde":
+        return _shaped(low, prediction)
+    high = log(beta(t, s))
+    if kind == "beta":
+        return _shaped(high, prediction)
+    if kind != "learned":
+        raise ValueError(f"variance must be 'beta', 'beta_tilde' or 'learned', got {kind!r}")
+    if prediction is None or prediction.fraction is None:
+        raise ValueError("variance='learned' needs a denoiser that predicts its variance (variance='learned_range')")
+    return torch.lerp(*_pair(low, high, prediction.fraction), prediction.fraction)
+
+
+def _shaped(value: float | Tensor, prediction: Prediction | None) -> float | Tensor:
+    return value if prediction is None else broadcast(value, prediction.x)
+
+
+def _pair(low, high, like: Tensor) -> tuple[Tensor, Tensor]:
+    return tuple(torch.as_tensor(broadcast(v, like), dtype=like.dtype, device=like.device) for v in (low, high))

@@ -1,0 +1,159 @@
+"""Samplers: generators that walk a chain of levels from noise to data, one yielded ``State`` a step.
+
+``sample(ddim(), denoiser, schedule.levels(50), x_T)`` runs one to its end. All first-order samplers are one loop
+(``_first_order``) with another step rule.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from .denoiser import Denoiser
+from .prediction import Prediction, require_finite
+from .process import beta_tilde, beta_tilde_floor, posterior_mean, reverse_log_variance
+from .random import randn
+from .schedule import NoiseLevel
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a sampler is after a step.
+
+    Attributes:
+        x: The batch at ``level``.
+        prediction: What the denoiser said at the level before.
+        level: The level of x.
+    """
+
+    x: Tensor
+    prediction: Prediction
+    level: NoiseLevel
+
+
+Sampler = Callable[..., Iterator[State]]
+
+
+def sample(sampler: Sampler, denoiser: Denoiser, levels: Sequence[NoiseLevel], x_T: Tensor, generator=None) -> Tensor:
+    """Run a sampler to its end and return the last x, without recording gradients.
+
+    Args:
+        sampler: ``ancestral(...)``, ``ddim(...)`` or ``heun()``.
+        denoiser: ``(x_t, level) -> Prediction``.
+        levels: At least two scalar levels, from noise to data.
+        x_T: Batch at ``levels[0]``, usually ``sigma_T`` times standard normal noise.
+        generator: One ``torch.Generator``, or a list with one per sample (then a sample does not depend on its batch).
+
+    Raises:
+        ValueError: for a chain that does not fall, or x_T that is not finite.
+    """
+    with torch.no_grad():
+        for state in sampler(denoiser, levels, x_T, generator):
+            pass
+    return state.x
+
+
+def _check(levels: Sequence[NoiseLevel], x: Tensor) -> None:
+    require_finite(x, "x_T")
+    if len(levels) < 2:
+        raise ValueError(f"a chain needs at least two levels, got {len(levels)}")
+    ratios = [level.sigma / level.alpha for level in levels]
+    if any(not t > s for t, s in pairwise(ratios)):
+        raise ValueError("levels must run from noise to data: sigma/alpha has to fall at every step")
+
+
+def _first_order(step: Callable) -> Sampler:
+    """A sampler from a rule ``(prediction, t, s, floor) -> (mean, standard deviation or None)``."""
+
+    def run(denoiser: Denoiser, levels: Sequence[NoiseLevel], x: Tensor, generator=None) -> Iterator[State]:
+        _check(levels, x)
+        floor = beta_tilde_floor(levels)
+        for t, s in pairwise(levels):
+            prediction = denoiser(x, t)
+            x, std = step(prediction, t, s, floor)
+            if std is not None and s.sigma > 0:
+                x = x + std * randn(x.shape, generator, x.dtype, x.device)
+            yield State(x, prediction, s)
+
+    return run
+
+
+def ancestral(variance: str = "beta_tilde") -> Sampler:
+    """Draw x_s from N(posterior mean, Sigma) (``eq-ancestral``; Ho et al. 2020, algorithm 2).
+
+    Args:
+        variance: Sigma: "beta_tilde", "beta", or "learned" (Nichol and Dhariwal 2021, equation 15).
+
+    Raises:
+        ValueError: for an unknown variance.
+    """
+    if variance not in ("beta_tilde", "beta", "learned"):
+        raise ValueError(f"variance must be 'beta_tilde', 'beta' or 'learned', got {variance!r}")
+
+    def step(prediction: Prediction, t: NoiseLevel, s: NoiseLevel, floor: float):
+        mean = posterior_mean(prediction.x, prediction.x0, t, s)
+        log_variance = reverse_log_variance(prediction, t, s, variance, floor)
+        std = torch.exp(0.5 * torch.as_tensor(log_variance, dtype=mean.dtype, device=mean.device))
+        if prediction.tilt is not None:
+            mean = mean + std**2 * prediction.tilt
+        return mean, std
+
+    return _first_order(step)
+
+
+def ddim(eta: float = 0.0) -> Sampler:
+    """x_s = alpha_s x_0 + sqrt(sigma_s^2 - w^2) eps + w z with w^2 = eta^2 beta-tilde (``eq-ddim``; Song et al. 2021a,
+    equation 12). eta = 0 is deterministic, eta = 1 is ``ancestral("beta_tilde")``.
+
+    Raises:
+        ValueError: when eta lies outside [0, 1], or the denoiser carries a mean shift (which has no Sigma here).
+    """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must lie in [0, 1], got {eta}")
+
+    def step(prediction: Prediction, t: NoiseLevel, s: NoiseLevel, floor: float):
+        _refuse_tilt(prediction, "ddim")
+        variance = eta**2 * beta_tilde(t, s)
+        mean = s.alpha * prediction.x0 + (s.sigma**2 - variance) ** 0.5 * prediction.eps
+        return mean, variance**0.5 if eta else None
+
+    return _first_order(step)
+
+
+def heun() -> Sampler:
+    """Heun's second-order method on the probability-flow ODE (``eq-pf-ode``; Karras et al. 2022, algorithm 1).
+
+    With the angle phi = atan2(sigma, alpha) the ODE reads d(x / r)/d phi = v / r, r^2 = alpha^2 + sigma^2. The angle
+    stays finite at pure noise, where EDM's own variable sigma / alpha does not. Two denoiser calls a step, one in the
+    last, which returns x_0.
+
+    Raises:
+        ValueError: when the denoiser carries a mean shift.
+    """
+
+    def run(denoiser: Denoiser, levels: Sequence[NoiseLevel], x: Tensor, generator=None) -> Iterator[State]:
+        _check(levels, x)
+        for t, s in pairwise(levels):
+            prediction = denoiser(x, t)
+            _refuse_tilt(prediction, "heun")
+            if s.sigma == 0:
+                x = s.alpha * prediction.x0
+            else:
+                r_t, r_s = math.hypot(t.alpha, t.sigma), math.hypot(s.alpha, s.sigma)
+                step = math.atan2(s.sigma, s.alpha) - math.atan2(t.sigma, t.alpha)
+                slope = prediction.v / r_t
+                ahead = denoiser(r_s * (x / r_t + step * slope), s).v / r_s
+                x = r_s * (x / r_t + step * (slope + ahead) / 2)
+            yield State(x, prediction, s)
+
+    return run
+
+
+def _refuse_tilt(prediction: Prediction, name: str) -> None:
+    if prediction.tilt is not None:
+        raise ValueError(f"{name} has no reverse variance to shift a mean by; use classifier_guidance instead")

@@ -1,0 +1,322 @@
+"""Noise schedules: they answer questions about noise levels and hold no other state.
+
+A level is x_t = alpha x_0 + sigma eps (equation eq-marginal of lesson 01). Time runs from noise to data, and every
+chain of levels ends at ``DATA``, so consecutive pairs always telescope, whatever the number of steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from .random import rand, randint, randn
+
+
+def broadcast(value: float | Tensor, x: Tensor) -> float | Tensor:
+    """Shape a scalar or a (B,) tensor so that it multiplies x of shape (B, ...), in x's dtype and device."""
+    if not isinstance(value, Tensor) or value.ndim == 0:
+        return float(value)
+    return value.to(x).reshape(-1, *[1] * (x.ndim - 1))
+
+
+@dataclass(frozen=True)
+class NoiseLevel:
+    """One noise level, x_t = alpha x_0 + sigma eps: floats, or (B,) tensors with one entry per sample.
+
+    Attributes:
+        alpha: Signal scale.
+        sigma: Noise standard deviation.
+        time: What the network is told (the original index of a discrete schedule; -1 is clean data).
+    """
+
+    alpha: float | Tensor
+    sigma: float | Tensor
+    time: float | Tensor
+
+    def like(self, x: Tensor) -> tuple[float | Tensor, float | Tensor]:
+        """Alpha and sigma shaped to multiply x of shape (B, ...).
+
+        Raises:
+            ValueError: when the level has one entry per sample and x another batch size.
+        """
+        if isinstance(self.alpha, Tensor) and self.alpha.ndim and len(self.alpha) not in (1, len(x)):
+            raise ValueError(f"the noise level has {len(self.alpha)} entries, x has a batch of {len(x)}")
+        return broadcast(self.alpha, x), broadcast(self.sigma, x)
+
+    @property
+    def log_snr(self) -> float | Tensor:
+        """log(alpha^2 / sigma^2); infinite for clean data (Kingma et al. 2021, section 3.1)."""
+        alpha, sigma = (torch.as_tensor(v, dtype=torch.float64) for v in (self.alpha, self.sigma))
+        value = 2 * (alpha.log() - sigma.log())
+        return value if value.ndim else value.item()
+
+    @property
+    def snr(self) -> float | Tensor:
+        """alpha^2 / sigma^2."""
+        log_snr = self.log_snr
+        return log_snr.exp() if isinstance(log_snr, Tensor) else math.exp(log_snr)
+
+    def repeat(self, times: int) -> NoiseLevel:
+        """The level of a batch that repeats itself ``times`` times; a scalar level serves any batch."""
+        if not isinstance(self.alpha, Tensor) or not self.alpha.ndim:
+            return self
+        return NoiseLevel(self.alpha.repeat(times), self.sigma.repeat(times), self.time.repeat(times))
+
+
+DATA = NoiseLevel(1.0, 0.0, -1)
+
+
+def _steps_in_range(n: int, most: float) -> None:
+    if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= most:
+        raise ValueError(f"the number of steps must be an integer from 1 to {most}, got {n!r}")
+
+
+class DiscreteSchedule:
+    """A table of T noise levels given by betas, alpha_bar_t = prod (1 - beta) (Ho et al. 2020, section 2).
+
+    Args:
+        betas: (T,) variances of the one-step kernels, each in (0, 1).
+    """
+
+    def __init__(self, betas: Tensor):
+        betas = torch.as_tensor(betas, dtype=torch.float64)
+        if betas.ndim != 1 or not len(betas) or not bool(((betas > 0) & (betas < 1)).all()):
+            raise ValueError(f"betas must be a vector of numbers inside (0, 1), got shape {tuple(betas.shape)}")
+        self.betas = betas
+
+    @cached_property
+    def alpha_bar(self) -> Tensor:
+        """(T,) float64, the product of (1 - beta) up to and including t."""
+        return (1 - self.betas).cumprod(0)
+
+    @property
+    def T(self) -> int:
+        """Number of noise levels."""
+        return len(self.betas)
+
+    def level(self, t: int | Tensor) -> NoiseLevel:
+        """The level of time t, an integer or a (B,) tensor of integers in -1 ... T-1, where -1 is clean data.
+
+        Raises:
+            ValueError: when t is not an integer inside the schedule.
+        """
+        times = torch.as_tensor(t)
+        if times.is_floating_point() or bool(((times < -1) | (times >= self.T)).any()):
+            raise ValueError(f"t must be an integer from -1 (clean data) to {self.T - 1}, got {t}")
+        if times.ndim == 0 and times == -1:
+            return DATA
+        alpha_bar = torch.where(times < 0, 1.0, self.alpha_bar.to(times.device)[times.clamp(min=0)])
+        alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+        return NoiseLevel(alpha, sigma, times) if times.ndim else NoiseLevel(alpha.item(), sigma.item(), int(times))
+
+    def previous(self, level: NoiseLevel) -> NoiseLevel:
+        """The level one step closer to the data."""
+        return self.level(level.time - 1)
+
+    def random_level(self, batch: int, generator=None, device=None) -> NoiseLevel:
+        """One uniformly drawn level per sample, as the training loss needs it."""
+        return self.level(randint(self.T, batch, generator, device))
+
+    def log_snr(self, t: int | Tensor) -> float | Tensor:
+        """log(alpha^2 / sigma^2) at time t."""
+        return self.level(t).log_snr
+
+    def levels(self, n: int | None = None, spacing: str | Sequence[int] = "even") -> list[NoiseLevel]:
+        """n + 1 levels from noise to data; each keeps the time that the network was trained with.
+
+        Args:
+            n: Number of steps, 1 ... T (all of them when left out).
+            spacing: "even" (first and last time kept, rounded fractional stride), "ddim" (integer stride from 0, as
+                in Song et al. 2021a) or a list with the number of steps of each equal section, data end first
+                (Nichol and Dhariwal 2021, section 4).
+
+        Raises:
+            ValueError: when n is outside 1 ... T, or no such spacing exists.
+        """
+        if not isinstance(spacing, str):
+            times = _sections(self.T, list(spacing))
+            if n is not None and n != len(times):
+                raise ValueError(f"n is {n}, but the sections {list(spacing)} have {len(times)} steps")
+        else:
+            n = self.T if n is None else n
+            _steps_in_range(n, self.T)
+            if spacing == "even":
+                times = [self.T - 1] if n == 1 else _even(self.T, n)
+            elif spacing == "ddim":
+                times = _integer_stride(self.T, n)
+            else:
+                raise ValueError(f"spacing must be 'even', 'ddim' or a list of sections, got {spacing!r}")
+        return [self.level(t) for t in reversed(times)] + [DATA]
+
+
+def _even(size: int, n: int) -> list[int]:
+    stride = (size - 1) / (n - 1) if n > 1 else 1
+    return [round(i * stride) for i in range(n)]
+
+
+def _integer_stride(T: int, n: int) -> list[int]:
+    for stride in range(1, T + 1):
+        if len(range(0, T, stride)) == n:
+            return list(range(0, T, stride))
+    raise ValueError(f"no integer stride divides {T} times into {n} steps; use spacing='even'")
+
+
+def _sections(T: int, counts: list[int]) -> list[int]:
+    if not counts or any(not isinstance(c, int) or c < 1 for c in counts) or len(counts) > T:
+        raise ValueError(f"sections must be positive integers, at most {T} of them, got {counts}")
+    times, start = [], 0
+    for i, count in enumerate(counts):
+        size = T // len(counts) + (i < T % len(counts))
+        if count > size:
+            raise ValueError(f"a section of {size} times cannot hold {count} steps")
+        times += [start + t for t in _even(size, count)]
+        start += size
+    return times
+
+
+def _check_length(T: int) -> None:
+    if not isinstance(T, int) or T < 1:
+        raise ValueError(f"T must be a positive integer, got {T!r}")
+
+
+def linear_schedule(T: int = 1000) -> DiscreteSchedule:
+    """Betas linear from 1e-4 to 0.02 for T = 1000, scaled by 1000 / T otherwise (Ho et al. 2020; ADM).
+
+    Raises:
+        ValueError: when T is so small that the scaled betas reach 1.
+    """
+    _check_length(T)
+    return DiscreteSchedule(torch.linspace(1e-4 * 1000 / T, 0.02 * 1000 / T, T, dtype=torch.float64))
+
+
+def sqrt_linear_schedule(T: int = 1000, start: float = 0.00085, end: float = 0.012) -> DiscreteSchedule:
+    """Betas whose square roots are linear (latent diffusion's "linear"; Stable Diffusion's values by default)."""
+    _check_length(T)
+    return DiscreteSchedule(torch.linspace(start**0.5, end**0.5, T, dtype=torch.float64) ** 2)
+
+
+def clipped_cosine_schedule(T: int = 1000, offset: float = 0.008, most: float = 0.999) -> DiscreteSchedule:
+    """alpha_bar = cos^2, with betas clipped at ``most`` (Nichol and Dhariwal 2021, equation 17)."""
+    _check_length(T)
+    t = torch.linspace(0, 1, T + 1, dtype=torch.float64)
+    alpha_bar = torch.cos((t + offset) / (1 + offset) * math.pi / 2) ** 2
+    return DiscreteSchedule((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=most))
+
+
+class ContinuousSchedule:
+    """Noise levels for every t in [0, 1], from data to noise."""
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Alpha and sigma at float64 t."""
+        raise NotImplementedError
+
+    def network_time(self, t: Tensor, sigma: Tensor) -> Tensor:
+        """What the network is told: 1000 t, so that continuous and discrete times have one scale."""
+        return 1000 * t
+
+    def times(self, n: int) -> list[float]:
+        """The n times at which a chain of n steps asks the network."""
+        return [1 - i / n for i in range(n)]
+
+    def level(self, t: float | Tensor) -> NoiseLevel:
+        """The level of time t, a number or a (B,) tensor in [0, 1].
+
+        Raises:
+            ValueError: when t lies outside [0, 1].
+        """
+        times = torch.as_tensor(t, dtype=torch.float64)
+        if not bool(((times >= 0) & (times <= 1)).all()):
+            raise ValueError(f"t must lie in [0, 1], got {t}")
+        alpha, sigma = self.alpha_sigma(times)
+        time = self.network_time(times, sigma)
+        return NoiseLevel(alpha, sigma, time) if times.ndim else NoiseLevel(alpha.item(), sigma.item(), time.item())
+
+    def log_snr(self, t: float | Tensor) -> float | Tensor:
+        """log(alpha^2 / sigma^2) at time t."""
+        return self.level(t).log_snr
+
+    def levels(self, n: int) -> list[NoiseLevel]:
+        """n + 1 levels from noise to data.
+
+        Raises:
+            ValueError: when n < 1.
+        """
+        _steps_in_range(n, math.inf)
+        return [self.level(t) for t in self.times(n)] + [DATA]
+
+    def random_level(self, batch: int, generator=None, device=None) -> NoiseLevel:
+        """One level per sample, t uniform."""
+        return self.level(rand((batch,), generator, dtype=torch.float64, device=device))
+
+
+@dataclass(frozen=True)
+class VPSchedule(ContinuousSchedule):
+    """Variance preserving: d log alpha = -beta(t)/2 dt with beta linear in t (Song et al. 2021b, equation 33)."""
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Alpha and sigma, alpha^2 + sigma^2 = 1."""
+        log_alpha = -0.25 * t**2 * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
+        return log_alpha.exp(), (-torch.expm1(2 * log_alpha)).sqrt()
+
+
+@dataclass(frozen=True)
+class CosineSchedule(ContinuousSchedule):
+    """alpha = cos, sigma = sin of an angle linear in t, log-SNR truncated to +-``most`` (Salimans and Ho 2022)."""
+
+    most: float = 15.0
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Alpha and sigma, alpha^2 + sigma^2 = 1."""
+        first, last = math.atan(math.exp(-0.5 * self.most)), math.atan(math.exp(0.5 * self.most))
+        angle = first + t * (last - first)
+        return angle.cos(), angle.sin()
+
+
+@dataclass(frozen=True)
+class EDMSchedule(ContinuousSchedule):
+    """Variance exploding, alpha = 1, sigma^(1/rho) linear in t (Karras et al. 2022, equation 5)."""
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Alpha = 1 and sigma."""
+        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+        return torch.ones_like(t), (low + t * (high - low)) ** self.rho
+
+    def network_time(self, t: Tensor, sigma: Tensor) -> Tensor:
+        """c_noise = log(sigma) / 4 (Karras et al. 2022, table 1)."""
+        return sigma.log() / 4
+
+    def times(self, n: int) -> list[float]:
+        """The last network call is at sigma_min."""
+        return [1 - i / max(n - 1, 1) for i in range(n)]
+
+    def random_level(self, batch: int, generator=None, device=None) -> NoiseLevel:
+        """One level per sample, log sigma normal with mean -1.2 and deviation 1.2 (Karras et al. 2022, table 1)."""
+        sigma = (randn((batch,), generator, dtype=torch.float64, device=device) * 1.2 - 1.2).exp()
+        return NoiseLevel(torch.ones_like(sigma), sigma, self.network_time(sigma, sigma))
+
+
+def vp_schedule(beta_min: float = 0.1, beta_max: float = 20.0) -> VPSchedule:
+    """The continuous variance-preserving schedule."""
+    return VPSchedule(beta_min, beta_max)
+
+
+def cosine_schedule(most: float = 15.0) -> CosineSchedule:
+    """The continuous cosine schedule, log-SNR from ``most`` to -``most``."""
+    return CosineSchedule(most)
+
+
+def edm_schedule(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> EDMSchedule:
+    """The variance-exploding schedule of EDM."""
+    return EDMSchedule(sigma_min, sigma_max, rho)
