@@ -34,10 +34,17 @@ class Condition:
 
 
 def concatenate(*conditions):
-    """One condition for the batch made of the given batches: tensors are joined along the first axis."""
+    """One condition for the batch made of the given batches: tensors are joined along the first axis.
+
+    Raises:
+        ValueError: when one condition uses a door that another leaves closed.
+    """
     first = conditions[0]
-    if first is None:
+    if all(c is None for c in conditions):
         return None
+    if any(type(c) is not type(first) for c in conditions):
+        given = ", ".join(type(c).__name__ for c in conditions)
+        raise ValueError(f"conditions of one batch must have the same form, got {given}")
     if isinstance(first, Tensor):
         return torch.cat(conditions)
     names = [f.name for f in dataclasses.fields(first)]

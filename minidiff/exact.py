@@ -11,11 +11,17 @@ import math
 import torch
 from torch import Tensor
 
-from .prediction import Prediction
+from .prediction import Prediction, require_finite
 from .random import rand, randn
 from .schedule import NoiseLevel, broadcast
 
 Label = int | Tensor | None
+
+
+def _require_world(x: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(x.shape[1:]) != shape:
+        raise ValueError(f"this world has samples of shape {shape}, got x of shape {tuple(x.shape)}")
+    require_finite(x, "x")
 
 
 class GaussianDenoiser:
@@ -34,7 +40,10 @@ class GaussianDenoiser:
         self.shape, dim = tuple(self.mean.shape), self.mean.numel()
         self.covariance = torch.as_tensor(covariance, dtype=torch.float64)
         if self.covariance.ndim < 2 and self.covariance.numel() in (1, dim):
-            self.eigenvalues, self.basis = self.covariance.reshape(-1).expand(dim), torch.eye(dim, dtype=torch.float64)
+            self.eigenvalues, self.basis = (
+                self.covariance.reshape(-1).expand(dim),
+                torch.eye(dim, dtype=torch.float64),
+            )
         elif self.covariance.shape == (dim, dim):
             self.eigenvalues, self.basis = torch.linalg.eigh(self.covariance)
         else:
@@ -44,9 +53,14 @@ class GaussianDenoiser:
 
     def _rotated(self, x: Tensor, level: NoiseLevel):
         """x_t minus its mean in the eigenbasis, alpha, and the variances of x_t along it."""
+        _require_world(x, self.shape)
         flat = x.double().flatten(1)
         alpha, sigma = level.like(flat)
-        return (flat - alpha * self.mean.flatten()) @ self.basis, alpha, alpha**2 * self.eigenvalues + sigma**2
+        return (
+            (flat - alpha * self.mean.flatten()) @ self.basis,
+            alpha,
+            alpha**2 * self.eigenvalues + sigma**2,
+        )
 
     def __call__(self, x: Tensor, level: NoiseLevel) -> Prediction:
         """E[x_0 | x_t] = m + alpha C (alpha^2 C + sigma^2 I)^-1 (x_t - alpha m), for x (B, *shape)."""
@@ -105,13 +119,17 @@ class GaussianMixtureDenoiser:
             return None
         label = torch.as_tensor(label).reshape(-1)
         if bool(((label < -1) | (label >= self.n_classes)).any()) or len(label) not in (1, batch):
-            raise ValueError(f"labels must be -1 (none) or 0 ... {self.n_classes - 1}, one or {batch} of them; got {label}")
-        return (label[:, None] == self.labels) | (label[:, None] == -1)
+            raise ValueError(
+                f"labels must be -1 (none) or 0 ... {self.n_classes - 1}, one or {batch} of them; got {label}"
+            )
+        mask = (label[:, None] == self.labels) | (label[:, None] == -1)
+        if not bool(mask.any(1).all()):
+            raise ValueError(f"labels here are {sorted(set(self.labels.tolist()))} (or -1, none), got {label}")
+        return mask
 
     def _log_joint(self, x: Tensor, level: NoiseLevel, label: Label):
         """(B, K) log of weight times component density at x_t, with the flat x, alpha, sigma and component variance."""
-        if tuple(x.shape[1:]) != self.shape:
-            raise ValueError(f"this world has samples of shape {self.shape}, got x of shape {tuple(x.shape)}")
+        _require_world(x, self.shape)
         flat = x.double().flatten(1)
         alpha, sigma = level.like(flat)
         total = alpha**2 * self.variance + sigma**2
@@ -147,10 +165,17 @@ class GaussianMixtureDenoiser:
         return torch.stack(classes, 1) - log_joint.logsumexp(1, keepdim=True)
 
     def classifier(self, label: int | Tensor):
-        """``(x, level) -> (B,)`` log p(label | x_t), in the form that guidance takes."""
+        """``(x, level) -> (B,)`` log p(label | x_t), in the form that guidance takes.
+
+        Raises:
+            ValueError: when a label is not one of 0 ... n_classes-1.
+        """
+        given = torch.as_tensor(label)
+        if bool(((given < 0) | (given >= self.n_classes)).any()):
+            raise ValueError(f"a classifier needs labels 0 ... {self.n_classes - 1}, got {label}")
 
         def log_prob(x: Tensor, level: NoiseLevel) -> Tensor:
-            chosen = torch.as_tensor(label).expand(len(x))
+            chosen = given.expand(len(x))
             return self.log_prob_label(x, level).gather(1, chosen[:, None])[:, 0]
 
         return log_prob

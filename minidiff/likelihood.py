@@ -89,7 +89,13 @@ def step_kl(prediction: Prediction, x0: Tensor, t: NoiseLevel, s: NoiseLevel, va
 
 
 def decoder_nll(
-    prediction: Prediction, x0: Tensor, t: NoiseLevel, s: NoiseLevel, variance: str, floor: float, bins: int = 256
+    prediction: Prediction,
+    x0: Tensor,
+    t: NoiseLevel,
+    s: NoiseLevel,
+    variance: str,
+    floor: float,
+    bins: int = 256,
 ) -> Tensor:
     """(B,) -log p(x_0 | x_t) of the last step in bits/dim (``eq-decoder``)."""
     log_variance = reverse_log_variance(prediction, t, s, variance, floor)
@@ -117,10 +123,12 @@ def vlb_terms(
         bins: Number of values a pixel can take (256 for 8-bit images).
 
     Raises:
-        ValueError: when x0 lies outside [-1, 1] or levels has fewer than two entries.
+        ValueError: when x0 lies outside [-1, 1], or levels has fewer than two entries or does not end in clean data.
     """
     if len(levels) < 2:
         raise ValueError(f"a chain needs at least two levels, got {len(levels)}")
+    if levels[-1].sigma != 0:
+        raise ValueError(f"the chain must end in clean data, this one ends at sigma = {levels[-1].sigma}")
     if not bool((x0.abs() <= 1).all()):
         raise ValueError(f"x0 must lie in [-1, 1], got values from {x0.min():.4g} to {x0.max():.4g}")
     floor, steps = beta_tilde_floor(levels), []
@@ -146,5 +154,3 @@ def hybrid_vlb(
     kl = step_kl(frozen, x0, t, s, "learned", floor)
     nll = decoder_nll(frozen, x0, t, s, "learned", floor, bins)
     return torch.where(torch.as_tensor(s.sigma, device=kl.device) == 0, nll, kl)
-
-

@@ -1,8 +1,9 @@
 """One look for every figure of the course.
 
-Figures have no background of their own, and every colour, the ink included, keeps a contrast of at least 3 to 1 against both a
-white and a near-black page, so that one picture serves the light and the dark mode. `tests/test_plots.py` measures that, and that
-the colours stay apart for readers with protanopia, deuteranopia and tritanopia.
+Figures have no background of their own, and every colour, the ink included, keeps a contrast of at least
+3 to 1 against both a white and a near-black page, so that one picture serves the light and the dark mode.
+`tests/test_plots.py` measures that, and that the colours stay apart for readers with protanopia, deuteranopia
+and tritanopia.
 """
 
 from __future__ import annotations
@@ -17,20 +18,22 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BLUE = "#2f7fd0"
-ORANGE = "#e2711d"
-GREEN = "#0e9f8e"
-PINK = "#c8479b"
+BLUE = "#4a8be0"
+ORANGE = "#d0780a"
+PURPLE = "#8a45f0"
+GREEN = "#00a37a"
+RED = "#d6224a"
+INK = "#c8479b"
 PURPLE = "#7d5bd0"
 BROWN = "#8f6a4a"
 INK = "#7a7f87"  # text, axes and references
-PALETTE = (BLUE, ORANGE, GREEN, PINK, PURPLE, BROWN)
+PALETTE = (BLUE, ORANGE, PURPLE, GREEN, RED)
 
 WIDTH = 7.2  # inches: the text column of the book
 
 
 def use_style() -> None:
-    """Set the course's look for all later figures; in a notebook also ask for pictures of twice the screen's resolution."""
+    """Set the look of all later figures; in a notebook, also draw them at twice the screen's resolution."""
     import matplotlib as mpl
 
     mpl.rcParams.update(
@@ -91,7 +94,7 @@ def image_grid(
     """Pictures side by side, row by row.
 
     Args:
-        x: (B, C, H, W) in [-1, 1], values outside are clipped; C is 1 (grey) or 3 (colour). Pixels are drawn as squares, never blurred.
+        x: (B, C, H, W) in [-1, 1], values outside are clipped; C is 1 (grey) or 3 (colour).
         columns: Pictures in a row; all in one row up to eight, else the squarest grid.
         titles: One short text for each picture, written above it.
         row_labels: One text for each row, written on its left.
@@ -107,9 +110,7 @@ def image_grid(
     if x.ndim != 4 or x.shape[1] not in (1, 3) or not len(x):
         raise ValueError(f"image_grid needs x of shape (B, 1 or 3, H, W) with B >= 1, not {tuple(x.shape)}")
     if not bool(torch.isfinite(x).all()):
-        raise ValueError(
-            f"image_grid needs finite pixels; {int((~torch.isfinite(x)).sum())} of {x.numel()} are not"
-        )
+        raise ValueError(f"image_grid needs finite pixels; {int((~torch.isfinite(x)).sum())} of {x.numel()} are not")
     count, _, height, width = x.shape
     columns = (count if count <= 8 else int(np.ceil(np.sqrt(count)))) if columns is None else columns
     if columns < 1:
@@ -122,9 +123,7 @@ def image_grid(
         ("column_labels", column_labels, columns),
     ):
         if given is not None and len(given) != wanted:
-            raise ValueError(
-                f"{name} needs {wanted} entries for {rows} x {columns} pictures, not {len(given)}"
-            )
+            raise ValueError(f"{name} needs {wanted} entries for {rows} x {columns} pictures, not {len(given)}")
 
     pixels = ((x.float().clamp(-1, 1) + 1) / 2).expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()
     left = 0.0 if row_labels is None else 0.12 + 0.085 * max(len(str(label)) for label in row_labels)
@@ -135,36 +134,22 @@ def image_grid(
     tall = size * height / width
     total = (left + columns * (size + gap) - gap, top + rows * (tall + head + gap) - gap)
     fig = plt.figure(figsize=total, layout="none")
+    ax = fig.add_axes((0, 0, 1, 1))  # one canvas measured in inches
+    ax.axis("off")
     for i, picture in enumerate(pixels):
         row, column = divmod(i, columns)
-        x0, y0 = left + column * (size + gap), total[1] - top - row * (tall + head + gap) - head - tall
-        ax = fig.add_axes((x0 / total[0], y0 / total[1], size / total[0], tall / total[1]))
-        ax.imshow(picture, interpolation="nearest")
-        ax.axis("off")
+        x0 = left + column * (size + gap)
+        y0 = total[1] - top - row * (tall + head + gap) - head - tall
+        ax.imshow(picture, extent=(x0, x0 + size, y0, y0 + tall), aspect="auto", interpolation="nearest")
         if titles is not None:
-            _text(
-                fig, total, x0 + size / 2, y0 + tall + 0.05, titles[i], ha="center", va="bottom", fontsize=8.5
-            )
+            ax.text(x0 + size / 2, y0 + tall + 0.05, titles[i], ha="center", va="bottom", fontsize=8.5)
         if row_labels is not None and column == 0:
-            _text(
-                fig, total, left - 0.08, y0 + tall / 2, row_labels[row], ha="right", va="center", fontsize=9.5
-            )
+            ax.text(left - 0.08, y0 + tall / 2, row_labels[row], ha="right", va="center", fontsize=9.5)
         if column_labels is not None and row == 0:
-            _text(
-                fig,
-                total,
-                x0 + size / 2,
-                total[1] - 0.2,
-                column_labels[column],
-                ha="center",
-                va="bottom",
-                fontsize=9.5,
-            )
+            ax.text(x0 + size / 2, total[1] - 0.2, column_labels[column], ha="center", va="bottom", fontsize=9.5)
+    ax.set_xlim(0, total[0])
+    ax.set_ylim(0, total[1])
     return fig
-
-
-def _text(fig: Figure, total: tuple[float, float], x: float, y: float, text: object, **style) -> None:
-    fig.text(x / total[0], y / total[1], str(text), color=INK, **style)
 
 
 def band(
@@ -178,10 +163,8 @@ def band(
     color: str | None = None,
     marker: str = "o",
 ) -> None:
-    """A measured curve with its interval: `mean` as a line, from `low` to `high` as a pale band; all of shape (N,)."""
-    x, mean, low, high = (
-        np.asarray(torch.as_tensor(v).detach().cpu(), dtype=float) for v in (x, mean, low, high)
-    )
+    """A measured curve, `mean`, over its interval from `low` to `high` as a pale band; all of shape (N,)."""
+    x, mean, low, high = (np.asarray(torch.as_tensor(v).detach().cpu(), dtype=float) for v in (x, mean, low, high))
     if not (x.shape == mean.shape == low.shape == high.shape) or x.ndim != 1:
         raise ValueError(
             f"band needs four sequences of one length, not {x.shape}, {mean.shape}, {low.shape}, {high.shape}"
@@ -217,8 +200,7 @@ def contours(
     with torch.no_grad():
         density = log_prob(grid).double().exp().reshape(points, points).cpu().numpy()
     fade = LinearSegmentedColormap.from_list("fade", [to_rgba(color, 0.06), to_rgba(color, 0.85)])
-    steps = density.max() * np.linspace(0, 1, levels + 1)[1:] ** 1.5
-    ax.contourf(across, up, density, levels=np.append(steps[:-1] * 0.5, density.max() * 1.001), cmap=fade)
+    ax.contourf(across, up, density, levels=density.max() * np.linspace(0.03, 1.001, levels + 1), cmap=fade)
     ax.set_xlim(left, right)
     ax.set_ylim(bottom, top)
     ax.grid(False)
@@ -232,7 +214,7 @@ def trajectories(
     color: str = INK,
     alpha: float = 0.5,
 ) -> None:
-    """Sampling paths: (S, N, 2) drawn in the plane with their ends marked, or (S, N) drawn against `times` (S,)."""
+    """Sampling paths: (S, N, 2) in the plane with their ends marked, or (S, N) against `times` (S,)."""
     paths = torch.as_tensor(paths).detach().cpu()
     if paths.ndim == 3 and paths.shape[-1] == 2:
         ax.plot(*paths.unbind(-1), color=color, alpha=alpha, linewidth=0.8)

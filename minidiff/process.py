@@ -71,7 +71,7 @@ def reverse_log_variance(
         t: The noisier level.
         s: The cleaner level.
         kind: "beta", "beta_tilde" or "learned".
-        floor: Least beta-tilde, see ``beta_tilde_floor``.
+        floor: What stands for beta-tilde where it is zero (s is clean data), see ``beta_tilde_floor``.
 
     Raises:
         ValueError: for an unknown kind, or "learned" with a prediction that has no fraction.
@@ -81,7 +81,8 @@ def reverse_log_variance(
         return value.log() if isinstance(value, Tensor) else math.log(value)
 
     low = beta_tilde(t, s)
-    low = log(low.clamp(min=floor) if isinstance(low, Tensor) else max(low, floor))
+    # the floor is for the last step alone: in a chain of uneven steps it can exceed beta-tilde elsewhere
+    low = log(torch.where(low > 0, low, floor) if isinstance(low, Tensor) else low or floor)
     if kind == "beta_tilde":
         return _shaped(low, prediction)
     high = log(beta(t, s))

@@ -62,8 +62,8 @@ def _check(levels: Sequence[NoiseLevel], x: Tensor) -> None:
     require_finite(x, "x_T")
     if len(levels) < 2:
         raise ValueError(f"a chain needs at least two levels, got {len(levels)}")
-    ratios = [level.sigma / level.alpha for level in levels]
-    if any(not t > s for t, s in pairwise(ratios)):
+    angles = [math.atan2(level.sigma, level.alpha) for level in levels]  # finite at pure noise, alpha = 0
+    if any(not t > s for t, s in pairwise(angles)):
         raise ValueError("levels must run from noise to data: sigma/alpha has to fall at every step")
 
 
@@ -119,7 +119,8 @@ def ddim(eta: float = 0.0) -> Sampler:
     def step(prediction: Prediction, t: NoiseLevel, s: NoiseLevel, floor: float):
         _refuse_tilt(prediction, "ddim")
         variance = eta**2 * beta_tilde(t, s)
-        mean = s.alpha * prediction.x0 + (s.sigma**2 - variance) ** 0.5 * prediction.eps
+        # max: at pure noise beta-tilde can exceed sigma_s^2 in the last digit
+        mean = s.alpha * prediction.x0 + max(s.sigma**2 - variance, 0.0) ** 0.5 * prediction.eps
         return mean, variance**0.5 if eta else None
 
     return _first_order(step)

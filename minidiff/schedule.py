@@ -151,7 +151,9 @@ class DiscreteSchedule:
                 times = _integer_stride(self.T, n)
             else:
                 raise ValueError(f"spacing must be 'even', 'ddim' or a list of sections, got {spacing!r}")
-        return [self.level(t) for t in reversed(times)] + [DATA]
+        chain = self.level(torch.tensor(times[::-1]))
+        columns = (column.tolist() for column in (chain.alpha, chain.sigma, chain.time))
+        return [NoiseLevel(*row) for row in zip(*columns, strict=True)] + [DATA]
 
 
 def _even(size: int, n: int) -> list[int]:

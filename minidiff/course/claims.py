@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from minidiff.course.notebook import current, glue, show
+from minidiff.course.notebook import current, publish, show
 
 TIERS = ("exact", "small", "production")
 HOLDS, NOT_HERE, FAILS = "holds", "does not hold at this scale", "fails"
@@ -99,7 +99,8 @@ class Claim:
         row = self.row()
         interval = f", 95 % interval {row['interval']}" if self.interval else ""
         control = f"; negative control {row['negative']}" if self.negative else ""
-        return f"claim {self.id}: {self.verdict}. Measured {row['measured']}{interval}, required {self.criterion}{control}."
+        measured = f"Measured {row['measured']}{interval}, required {self.criterion}{control}."
+        return f"claim {self.id}: {self.verdict}. {measured}"
 
     def _repr_html_(self) -> str:
         row = {key: html.escape(text) for key, text in self.row().items()}
@@ -179,11 +180,11 @@ def claim(
     run.claims[id] = made
     run.save()
     show(str(made), made._repr_html_())
-    glue(id, made.value)
-    glue(f"{id}-verdict", made.verdict)
+    publish(id, made.value)
+    publish(f"{id}-verdict", made.verdict)
     if made.interval:
-        glue(f"{id}-low", made.interval[0])
-        glue(f"{id}-high", made.interval[1])
+        publish(f"{id}-low", made.interval[0])
+        publish(f"{id}-high", made.interval[1])
     if made.verdict == FAILS:
         raise ClaimFailed(str(made))
 

@@ -120,16 +120,26 @@ def in_notebook() -> bool:
 
 
 def glue(name: str, value: Any) -> None:
-    """Publish ``value`` under ``name`` to the text of the book (``{glue:text}`name:.3f```); does nothing elsewhere.
+    """Publish ``value`` under ``name`` to the text of the book (``{glue:text}`name:.3f```).
+
+    Outside a recorded run, as on Colab, it prints the value instead: there the text has only the name.
 
     Args:
         name: unique in the lesson.
         value: a string, or a number (a zero-dimensional array or tensor counts as its number).
     """
+    value = value.item() if hasattr(value, "item") else value
+    if RECORDS_VARIABLE not in os.environ:
+        print(f"{name} = {value}")
+    publish(name, value)
+
+
+def publish(name: str, value: Any) -> None:
+    """Hand a value to the book, if a book is being made; silent otherwise."""
     if not in_notebook():
         return
     try:
-        from myst_nb import glue as publish
-    except ImportError:  # Colab, plain Jupyter: there is no book to publish to
+        from myst_nb import glue as to_book
+    except ImportError:  # Colab, plain Jupyter
         return
-    publish(name, value.item() if hasattr(value, "item") else value, display=False)
+    to_book(name, value, display=False)

@@ -1,4 +1,4 @@
-"""Sliders: `frames` over pictures made in advance (book, Jupyter, Colab; no server), `live` over a function that runs."""
+"""Sliders: `frames` over pictures made in advance (needs no server), `live` over a function that runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ _SCRIPT = """(() => {
   const range = box.querySelector("input"), out = box.querySelector("output"), img = box.querySelector("img");
   range.addEventListener("input", () => {
     const f = frames[range.value];
-    img.src = f.src; img.alt = f.alt; out.textContent = f.label; range.setAttribute("aria-valuetext", f.label);
+    img.src = f.src; img.alt = f.alt; out.textContent = f.label;
+    range.setAttribute("aria-valuetext", f.label);
   });
 })();"""
 
@@ -38,17 +39,19 @@ def frames(
     """A slider over pictures drawn now, one for each value; needs no running Python afterwards.
 
     Args:
-        draw: Maps a value to a figure. All figures have one size, so that the page does not jump; they are closed here.
+        draw: Maps a value to a figure. All figures have one size, so that the page does not jump.
         values: The positions of the slider, from left to right.
         name: What the slider moves, as the reader sees it ("guidance scale s").
-        alt: What the picture shows, for those who cannot see it: a text in which `{value}` stands for the value, or a function of it.
+        alt: What the picture shows, for those who cannot see it: a function of the value, or a text in which
+            `{value}` stands for it.
         start: Index of the position shown first; negative counts from the end.
 
     Returns:
         The slider, shown when it is the last expression of a cell. Equal arguments give equal bytes.
 
     Raises:
-        ValueError: No values, no alt text, `start` out of range, a draw that returns no figure, figures of different sizes.
+        ValueError: No values, an empty alt text, `start` out of range, `draw` returns something other than a
+            figure, or figures of several sizes.
     """
     from IPython.display import HTML
 
@@ -61,14 +64,14 @@ def frames(
     sizes = {_size(p) for p in pictures}
     if len(sizes) > 1:
         raise ValueError(f"all frames must have one size in pixels, not {sorted(sizes)}")
-    (width, height) = sizes.pop()
+    width, height = sizes.pop()
     store = [
         {
             "src": "data:image/png;base64," + base64.b64encode(p).decode(),
             "alt": _alt(alt, v),
             "label": _label(v),
         }
-        for p, v in zip(pictures, values)
+        for p, v in zip(pictures, values, strict=True)
     ]
     ident = "frames-" + hashlib.sha256((name + json.dumps(store)).encode()).hexdigest()[:12]
     start %= len(values)
@@ -78,12 +81,14 @@ def frames(
         f'<figure class="frame-slider" id="{ident}" style="margin: 1em 0">'
         f'<div style="display: flex; gap: .75em; align-items: center; flex-wrap: wrap">'
         f'<label for="{ident}-range">{html.escape(name)}</label>'
-        f'<input type="range" id="{ident}-range" min="0" max="{len(values) - 1}" step="1" value="{start}" autocomplete="off" '
-        f'aria-valuetext="{html.escape(first["label"])}" style="flex: 1 1 12em; max-width: 24em">'
+        f'<input type="range" id="{ident}-range" min="0" max="{len(values) - 1}" step="1" value="{start}" '
+        f'autocomplete="off" aria-valuetext="{html.escape(first["label"])}" '
+        f'style="flex: 1 1 12em; max-width: 24em">'
         f'<output for="{ident}-range" style="min-width: 4em; font-variant-numeric: tabular-nums">'
         f"{html.escape(first['label'])}</output></div>"
-        f'<img src="{first["src"]}" alt="{html.escape(first["alt"])}" width="{width // 2}" height="{height // 2}" '
-        f'style="max-width: 100%; height: auto"></figure><script>{script}</script>'
+        f'<img src="{first["src"]}" alt="{html.escape(first["alt"])}" '
+        f'width="{width // 2}" height="{height // 2}" style="max-width: 100%; height: auto"></figure>'
+        f"<script>{script}</script>"
     )
 
 
@@ -98,7 +103,8 @@ def live(draw: Callable[..., Any], **controls: Any) -> None:
         import ipywidgets
     except ImportError:
         print(
-            "This cell needs ipywidgets, which is not installed here: pip install ipywidgets, then restart the kernel."
+            "This cell needs ipywidgets, which is not installed here: "
+            "pip install ipywidgets, then restart the kernel."
         )
         return
 

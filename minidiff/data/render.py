@@ -1,7 +1,7 @@
 """Anti-aliased pictures of scenes at any resolution, by signed distance fields.
 
-Each shape is a signed distance d(x, y) in units of its radius, negative inside. A pixel of width w is covered by the
-fraction clamp(1/2 - d r / w, 0, 1): exact for a straight edge along a pixel side, and close to it for any other.
+Each shape is a signed distance d(x, y) in units of its radius r, negative inside. A pixel of width w is
+covered by the fraction clamp(1/2 - d r / w, 0, 1): exact for a straight edge along a pixel side, near for others.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from minidiff.data.shapes import BACKGROUNDS, COLORS, Scenes
+from minidiff.data.scenes import BACKGROUNDS, COLORS, Scenes
 
 PALETTE = {
     "red": "#e0262f",
@@ -103,11 +103,11 @@ def _outline(distance, shift: float = 0.0, rounding: float = 0.0):
     return lambda x, y: distance(x, y - shift) - rounding
 
 
-FIELDS = (  # signed distance of each unit shape, in the order of SHAPES; each fits in the disc of radius REACH
+FIELDS = (  # signed distances of the unit shapes, in the order of SHAPES; all fit in a disc of radius REACH
     partial(_circle, radius=0.88),
     _outline(partial(_box, half=0.65), rounding=0.12),
-    _outline(partial(_star, points=3, outer=0.96, inner=0.48), shift=0.20, rounding=0.12),
-    _outline(partial(_star, points=5, outer=0.97, inner=0.46), shift=0.06, rounding=0.09),
+    _outline(partial(_star, points=3, outer=0.90, inner=0.45), shift=0.14, rounding=0.12),
+    _outline(partial(_star, points=5, outer=0.96, inner=0.46), shift=0.05, rounding=0.09),
     _outline(partial(_heart, half=0.54), shift=0.13, rounding=0.08),
     partial(_ring, middle=0.71, half=0.22),
     _outline(partial(_cross, length=0.86, half=0.23), rounding=0.10),
@@ -122,7 +122,7 @@ def grid(size: int) -> tuple[Tensor, Tensor]:
 
 
 def distance(shape: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Signed distance, in radii, of M shapes (M,) long at M grids of points: x (M, 1, W), y (M, H, 1) -> (M, H, W)."""
+    """Signed distance, in radii, of M shapes (M,) at M grids: x (M, 1, W), y (M, H, 1) -> (M, H, W)."""
     out = torch.full((len(shape), y.shape[1], x.shape[2]), 9.0)
     for k, field in enumerate(FIELDS):
         rows = (shape == k).nonzero()[:, 0]
@@ -132,7 +132,7 @@ def distance(shape: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def coverage(shape: Tensor, center: Tensor, radius: Tensor, size: int) -> Tensor:
-    """Share of each pixel that each of M shapes covers, (M, size, size) in [0, 1]; nothing where shape is -1."""
+    """Share of each pixel that each of M shapes covers, (M, size, size) in [0, 1]; none where shape is -1."""
     x, y = grid(size)
     r = radius[:, None, None]
     d = distance(shape, (x - center[:, 0, None, None]) / r, (y - center[:, 1, None, None]) / r)

@@ -1,0 +1,185 @@
+"""Grading hand-ins: which files, how many at a time, and what is written about them."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+
+from minidiff.course.grading.channel import Gone
+from minidiff.course.grading.process import Process
+from minidiff.course.grading.wire import Peer, Remote
+
+COLUMNS = ("hand-in", "exercise", "points", "max", "status", "message")
+GRACE_S = 600.0  # what the referee may take beyond the hand-in's own limit: starting sandboxes, running the cases
+MESSAGE_LENGTH = 300  # in the CSV; the JSON has all
+
+
+class _Referee:
+    """A referee process, started when first needed and anew when it ended or overran."""
+
+    def __init__(self):
+        self._process: Process | None = None
+
+    def grade(self, path: str, time_limit_s: float, options: dict) -> dict:
+        if self._process is None:
+            code = (
+                "import json, sys; config = json.loads(sys.argv[1]); sys.path[:] = config['path']; "
+                "from minidiff.course.grading.referee import main; main(config)"
+            )
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            self._process = Process(["-I", "-c", code], {}, "/", environment)
+        self._process.channel.deadline = time.monotonic() + time_limit_s + GRACE_S
+        try:
+            return Remote(Peer(self._process.channel), 0)(path, time_limit_s=time_limit_s, **options)
+        except (Gone, Exception) as error:
+            process, _ = self._process, self.stop()
+            message = f"the referee failed on this hand-in ({error}): {process.output[-1000:]}"
+            return {
+                **{"handin": path, "lesson": None, "status": "error", "message": message, "exercises": []},
+                **{"points": 0.0, "max": 0.0, "layers": [], "output": "", "seconds": 0.0},
+            }
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.stop()
+        self._process = None
+
+
+def collect(paths: Iterable[str | Path]) -> list[Path]:
+    """The hand-ins among files and folders: .ipynb and .py, hidden ones and checkpoints left out, in stable order.
+
+    Raises:
+        ValueError: a path does not exist or is another kind of file, or there is no hand-in at all.
+    """
+    found: dict[Path, None] = {}
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix in (".ipynb", ".py") and p.is_file())
+            hidden = lambda p: any(part.startswith((".", "__")) for part in p.relative_to(path).parts)  # noqa: B023
+            # a link could make the grader read (and report on) a file of its owner
+            found.update(dict.fromkeys(p for p in inside if not hidden(p) and not p.is_symlink()))
+        elif path.is_file() and path.suffix in (".ipynb", ".py"):
+            found[path] = None
+        else:
+            raise ValueError(f"{path} is not a folder, a notebook (.ipynb) or a .py file")
+    if not found:
+        raise ValueError("no hand-in found: give notebooks (.ipynb), .py files or folders of them")
+    return list(found)
+
+
+def grade_paths(
+    paths: Iterable[str | Path],
+    out_csv: str | Path | None = None,
+    out_json: str | Path | None = None,
+    *,
+    time_limit_s: float = 120.0,
+    case_limit_s: float = 20.0,
+    memory_limit_mb: int = 2048,
+    jobs: int = 1,
+    checks: Iterable[str | Path] = (),
+    progress: Callable[[dict], None] | None = None,
+) -> list[dict]:
+    """Grade hand-ins, each in a sandboxed process; whatever one does, the others are graded.
+
+    Args:
+        paths: notebooks, .py files, folders of them.
+        out_csv: one row per hand-in and exercise.
+        out_json: everything: cases, sandbox layers, times, what was printed.
+        time_limit_s: for a hand-in, from the moment its process is ready.
+        case_limit_s: for one case, or for fetching one answer.
+        memory_limit_mb: for a hand-in, above what Python and torch take.
+        jobs: hand-ins graded at the same time.
+        checks: checks modules besides the packaged ones.
+        progress: called with each result, in the order in which they are done.
+
+    Returns:
+        One dict per hand-in: ``handin``, ``lesson``, ``status`` ("graded" or "error"), ``message``, ``points``,
+        ``max``, ``seconds``, ``layers`` (of isolation that were active), ``output`` and ``exercises``, a list of dicts
+        with ``id``, ``name``, ``points``, ``max``, ``message``, ``cases`` and ``status``: "passed", "partial",
+        "failed", "not attempted", "missing" (nothing of that name) or "stopped" (it ended its process, or took too
+        long).
+
+    Raises:
+        ValueError: for paths that are no hand-ins, limits that are not positive, or on Windows.
+    """
+    limits = {
+        "time_limit_s": time_limit_s,
+        "case_limit_s": case_limit_s,
+        "memory_limit_mb": memory_limit_mb,
+        "jobs": jobs,
+    }
+    for name, value in limits.items():
+        if not value > 0:
+            raise ValueError(f"{name} must be positive, got {value!r}")
+    if sys.platform == "win32":
+        raise ValueError("grading needs Linux or macOS (on Windows: WSL)")
+    files = collect(paths)
+    modules = [str(Path(module).resolve()) for module in checks]
+    options = {"checks": modules, "case_limit_s": float(case_limit_s), "memory_limit_mb": int(memory_limit_mb)}
+    idle: SimpleQueue[_Referee] = SimpleQueue()
+    referees = [_Referee() for _ in range(min(int(jobs), len(files)))]
+    for referee in referees:
+        idle.put(referee)
+    lock = threading.Lock()
+
+    def one(path: Path) -> dict:
+        referee = idle.get()
+        try:
+            result = referee.grade(str(path.resolve()), float(time_limit_s), options) | {"handin": str(path)}
+        finally:
+            idle.put(referee)
+        if progress is not None:
+            with lock:
+                progress(result)
+        return result
+
+    with ThreadPoolExecutor(len(referees)) as pool, contextlib.ExitStack() as stack:
+        for referee in referees:
+            stack.callback(referee.stop)
+        results = list(pool.map(one, files))
+    if out_csv is not None:
+        write_atomically(Path(out_csv), to_csv(results))
+    if out_json is not None:
+        write_atomically(Path(out_json), json.dumps(results, indent=1) + "\n")
+    return results
+
+
+def to_csv(results: list[dict]) -> str:
+    """The grade book: a row per hand-in and exercise, one without an exercise for a hand-in that could not be read."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(COLUMNS)
+    for r in results:
+        unread = {"id": "", "points": 0.0, "max": 0.0, "status": r["status"], "message": r["message"]}
+        for e in r["exercises"] or [unread]:
+            row = (r["handin"], e["id"], f"{e['points']:g}", f"{e['max']:g}", e["status"], e["message"])
+            writer.writerow([_cell(value) for value in row])
+    return text.getvalue()
+
+
+def _cell(text: str) -> str:
+    """One line, not too long, and never a formula: a spreadsheet would run what a hand-in wrote."""
+    text = re.sub(r"[\x00-\x1f\x7f\s]+", " ", text).strip()[:MESSAGE_LENGTH]
+    return "'" + text if text.startswith(("=", "+", "-", "@")) else text
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write beside and rename, so that a reader never sees half a grade book."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with partial.open("w", encoding="utf-8", errors="replace", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)

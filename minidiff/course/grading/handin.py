@@ -1,0 +1,226 @@
+"""Reading a hand-in (in the judging process) and executing what its answers need (in the sandboxed one).
+
+A lesson samples, plots and measures; grading it must not. So of a notebook only these cells run whole: those tagged
+``setup`` or ``exercise`` and, when an editor has lost the tags (Colab), those that define an answer. Of all other cells
+only the imports, definitions and assignments run that the answers use, directly or through each other.
+"""
+
+from __future__ import annotations
+import __future__
+
+import ast
+import builtins
+import json
+import re
+import symtable
+import sys
+import types
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from minidiff.course.grading.wire import describe
+
+MAX_FILE_BYTES = 20 << 20
+LIGHT = {"check", "claim", "live"}  # tags of cells that never run whole, but may hold a function that an answer uses
+WHOLE = {"setup", "exercise", "whole"}  # tags of cells that run from the first to the last line
+MUTATORS = {"append", "add", "update", "extend", "insert", "setdefault", "eval", "load_state_dict", "set_default_dtype"}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A code cell, or a whole .py file."""
+
+    source: str
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class HandIn:
+    """A hand-in as read: its code, and the lesson its metadata names, if any."""
+
+    blocks: list[Block]
+    lesson: str | None = None
+
+
+def read(path: Path) -> HandIn:
+    """Read a .ipynb (nbformat 4) or .py file.
+
+    Raises:
+        ValueError: the file is too large, not UTF-8, or not a notebook.
+    """
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise ValueError(f"the file has {path.stat().st_size} bytes, at most {MAX_FILE_BYTES} are accepted")
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".py":
+        return HandIn([Block(text, ("whole",))])
+    try:
+        notebook = json.loads(text)
+        cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+        blocks = [Block("".join(c["source"]), tuple(map(str, c["metadata"].get("tags", ())))) for c in cells]
+        lesson = notebook["metadata"].get("minidiff", {}).get("lesson")
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError("not a notebook of nbformat 4") from error
+    return HandIn(blocks, lesson if isinstance(lesson, str) else None)
+
+
+def detect_lesson(handin: HandIn, path: Path, names: dict[str, dict[str, str]]) -> str:
+    """The lesson a hand-in belongs to: by metadata, exercise ids, file name or the answers it defines, in this order.
+
+    Args:
+        names: lesson -> {exercise id: name of the answer}.
+
+    Raises:
+        ValueError: nothing, or two lessons equally well, fits.
+    """
+    if handin.lesson in names:
+        return handin.lesson
+    source = "\n".join(b.source for b in handin.blocks)
+    tags = {tag.removeprefix("ex:") for b in handin.blocks for tag in b.tags}
+    ids = tags | set(re.findall(r"\bcheck\(\s*[\"']([\w-]{1,80})[\"']", source))
+    defined = set(re.findall(r"^(?:def |class )?(\w{1,80})(?=\s*[(=:])", source, re.M))
+    by_name = {lesson: int(re.sub(r"^\d+_", "", lesson) in path.stem) for lesson in names}
+    by_ids = {lesson: len(ids & set(answers)) for lesson, answers in names.items()}
+    by_answers = {lesson: len(defined & set(answers.values())) for lesson, answers in names.items()}
+    for score in (by_ids, by_name, by_answers):
+        best = [lesson for lesson in names if score[lesson] == max(score.values()) > 0]
+        if len(best) == 1:
+            return best[0]
+    known = ", ".join(names) or "none"
+    raise ValueError(f"cannot tell which lesson this is (known: {known}); put the lesson's name in the file name")
+
+
+@dataclass
+class _Statement:
+    """A top-level statement: the names it binds and the names it looks up."""
+
+    node: ast.stmt
+    binds: set[str]
+    needs: set[str]
+
+
+@dataclass
+class _Cell:
+    statements: list[_Statement]
+    whole: bool
+    run: set[int] = field(default_factory=set)  # indices of the statements to run
+
+
+def names_of(node: ast.stmt) -> tuple[set[str], set[str]]:
+    """The global names that a statement binds (or changes in place), and those that it looks up."""
+    table = symtable.symtable(ast.unparse(node), "handin", "exec")
+    binds, needs = set(), set()
+    for symbol in table.get_symbols():
+        if symbol.is_assigned() or symbol.is_imported():
+            binds.add(symbol.get_name())
+        if symbol.is_referenced():
+            needs.add(symbol.get_name())
+    scopes = list(table.get_children())
+    while scopes:
+        scope = scopes.pop()
+        scopes += scope.get_children()
+        needs |= {s.get_name() for s in scope.get_symbols() if s.is_global()}
+    return binds | _mutated(node), needs
+
+
+def _mutated(node: ast.stmt) -> set[str]:
+    """Names of the objects that a statement changes in place: ``x[0] = 1``, ``x.a += 1``, ``x.append(1)``."""
+    targets: list[ast.expr] = []
+    if isinstance(node, ast.Assign):
+        targets = node.targets
+    elif isinstance(node, ast.AugAssign | ast.AnnAssign):
+        targets = [node.target]
+    elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+        call = node.value.func
+        targets = [call.value] if isinstance(call, ast.Attribute) and call.attr in MUTATORS else []
+    roots = set()
+    for target in targets:
+        while isinstance(target, ast.Attribute | ast.Subscript):
+            target = target.value
+        if isinstance(target, ast.Name):
+            roots.add(target.id)
+    return roots
+
+
+def _parse(source: str) -> ast.Module:
+    """Parse a cell; IPython magics and shell lines are dropped when it is not Python as it stands."""
+    try:
+        return ast.parse(source)
+    except SyntaxError:
+        lines = source.splitlines()
+        if lines[0].startswith("%%") and lines[0].split()[0] not in ("%%time", "%%timeit", "%%capture"):
+            return ast.Module([], [])  # another language
+        return ast.parse("\n".join(line for line in lines if not re.match(r"\s*[%!?]|.*\?\s*$", line)))
+
+
+def _bound_by_pattern(block: Block) -> set[str]:
+    """What a cell that does not parse would probably have defined."""
+    tagged = {tag.removeprefix("name:") for tag in block.tags if tag.startswith("name:")}
+    return tagged | set(re.findall(r"^(?:def |class )?(\w+)(?=\s*[(=:])", block.source, re.M))
+
+
+def _is_import(statement: _Statement) -> bool:
+    return isinstance(statement.node, ast.ImportFrom) and any(a.name == "*" for a in statement.node.names)
+
+
+def _select(cells: list[_Cell]) -> None:
+    """Mark what to run: whole cells, and everything they need, backwards through the names."""
+    for cell in cells:
+        cell.run = {i for i, s in enumerate(cell.statements) if cell.whole or _is_import(s)}
+    needed: set[str] = set()
+    grown = True
+    while grown:
+        chosen = [(cell, i) for cell in cells for i in cell.run]
+        needed.update(*(cell.statements[i].needs for cell, i in chosen))
+        for cell in cells:
+            cell.run |= {i for i, s in enumerate(cell.statements) if s.binds & needed}
+        grown = sum(len(cell.run) for cell in cells) > len(chosen)
+
+
+def execute(blocks: Iterable[Block], answers: Iterable[str]) -> tuple[dict, dict[str, list[str]]]:
+    """Run what the answers need, in order.
+
+    A failing statement costs what it defines; a whole cell stops at its first failure, as in a notebook.
+
+    Args:
+        answers: names of the objects that answer exercises.
+
+    Returns:
+        The namespace, and for every name whose definition failed the exception as ``[type, text]``.
+    """
+    answers, errors = set(answers), {}
+    cells = []
+    for block in blocks:
+        try:
+            statements = [_Statement(node, *names_of(node)) for node in _parse(block.source).body]
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            errors.update(dict.fromkeys(_bound_by_pattern(block), describe(error)))
+            continue
+        whole = bool(WHOLE & set(block.tags)) or any(s.binds & answers for s in statements)
+        cells.append(_Cell(statements, whole and not LIGHT & set(block.tags)))
+    _select(cells)
+    module = types.ModuleType("handin")
+    sys.modules["handin"] = module  # dataclasses look their module up
+    module.__dict__.update(display=lambda *args, **kwargs: None, __builtins__=builtins)
+    # ``from __future__ import annotations`` in a first cell holds for the notebook, so it is compiled in everywhere
+    future = any(getattr(s.node, "module", "") == "__future__" for cell in cells for s in cell.statements)
+    flags = __future__.annotations.compiler_flag if future else 0
+    for cell in cells:
+        failed = None
+        for i in sorted(cell.run):
+            statement = cell.statements[i]
+            if failed is None or not cell.whole:
+                failed = _run(statement.node, module.__dict__, flags)
+            for name in statement.binds:
+                if failed is not None:
+                    errors[name] = failed
+    return module.__dict__, {name: error for name, error in errors.items() if name not in module.__dict__}
+
+
+def _run(node: ast.stmt, namespace: dict, flags: int) -> list[str] | None:
+    code = ast.fix_missing_locations(ast.Module([node], []))
+    try:
+        exec(compile(code, "handin", "exec", flags, dont_inherit=True), namespace)
+    except BaseException as error:  # also SystemExit: it ends this statement, nothing else
+        return describe(error)
+    return None

@@ -1,0 +1,219 @@
+"""The judging side for one hand-in at a time: runs the cases on the answers of a sandboxed process.
+
+A process of its own, so that nothing an answer returns (a tensor that a case then multiplies to gigabytes, a list
+that it walks for hours) can take the grading of the whole class down.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minidiff.course import exercises
+from minidiff.course.exercises import FAILED, NOT_ATTEMPTED, Exercise, Result
+from minidiff.course.grading import handin as handins
+from minidiff.course.grading.channel import Channel, Gone, Malformed
+from minidiff.course.grading.process import Process, policy
+from minidiff.course.grading.wire import Peer, Remote
+
+STOPPED, MISSING, ERROR = "stopped", "missing", "error"
+START_LIMIT_S = 90.0  # importing torch on a busy machine
+MAX_STARTS = 6  # a hand-in is started anew after an answer that ended its process
+MEMORY_MB = 8192  # of this process, above what is in use when it starts
+KEPT_VARIABLES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "MINIDIFF_DATA")
+
+
+class Running:
+    """A hand-in being executed in a sandbox; every dealing with it is paid from a budget of seconds."""
+
+    def __init__(self, hand_in: handins.HandIn, answers: list[str], time_limit_s: float, memory_limit_mb: int):
+        self._hand_in, self._answers, self._memory = hand_in, answers, memory_limit_mb
+        self._budget, self._starts, self._process = time_limit_s, 0, None
+        self._hopeless: Gone | None = None
+        self.layers: list[str] = []
+        self.output = ""
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.stop()
+
+    @contextlib.contextmanager
+    def limited(self, seconds: float):
+        """Deal with the process for at most so long, within the budget."""
+        begun = time.monotonic()
+        self._process.channel.deadline = begun + min(seconds, self._budget)
+        try:
+            yield
+        finally:
+            self._budget -= time.monotonic() - begun
+
+    def ensure_started(self) -> None:
+        """Start the process and execute the hand-in, unless that has been done; Gone when it does not survive."""
+        if self._process is not None:
+            return
+        if self._hopeless is not None:
+            raise self._hopeless
+        if self._starts == MAX_STARTS or self._budget <= 0:
+            raise Gone("has used up its time")
+        self._starts += 1
+        self._folder = tempfile.TemporaryDirectory(prefix="minidiff-grade-")
+        script = str(Path(__file__).with_name("sandbox.py"))
+        readable, listable = policy()
+        config = {
+            "folder": os.path.realpath(self._folder.name),
+            "readable": readable,
+            "listable": listable,
+            "memory_mb": self._memory,
+            "cpu_seconds": int(START_LIMIT_S + self._budget) + 1,
+        }
+        self._process = Process(["-s", "-u", script], config, config["folder"], _environment(config["folder"]))
+        self._process.channel.deadline = time.monotonic() + START_LIMIT_S
+        peer = Peer(self._process.channel)
+        ready, load, self.get, self.seed = (Remote(peer, i) for i in range(4))
+        self.layers = ready()
+        try:
+            with self.limited(self._budget):
+                self.errors = load([[b.source, list(b.tags)] for b in self._hand_in.blocks], self._answers)
+            if not isinstance(self.errors, dict):
+                raise Malformed("sent a message of the wrong shape")
+        except Gone as gone:  # it does not survive being executed: no use in starting it again
+            self._hopeless = Gone(self.why(gone).removeprefix("the hand-in "))
+            raise self._hopeless from gone
+
+    def stop(self) -> int | None:
+        """Kill the process and remove its folder; returns its exit code, None if none was running."""
+        if self._process is None:
+            return None
+        code = self._process.stop()
+        self.output = (self.output + self._process.output)[:20_000]
+        self._process = None
+        self._folder.cleanup()
+        return code
+
+    def why(self, gone: Gone) -> str:
+        """End what is left and say what happened, for the report."""
+        code = self.stop()
+        if str(gone) != "ended" or code is None:
+            return f"the hand-in {gone}"
+        return f"the hand-in ended its process ({f'exit code {code}' if code >= 0 else f'signal {-code}'})"
+
+
+def _environment(folder: str) -> dict[str, str]:
+    """Nothing of the grader's environment but library paths: it may hold tokens."""
+    own = {name: folder for name in ("HOME", "TMPDIR", "MPLCONFIGDIR", "XDG_CACHE_HOME")}
+    one_thread = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
+    fixed = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
+    fixed |= {"MPLBACKEND": "agg", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return {**own, **one_thread, **fixed, **{k: os.environ[k] for k in KEPT_VARIABLES if k in os.environ}}
+
+
+def _row(exercise: Exercise, results: list[Result], status: str | None = None, message: str = "") -> dict:
+    done = {r.case: r for r in results}
+    status = status or exercises.status(results)
+    rest = NOT_ATTEMPTED if status == NOT_ATTEMPTED else FAILED
+    cases = [done.get(c.name, Result(c.name, 0.0, c.points, rest, message)) for c in exercise.cases]
+    failed = "; ".join(f"{r.case}: {r.message}" for r in cases if r.status != exercises.PASSED)
+    return {
+        "id": exercise.id,
+        "name": exercise.name,
+        "points": sum(r.points for r in cases),
+        "max": exercise.points,
+        "status": status,
+        "message": message or ("" if status == NOT_ATTEMPTED else failed),
+        "cases": [asdict(r) for r in cases],
+    }
+
+
+def _grade_exercise(exercise: Exercise, running: Running, case_limit_s: float) -> dict:
+    results: list[Result] = []
+    try:
+        running.ensure_started()
+        try:
+            with running.limited(case_limit_s):
+                answer = running.get(exercise.name)
+        except NotImplementedError:
+            return _row(exercise, [], NOT_ATTEMPTED)
+        except LookupError as error:
+            kind, text = _error_of(running.errors, exercise.name)
+            if kind == "NotImplementedError":
+                return _row(exercise, [], NOT_ATTEMPTED)
+            return _row(exercise, [], MISSING, f"{kind}: {text}" if text else str(error))
+        except Exception as error:
+            return _row(exercise, [], FAILED, str(error))
+        for case in exercise.cases:
+            with running.limited(case_limit_s):
+                running.seed()
+                results.append(exercises.run_case(case, answer))
+        return _row(exercise, results)
+    except Gone as gone:
+        return _row(exercise, results, STOPPED, running.why(gone))
+
+
+def _error_of(errors: dict, name: str) -> tuple[str, str]:
+    error = errors.get(name)
+    if isinstance(error, list) and len(error) == 2 and all(isinstance(part, str) for part in error):
+        return error[0] or "error", error[1]
+    return "", ""
+
+
+def grade_one(
+    path: str,
+    checks: list[str],
+    time_limit_s: float,
+    case_limit_s: float,
+    memory_limit_mb: int,
+    progress: Callable[[str], Any] | None = None,
+) -> dict:
+    """Grade one hand-in; see :func:`minidiff.course.grading.grade_paths` for the arguments and the result."""
+    begun = time.monotonic()
+    for module in checks:
+        exercises.load(module)
+    names: dict[str, dict[str, str]] = {}
+    for exercise in exercises.exercises():
+        names.setdefault(exercise.lesson, {})[exercise.id] = exercise.name
+    report = {"handin": path, "lesson": None, "status": "graded", "message": "", "exercises": []}
+    try:
+        hand_in = handins.read(Path(path))
+        report["lesson"] = handins.detect_lesson(hand_in, Path(path), names)
+    except (ValueError, OSError) as error:
+        return _finished(report | {"status": ERROR, "message": str(error)}, begun)
+    answers = list(names[report["lesson"]].values())
+    with Running(hand_in, answers, time_limit_s, memory_limit_mb) as running:
+        for exercise in exercises.exercises(report["lesson"]):
+            report["exercises"].append(_grade_exercise(exercise, running, case_limit_s))
+    return _finished(report | {"layers": running.layers, "output": running.output}, begun)
+
+
+def _finished(report: dict, begun: float) -> dict:
+    return {
+        **{"layers": [], "output": ""},
+        **report,
+        "points": sum(e["points"] for e in report["exercises"]),
+        "max": sum(e["max"] for e in report["exercises"]),
+        "seconds": round(time.monotonic() - begun, 2),
+    }
+
+
+def main(config: dict) -> None:
+    """Grade what the orchestrating process asks for, until it hangs up."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that a sandbox and its folder are cleaned up
+    if sys.platform.startswith("linux"):
+        status = Path("/proc/self/status").read_text()
+        used = int(status.split("VmData:")[1].split()[0]) << 10
+        resource.setrlimit(resource.RLIMIT_DATA, (used + (MEMORY_MB << 20),) * 2)
+    with contextlib.suppress(Gone):
+        Peer(Channel(config["read_fd"], config["write_fd"]), grade_one).serve()

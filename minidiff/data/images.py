@@ -1,0 +1,208 @@
+"""Pictures from any folder or zip archive, and torchvision's data sets by name, as float32 tensors in [-1, 1].
+
+A file that cannot be decoded is skipped: its place is taken by the next good one, its name is logged once and listed
+in ``broken``. Archives are read in place, without extraction, and every worker process opens its own handle.
+"""
+
+from __future__ import annotations
+
+import inspect
+import io
+import logging
+import os
+import struct
+import zipfile
+import zlib
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import Dataset
+
+log = logging.getLogger(__name__)
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+UNREADABLE = (  # what Pillow and zipfile raise for files that are not what their names say
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
+    Image.DecompressionBombError,
+)
+
+
+def to_tensor(image: Image.Image, size: int | None = None) -> Tensor:
+    """An image of any mode as (3, H, W) float32 in [-1, 1], red first.
+
+    Camera orientation is applied, transparency laid over white, 16-bit grey scaled to 8 bits. With ``size``, the
+    shorter side is resized to it (antialiased bicubic) and the centre square cut out.
+
+    Raises:
+        ValueError: a mode with no fixed white level (32-bit float).
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # convert() would clip instead of scale
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("an image of 32-bit floats given; integer images are accepted")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("RGB")
+    if size is not None and image.size != (size, size):
+        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    pixels = torch.from_numpy(np.array(image, dtype=np.float32))
+    return pixels.permute(2, 0, 1).div_(127.5).sub_(1).contiguous()
+
+
+class ImageFolder(Dataset):
+    """Labelled images of a folder or a zip archive; item i is (image (3, H, W) float32 in [-1, 1], label int).
+
+    The class of an image is the name of the folder it lies in ("." for the root) wherever that folder is; classes
+    are numbered in alphabetical order, images sorted by path. Hidden files and other suffixes are no images.
+
+    Args:
+        path: a folder, or a zip archive.
+        size: side of the square every image is resized and cropped to; None leaves them as they are.
+        within: only images below this folder of it, e.g. "train".
+        mirror: a second half of the data set holds every image flipped left to right.
+
+    Attributes:
+        classes: tuple of class names. names: tuple of paths. labels: (N,) long, of the names.
+
+    Raises:
+        ValueError: path missing, neither folder nor zip, no images in it, or a size that is no whole number >= 1.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike, size: int | None = None, within: str = "", mirror: bool = False
+    ) -> None:
+        self.path, self.size, self.mirror = Path(path), _checked(size), mirror
+        self._archive: tuple[int, zipfile.ZipFile] | None = None
+        if not self.path.exists():
+            raise ValueError(f"{self.path} does not exist; a folder of images or a zip archive is accepted")
+        if not self.path.is_dir() and not zipfile.is_zipfile(self.path):
+            raise ValueError(f"{self.path} is neither a folder nor a zip archive")
+        below = within.strip("/") + "/" if within else ""
+        self.names = tuple(sorted(n for n in self._files() if n.startswith(below) and _is_image(n)))
+        if not self.names:
+            where = f"{self.path}, below {within!r}" if within else str(self.path)
+            raise ValueError(f"no images in {where}; files ending in {' '.join(SUFFIXES)} are accepted")
+        folders = [("./" + n).split("/")[-2] for n in self.names]
+        self.classes = tuple(sorted(set(folders)))
+        number = {name: i for i, name in enumerate(self.classes)}
+        self.labels = torch.tensor([number[f] for f in folders])
+        self._broken = torch.zeros(len(self.names), dtype=torch.bool).share_memory_()  # workers report here
+
+    @property
+    def broken(self) -> list[str]:
+        """Names of the images that could not be decoded so far, in any process."""
+        return [self.names[i] for i in self._broken.nonzero()[:, 0].tolist()]
+
+    def check(self) -> list[str]:
+        """Decode every image once; returns the names of the broken ones."""
+        for i in range(len(self.names)):
+            self._decode(i)
+        return self.broken
+
+    def __len__(self) -> int:
+        return len(self.names) * (1 + self.mirror)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        flipped, first = divmod(index % len(self), len(self.names))
+        for i in range(first, first + len(self.names)):
+            i %= len(self.names)
+            image = self._decode(i)
+            if image is not None:
+                return (image.flip(2) if flipped else image), int(self.labels[i])
+        raise ValueError(f"none of the {len(self.names)} images in {self.path} can be decoded")
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_archive": None}
+
+    def _decode(self, i: int) -> Tensor | None:
+        """Image i, or None, with a note in the log the first time, if it cannot be decoded."""
+        if self._broken[i]:
+            return None
+        try:
+            with Image.open(io.BytesIO(self._read(self.names[i]))) as image:
+                return to_tensor(image, self.size)
+        except UNREADABLE as error:
+            self._broken[i] = True
+            count = int(self._broken.sum())
+            log.warning("skipped broken image %s in %s (%s); %d so far", self.names[i], self.path, error, count)
+            return None
+
+    def _files(self) -> list[str]:
+        if not self.path.is_dir():
+            return self._zip().namelist()
+        return [
+            (Path(folder) / f).relative_to(self.path).as_posix()
+            for folder, _, files in os.walk(self.path, followlinks=True)
+            for f in files
+        ]
+
+    def _read(self, name: str) -> bytes:
+        return (self.path / name).read_bytes() if self.path.is_dir() else self._zip().read(name)
+
+    def _zip(self) -> zipfile.ZipFile:
+        """This process's own handle: a forked one would share its file position with the parent."""
+        if self._archive is None or self._archive[0] != os.getpid():
+            self._archive = (os.getpid(), zipfile.ZipFile(self.path))
+        return self._archive[1]
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES) and not any(p.startswith((".", "__MACOSX")) for p in name.split("/"))
+
+
+def _checked(size: int | None) -> int | None:
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+        raise ValueError(f"size = {size!r} given; None or a whole number >= 1 is accepted")
+    return size
+
+
+def torchvision_set(
+    name: str, root: str | os.PathLike, split: str = "train", size: int | None = None, download: bool = False
+) -> Dataset:
+    """A labelled data set of torchvision, "CIFAR10" say, whose items are (image as ``to_tensor`` makes it, label).
+
+    Args:
+        split: "train" or "test", or whatever the data set calls its parts.
+        download: fetch it when it is not below ``root``; never done unasked.
+
+    Raises:
+        ValueError: unknown name (the nearest is suggested), unknown split, bad size, or the data are not there.
+    """
+    from torchvision import datasets
+
+    known = {n.lower(): n for n in datasets.__all__ if inspect.isclass(getattr(datasets, n))}
+    if name.lower() not in known:
+        near = [known[n] for n in get_close_matches(name.lower(), known, 3)]
+        raise ValueError(f"torchvision has no data set {name!r}; nearest names: {', '.join(near) or 'none'}")
+    kind, size = getattr(datasets, known[name.lower()]), _checked(size)
+    accepted = inspect.signature(kind).parameters
+    options: dict = {"root": os.fspath(root), "transform": partial(to_tensor, size=size)}
+    if "train" in accepted:
+        if split not in ("train", "test"):
+            raise ValueError(f"split {split!r} given; {known[name.lower()]} has train and test")
+        options["train"] = split == "train"
+    elif "split" in accepted:
+        options["split"] = split
+    if "download" in accepted:
+        options["download"] = download
+    options = {key: value for key, value in options.items() if key in accepted}
+    try:
+        return kind(**options)
+    except (RuntimeError, FileNotFoundError) as error:
+        hint = "" if download else "; download=True fetches it"
+        raise ValueError(f"{known[name.lower()]} cannot be read from {root}: {error}{hint}") from error

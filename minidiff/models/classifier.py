@@ -1,0 +1,38 @@
+"""ADM's noisy classifier: the encoder half of the U-Net with an attention-pooled head."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .layers import AttentionPool, timestep_embedding
+from .unet import UNetConfig, check_images, encoder, time_embedding
+
+
+class Classifier(nn.Module):
+    """log p(c | x_t) up to a constant (Dhariwal and Nichol 2021, section 4.1).
+
+    ``config.out_channels`` is the number of classes.
+    """
+
+    def __init__(self, config: UNetConfig):
+        super().__init__()
+        self.config = config
+        self.time_embed = time_embedding(config.channels)
+        self.input_blocks, self.middle_block, skips = encoder(config)
+        width, resolution = skips[-1], config.size // 2 ** (len(config.channel_mult) - 1)
+        pool = AttentionPool(resolution, width, config.head_count(width), config.out_channels)
+        self.out = nn.Sequential(nn.GroupNorm(config.groups, width), nn.SiLU(), pool)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """(B, C, H, W), (B,) -> (B, classes) logits.
+
+        Raises:
+            ValueError: for the wrong channels or size.
+        """
+        check_images(x, self.config)
+        embedding = self.time_embed(timestep_embedding(time, self.config.channels).to(x.dtype))
+        h = x.contiguous(memory_format=torch.channels_last)
+        for block in self.input_blocks:
+            h = block(h, embedding)
+        return self.out(self.middle_block(h, embedding))

@@ -1,0 +1,172 @@
+"""Building blocks in ADM's layout: parameter names and shapes are those of the released checkpoints."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def timestep_embedding(time: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
+    """Sinusoids of time (B,), cosines first, (B, dim); an odd dim ends in a zero (Dhariwal and Nichol 2021, code)."""
+    half = dim // 2
+    exponents = torch.arange(half, dtype=torch.float32, device=time.device) / half
+    angles = time.float()[:, None] * torch.exp(-math.log(max_period) * exponents)
+    return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, dim % 2))
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v for q, k, v of shape (B, heads, L, d)."""
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def zeroed(module: nn.Module) -> nn.Module:
+    """The module with its parameters set to zero, so that its branch starts as nothing."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def split_heads(qkv: Tensor, heads: int) -> list[Tensor]:
+    """(B, L, 3C) with q, k, v one after another -> three (B, heads, L, C / heads)."""
+    return [part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=-1)]
+
+
+def pointwise(conv: nn.Conv1d, x: Tensor) -> Tensor:
+    """A 1x1 convolution applied to (B, L, C), channels last: a matrix product without a transpose."""
+    return F.linear(x, conv.weight[..., 0], conv.bias)
+
+
+class ResBlock(nn.Module):
+    """Residual block told the time by adaptive group norm (Dhariwal and Nichol 2021, section 3).
+
+    Args:
+        channels: Input channels.
+        embedding: Width of the time embedding.
+        out_channels: Output channels.
+        dropout: Rate before the last convolution.
+        groups: Group-norm groups.
+        scale_shift: Adaptive group norm; else the embedding is added.
+        resample: None, "down" (average pool by 2) or "up" (nearest by 2), on both paths, before the first convolution.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        embedding: int,
+        out_channels: int,
+        dropout: float = 0.0,
+        groups: int = 32,
+        scale_shift: bool = True,
+        resample: str | None = None,
+    ):
+        super().__init__()
+        self.scale_shift, self.resample = scale_shift, resample
+        self.in_layers = nn.Sequential(
+            nn.GroupNorm(groups, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
+        )
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, out_channels * (1 + scale_shift)))
+        self.out_layers = nn.Sequential(
+            nn.GroupNorm(groups, out_channels),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
+        )
+        same = channels == out_channels
+        self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
+
+    def _resampled(self, x: Tensor) -> Tensor:
+        if self.resample == "down":
+            return F.avg_pool2d(x, 2)
+        return F.interpolate(x, scale_factor=2, mode="nearest") if self.resample == "up" else x
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """(B, channels, H, W), (B, embedding) -> (B, out_channels, H', W')."""
+        h = self.in_layers[2](self._resampled(self.in_layers[1](self.in_layers[0](x))))
+        told = self.emb_layers(embedding)[..., None, None]
+        norm, rest = self.out_layers[0], self.out_layers[1:]
+        if self.scale_shift:
+            scale, shift = told.chunk(2, dim=1)
+            h = rest(norm(h) * (1 + scale) + shift)
+        else:
+            h = rest(norm(h + told))
+        return self.skip_connection(self._resampled(x)) + h
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over the pixels, residual, zero at the start (Dhariwal and Nichol 2021).
+
+    The rows of ``qkv`` are q, k, v, each with its heads in order ("new attention order"); the order of older
+    checkpoints is mended where weights are read, never here.
+    """
+
+    def __init__(self, channels: int, heads: int, groups: int = 32):
+        super().__init__()
+        if channels % heads:
+            raise ValueError(f"{channels} channels do not divide into {heads} heads")
+        self.heads = heads
+        self.norm = nn.GroupNorm(groups, channels)
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.proj_out = zeroed(nn.Conv1d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        pixels = self.norm(x).permute(0, 2, 3, 1).flatten(1, 2)
+        q, k, v = split_heads(pointwise(self.qkv, pixels), self.heads)
+        out = pointwise(self.proj_out, attention(q, k, v).transpose(1, 2).flatten(2))
+        return x + out.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+
+
+class AttentionPool(nn.Module):
+    """CLIP's attention pooling: a mean token attends to all pixels (Radford et al. 2021; ADM's classifier head)."""
+
+    def __init__(self, resolution: int, channels: int, heads: int, out_features: int):
+        super().__init__()
+        self.heads = heads
+        self.positional_embedding = nn.Parameter(torch.randn(channels, resolution**2 + 1) / channels**0.5)
+        self.qkv_proj = nn.Conv1d(channels, 3 * channels, 1)
+        self.c_proj = nn.Conv1d(channels, out_features, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, out_features)."""
+        pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
+        tokens = torch.cat([pixels.mean(1, keepdim=True), pixels], dim=1) + self.positional_embedding.T
+        q, k, v = split_heads(pointwise(self.qkv_proj, tokens), self.heads)
+        pooled = attention(q[:, :, :1], k, v).transpose(1, 2).flatten(2)
+        return pointwise(self.c_proj, pooled)[:, 0]
+
+
+class Downsample(nn.Module):
+    """Strided 3x3 convolution, for networks without resampling residual blocks."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H/2, W/2)."""
+        return self.op(x)
+
+
+class Upsample(nn.Module):
+    """Nearest neighbour by 2, then a 3x3 convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, 2H, 2W)."""
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+class Stage(nn.Sequential):
+    """A sequence in which residual blocks are also told the time."""
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """(B, C, H, W), (B, embedding) -> (B, C', H', W')."""
+        for layer in self:
+            x = layer(x, embedding) if isinstance(layer, ResBlock) else layer(x)
+        return x

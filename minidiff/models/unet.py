@@ -1,0 +1,173 @@
+"""ADM's U-Net (Dhariwal and Nichol 2021), and the encoder half that its noisy classifier shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..denoiser import Condition
+from .layers import AttentionBlock, Downsample, ResBlock, Stage, Upsample, timestep_embedding, zeroed
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Shape of a U-Net; one preset of the paper is one of these.
+
+    Attributes:
+        size: Image height and width in pixels.
+        channels: Base width.
+        channel_mult: Width of each level, as a multiple of ``channels``.
+        blocks: Residual blocks per level.
+        attention: Resolutions, in pixels, at which attention acts.
+        in_channels: Channels that enter (those of x plus those of the image door).
+        out_channels: Channels that leave.
+        heads: Attention heads, used when ``head_channels`` is None.
+        head_channels: Width of a head.
+        classes: Rows of the label embedding (one of them the null, where there is one), or None.
+        dropout: Dropout rate.
+        groups: Group-norm groups.
+        scale_shift: Adaptive group norm.
+        resample_blocks: Residual blocks do the up- and downsampling (BigGAN), else convolutions.
+    """
+
+    size: int
+    channels: int
+    channel_mult: tuple[float, ...]
+    blocks: int = 2
+    attention: tuple[int, ...] = ()
+    in_channels: int = 3
+    out_channels: int = 3
+    heads: int = 4
+    head_channels: int | None = None
+    classes: int | None = None
+    dropout: float = 0.0
+    groups: int = 32
+    scale_shift: bool = True
+    resample_blocks: bool = True
+
+    def __post_init__(self):
+        deepest = 2 ** (len(self.channel_mult) - 1)
+        if not self.channel_mult or self.size % deepest:
+            raise ValueError(f"size {self.size} must be divisible by 2 for each of {len(self.channel_mult)} levels")
+
+    def res_block(self, channels: int, out_channels: int, resample: str | None = None) -> ResBlock:
+        """A residual block of this network."""
+        return ResBlock(
+            channels, 4 * self.channels, out_channels, self.dropout, self.groups, self.scale_shift, resample
+        )
+
+    def head_count(self, channels: int) -> int:
+        """Number of attention heads at a width."""
+        return self.heads if self.head_channels is None else channels // self.head_channels
+
+    def attention_block(self, channels: int) -> AttentionBlock:
+        """An attention block of this network."""
+        return AttentionBlock(channels, self.head_count(channels), self.groups)
+
+    def resampler(self, channels: int, direction: str) -> nn.Module:
+        """What ends a level: a resampling residual block, or a convolution."""
+        if self.resample_blocks:
+            return self.res_block(channels, channels, direction)
+        return Downsample(channels) if direction == "down" else Upsample(channels)
+
+
+def time_embedding(channels: int) -> nn.Sequential:
+    """The two-layer perceptron on the sinusoids of time."""
+    return nn.Sequential(nn.Linear(channels, 4 * channels), nn.SiLU(), nn.Linear(4 * channels, 4 * channels))
+
+
+def encoder(config: UNetConfig) -> tuple[nn.ModuleList, Stage, list[int]]:
+    """Input blocks, middle block and the width of each skip connection."""
+    width = int(config.channel_mult[0] * config.channels)
+    blocks, skips = nn.ModuleList([Stage(nn.Conv2d(config.in_channels, width, 3, padding=1))]), [width]
+    resolution = config.size
+    for level, mult in enumerate(config.channel_mult):
+        for _ in range(config.blocks):
+            layers = [config.res_block(width, int(mult * config.channels))]
+            width = int(mult * config.channels)
+            if resolution in config.attention:
+                layers.append(config.attention_block(width))
+            blocks.append(Stage(*layers))
+            skips.append(width)
+        if level < len(config.channel_mult) - 1:
+            blocks.append(Stage(config.resampler(width, "down")))
+            skips.append(width)
+            resolution //= 2
+    middle = Stage(config.res_block(width, width), config.attention_block(width), config.res_block(width, width))
+    return blocks, middle, skips
+
+
+def decoder(config: UNetConfig, skips: list[int]) -> nn.ModuleList:
+    """Output blocks; each takes one skip connection, last one first."""
+    blocks, width, resolution = nn.ModuleList(), skips[-1], config.size // 2 ** (len(config.channel_mult) - 1)
+    skips = list(skips)
+    for level, mult in reversed(list(enumerate(config.channel_mult))):
+        for i in range(config.blocks + 1):
+            layers = [config.res_block(width + skips.pop(), int(mult * config.channels))]
+            width = int(mult * config.channels)
+            if resolution in config.attention:
+                layers.append(config.attention_block(width))
+            if level and i == config.blocks:
+                layers.append(config.resampler(width, "up"))
+                resolution *= 2
+            blocks.append(Stage(*layers))
+    return blocks
+
+
+class UNet(nn.Module):
+    """ADM's U-Net.
+
+    Raises:
+        ValueError: in ``forward``, for the wrong channels or size, or a condition whose door this network lacks.
+    """
+
+    def __init__(self, config: UNetConfig):
+        super().__init__()
+        self.config = config
+        self.time_embed = time_embedding(config.channels)
+        if config.classes is not None:
+            self.label_emb = nn.Embedding(config.classes, 4 * config.channels)
+        self.input_blocks, self.middle_block, skips = encoder(config)
+        self.output_blocks = decoder(config, skips)
+        width = int(config.channel_mult[0] * config.channels)
+        self.out = nn.Sequential(
+            nn.GroupNorm(config.groups, width),
+            nn.SiLU(),
+            zeroed(nn.Conv2d(width, config.out_channels, 3, padding=1)),
+        )
+
+    def forward(self, x: Tensor, time: Tensor, condition: Condition | None = None) -> Tensor:
+        """(B, C, H, W), (B,) -> (B, out_channels, H, W).
+
+        Args:
+            x: Noisy images.
+            time: Network times of their levels.
+            condition: ``vector`` (B, 4 channels) joins the time embedding, ``image`` (B, C', H, W) joins the channels.
+        """
+        condition = condition or Condition()
+        if condition.tokens is not None:
+            raise ValueError("this U-Net has no door for tokens; it takes a vector and an image")
+        if condition.image is not None:
+            x = torch.cat([x, condition.image], dim=1)
+        check_images(x, self.config)
+        embedding = self.time_embed(timestep_embedding(time, self.config.channels).to(x.dtype))
+        if condition.vector is not None:
+            embedding = embedding + condition.vector
+        h = x.contiguous(memory_format=torch.channels_last)
+        skips = []
+        for block in self.input_blocks:
+            h = block(h, embedding)
+            skips.append(h)
+        h = self.middle_block(h, embedding)
+        for block in self.output_blocks:
+            h = block(torch.cat([h, skips.pop()], dim=1), embedding)
+        return self.out(h)
+
+
+def check_images(x: Tensor, config: UNetConfig) -> None:
+    """Raise ValueError unless x is (B, in_channels, size, size)."""
+    expected = (config.in_channels, config.size, config.size)
+    if x.ndim != 4 or tuple(x.shape[1:]) != expected:
+        raise ValueError(f"this network takes (B, {', '.join(map(str, expected))}), got {tuple(x.shape)}")

@@ -1,0 +1,67 @@
+"""The noise-aware classifier p(c | x_t) that guides ADM-G, and its clean counterpart for comparison."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..models.classifier import Classifier
+from ..process import diffuse
+from ..random import randn
+from ..schedule import DATA, DiscreteSchedule, NoiseLevel
+
+
+class NoisyClassifier(nn.Module):
+    """log p(c | x_t) for every level (Dhariwal and Nichol 2021, section 4.1).
+
+    Args:
+        network: Encoder half of the U-Net.
+        schedule: Noise levels that the classifier is trained at.
+        noisy: False trains on clean images only and ignores the level: the tempting wrong version.
+    """
+
+    def __init__(self, network: Classifier, schedule: DiscreteSchedule, noisy: bool = True):
+        super().__init__()
+        self.network, self.schedule, self.noisy = network, schedule, noisy
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes."""
+        return self.network.config.out_channels
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        config = self.network.config
+        return config.in_channels, config.size, config.size
+
+    def log_prob_label(self, x: Tensor, level: NoiseLevel) -> Tensor:
+        """(B, n_classes) log p(c | x_t)."""
+        time = level.time if self.noisy else DATA.time
+        time = torch.as_tensor(time, device=x.device).expand(len(x))
+        return F.log_softmax(self.network(x, time).float(), dim=1)
+
+    def classifier(self, label: int | Tensor):
+        """``(x, level) -> (B,)`` log p(label | x_t), the form that guidance takes.
+
+        Raises:
+            ValueError: for a label that is out of range.
+        """
+        label = torch.as_tensor(label)
+        if bool(((label < 0) | (label >= self.n_classes)).any()):
+            raise ValueError(f"labels must be from 0 to {self.n_classes - 1}, got {label}")
+
+        def log_prob(x: Tensor, level: NoiseLevel) -> Tensor:
+            chosen = label.to(x.device).expand(len(x))
+            return self.log_prob_label(x, level).gather(1, chosen[:, None])[:, 0]
+
+        return log_prob
+
+    def loss(self, images: Tensor, labels: Tensor, generator=None) -> dict[str, Tensor]:
+        """Cross entropy at one uniformly drawn level per sample; also the accuracy."""
+        level = self.schedule.random_level(len(images), generator, images.device) if self.noisy else DATA
+        x = diffuse(images, level, randn(images.shape, generator, images.dtype, images.device))
+        log_prob = self.log_prob_label(x, level)
+        accuracy = (log_prob.argmax(1) == labels).float().mean()
+        return {"loss": F.nll_loss(log_prob, labels), "accuracy": accuracy}

@@ -1,0 +1,88 @@
+"""Checkpoints: one safetensors file, replaced atomically, never unpickled."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+FORMAT = "minidiff-checkpoint-1"
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write, fsync, rename: after a crash at any moment the file is either the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def save_checkpoint(path: Path, tensors: dict[str, Tensor], meta: dict) -> None:
+    """Save tensors and JSON-able meta; the checkpoint before is kept as ``previous.safetensors``."""
+    contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    content = save(contiguous, metadata={"format": FORMAT, "meta": json.dumps(meta)})
+    if path.exists():
+        previous = path.with_name("previous.safetensors")
+        previous.unlink(missing_ok=True)
+        os.link(path, previous)  # a second name: the current file never disappears
+    write_atomically(path, content)
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict]:
+    """Tensors and meta of a checkpoint.
+
+    Raises:
+        ValueError: for a missing, truncated or foreign file, by name. Nothing is written.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no checkpoint at {path}")
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118, the file is no dict
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is truncated, or no safetensors file ({error})") from None
+    if header.get("format") != FORMAT:
+        raise ValueError(f"{path} is not a checkpoint of minidiff (format {header.get('format')!r})")
+    return tensors, json.loads(header["meta"])
+
+
+def load_weights(module: nn.Module, path: Path) -> dict:
+    """Load exported weights into a module and return their meta.
+
+    Raises:
+        ValueError: for an unreadable file, or one whose tensors are missing, unexpected or of another shape, by name.
+    """
+    tensors, meta = load_checkpoint(path)
+    own = module.state_dict()
+    wrong = {
+        "missing": sorted(own.keys() - tensors.keys()),
+        "unexpected": sorted(tensors.keys() - own.keys()),
+        "of another shape": sorted(k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape),
+    }
+    problems = [f"{what}: {', '.join(names)}" for what, names in wrong.items() if names]
+    if problems:
+        raise ValueError(f"{path} does not fit this network; {'; '.join(problems)}")
+    module.load_state_dict({k: v.to(own[k].dtype) for k, v in tensors.items()})
+    return meta
+
+
+def export_weights(module_state: dict[str, Tensor], path: Path, meta: dict) -> None:
+    """Save weights in float16 for publication."""
+    half = {k: v.half() if torch.is_floating_point(v) else v for k, v in module_state.items()}
+    contiguous = {k: v.detach().cpu().contiguous() for k, v in half.items()}
+    write_atomically(Path(path), save(contiguous, metadata={"format": FORMAT, "meta": json.dumps(meta)}))

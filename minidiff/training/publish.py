@@ -1,0 +1,62 @@
+"""From a finished run to a small committed checkpoint with its card."""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..random import sample_generators
+from ..recipes import Recipe
+from .checkpoint import export_weights, load_checkpoint, load_weights, write_atomically
+from .data import load_set
+
+
+@torch.no_grad()
+def heldout_metrics(system: nn.Module, recipe: Recipe, passes: int = 8) -> dict[str, float]:
+    """The system's losses on held-out images, each image seen ``passes`` times at random levels."""
+    images, labels = load_set(recipe.data, recipe.network.size, "heldout")
+    system.eval()
+    totals: dict[str, float] = {}
+    for generator in sample_generators(recipe.training.seed, [f"heldout {i}" for i in range(passes)]):
+        for name, value in system.loss(images, labels, generator).items():
+            totals[name] = totals.get(name, 0.0) + float(value) / passes
+    return {f"heldout_{name}": round(value, 5) for name, value in totals.items()}
+
+
+def publish(recipe: Recipe, system: nn.Module, run: str | Path, folder: str | Path) -> dict:
+    """Write ``model.safetensors`` (averaged weights, float16) and ``card.json`` into a folder; return the card.
+
+    Args:
+        recipe: The recipe that was trained.
+        system: A freshly built system of that recipe; it is given the weights.
+        run: Folder of the finished run.
+        folder: Where the checkpoint goes.
+
+    Raises:
+        ValueError: when the run has not reached its last step.
+    """
+    tensors, meta = load_checkpoint(Path(run) / "last.safetensors")
+    if meta["step"] != recipe.training.steps:
+        raise ValueError(f"{run} stands at step {meta['step']} of {recipe.training.steps}; finish it first")
+    averaged = {k.removeprefix("ema."): v for k, v in tensors.items() if k.startswith("ema.")}
+    path = Path(folder) / "model.safetensors"
+    export_weights(averaged, path, {"name": recipe.name})
+    load_weights(system, path)
+    card = {
+        "name": recipe.name,
+        "recipe": recipe.to_dict(),
+        "seed": recipe.training.seed,
+        "steps": meta["step"],
+        "data": f"{recipe.data.name}, {len(load_set(recipe.data, recipe.network.size)[0])} training images",
+        "seconds": round(meta["seconds"]),
+        "parameters": sum(p.numel() for p in system.parameters()),
+        "megabytes": round(path.stat().st_size / 1e6, 2),
+        "metrics": heldout_metrics(system, recipe),
+        "trained_with": {"torch": torch.__version__, "machine": platform.machine(), "device": meta["device"]},
+    }
+    write_atomically(Path(folder) / "card.json", (json.dumps(card, indent=2) + "\n").encode())
+    return card

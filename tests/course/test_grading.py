@@ -1,0 +1,302 @@
+"""Grading: hand-ins good, unfinished and hostile. One run over all of them, a good one after each hostile one."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import attacks
+import nbformat
+import pytest
+
+from minidiff.course.grading import grade_paths, sandbox
+from minidiff.course.grading.grade import collect, to_csv
+
+TOY = Path(__file__).with_name("l99_toy.py")
+ROOT = Path(__file__).resolve().parents[2]
+IDS = ["ex-99-marginal", "ex-99-scaled", "ex-99-gradient", "ex-99-number"]
+FULL = {"ex-99-marginal": 3.0, "ex-99-scaled": 1.0, "ex-99-gradient": 1.0, "ex-99-number": 1.0}
+HOSTILE = {
+    name.lower(): getattr(attacks, name)
+    for name in ("ENDLESS_IMPORT", "EXIT_IMPORT", "STOPS", "LIES", "YES", "MESSAGES")
+}
+LIMITS = {"time_limit_s": 10.0, "case_limit_s": 2.0, "memory_limit_mb": 1024}
+
+
+def cell(source, *tags):
+    return nbformat.v4.new_code_cell(textwrap.dedent(source).strip(), metadata={"tags": list(tags)} if tags else {})
+
+
+def notebook(*cells, **metadata):
+    return nbformat.writes(nbformat.v4.new_notebook(cells=list(cells), metadata=metadata))
+
+
+SLOW = cell("import time\ntime.sleep(1000)")
+MARGINAL = """
+    def marginal(x0, level, eps):
+        return level.alpha * x0 + level.sigma * eps
+"""
+TAGGED = notebook(
+    cell("import torch\nfactor = 6", "setup"),
+    cell("from minidiff.nowhere import nothing"),
+    cell(MARGINAL, "exercise", "ex:ex-99-marginal", "name:marginal"),
+    cell("check('ex-99-marginal', marginal)", "check", "ex:ex-99-marginal"),
+    cell("def scaled(f, s):\n    return f(", "exercise", "ex:ex-99-scaled", "name:scaled"),
+    SLOW,
+    cell("def gradient(world, x, level):\n    raise NotImplementedError", "exercise", "ex:ex-99-gradient"),
+    cell("number = 0\nfor i in range(7):\n    number += factor", "exercise", "ex:ex-99-number", "name:number"),
+)
+UNTAGGED = notebook(  # as an editor leaves it that drops tags
+    cell("%matplotlib inline\nimport torch\n!pip list\nunused = 1 / 0"),
+    cell("helper_scale = 2 ** 0.5\nlog = []\nlog.append(3)"),
+    SLOW,
+    cell("%%bash\nsleep 1000"),
+    cell("def helper(x):\n    return x * (helper_scale ** 2) / 2"),
+    cell(MARGINAL.replace("return ", "return helper(1.0) * level.alpha * x0 + level.sigma * eps #")),
+    cell("scaled = lambda f, s: lambda x: len(log) * s * f(x)"),
+    cell("number = ...  # YOUR CODE HERE"),
+    cell("samples = marginal(1, 2, 3)"),
+)
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """A file that no hand-in may touch, the repository, and a process that none may kill."""
+    victim = tmp_path_factory.mktemp("outside") / "victim.txt"
+    victim.write_text("untouched")
+    return {"victim": str(victim), "repository": str(ROOT), "pid": os.getpid()}
+
+
+@pytest.fixture(scope="module")
+def graded(places, tmp_path_factory):
+    """Results by name of hand-in, all of one run."""
+    folder = tmp_path_factory.mktemp("handins")
+    sources = HOSTILE | {
+        "python_attempts": attacks.attempts(attacks.PYTHON, **places),
+        "native_attempts": attacks.attempts(attacks.NATIVE, **places),
+    }
+    for i, (name, source) in enumerate(sources.items()):
+        (folder / f"{i:02}_{name}.py").write_text(attacks.RIGHT + source)
+        (folder / f"{i:02}_{name}_then_good.py").write_text(attacks.RIGHT)
+    (folder / "tagged.ipynb").write_text(TAGGED)
+    (folder / "untagged.ipynb").write_text(UNTAGGED)
+    (folder / "broken.ipynb").write_text('{"cells": 3}')
+    (folder / "unknown.py").write_text("x = 1")
+    (folder / "cannot_import.py").write_text("import minidiff.nowhere\n" + attacks.RIGHT)
+    done = []
+    files = (folder / "out/grades.csv", folder / "out/grades.json")
+    results = grade_paths([folder], *files, checks=[TOY], jobs=2, progress=done.append, **LIMITS)
+    names = [r["handin"] for r in results]
+    assert names == sorted(r["handin"] for r in done) == [str(path) for path in collect([folder])]
+    return {Path(r["handin"]).stem.lstrip("0123456789_"): r for r in results} | {"folder": folder, "all": results}
+
+
+def points(result):
+    return {e["id"]: e["points"] for e in result["exercises"]}
+
+
+def statuses(result):
+    return [e["status"] for e in result["exercises"]]
+
+
+@pytest.mark.parametrize("name", [*HOSTILE, "python_attempts", "native_attempts"])
+def test_the_next_hand_in_gets_full_marks(graded, name):
+    assert points(graded[f"{name}_then_good"]) == FULL
+
+
+def test_hand_ins_that_stop(graded):
+    for name, why in (("endless_import", "took too long"), ("exit_import", "ended its process (exit code 0)")):
+        assert statuses(graded[name]) == ["stopped"] * 4
+        assert {e["message"] for e in graded[name]["exercises"]} == {f"the hand-in {why}"}
+
+
+def test_an_answer_that_stops_costs_that_exercise_alone(graded):
+    assert statuses(graded["stops"]) == ["stopped", "stopped", "stopped", "passed"]
+    assert [e["message"] for e in graded["stops"]["exercises"]] == [
+        "the hand-in took too long",
+        "the hand-in took too long",
+        "the hand-in ended its process (exit code 3)",
+        "",
+    ]
+
+
+@pytest.mark.parametrize("name", ["lies", "yes"])
+def test_no_point_by_printing_patching_or_agreeing(graded, name):
+    assert set(points(graded[name]).values()) == {0.0}
+
+
+def test_prints_are_kept_up_to_a_limit(graded):
+    assert graded["lies"]["output"].startswith("PASS mean") and len(graded["lies"]["output"]) == 20_000
+
+
+def test_messages_that_are_too_large_or_no_messages(graded):
+    large, garbage, exits, _ = graded["messages"]["exercises"]
+    assert statuses(graded["messages"]) == ["stopped", "stopped", "failed", "passed"]
+    assert "sent a message of" in large["message"] and "the hand-in sent a " in garbage["message"]
+    assert exits["message"] == "of-a-mixture: AnswerError: SystemExit: 0"
+
+
+def outcome(result, lines):
+    assert points(result) == FULL, "it may write to its own folder, and answers right after the attempts"
+    tried = [line.split(" ", 1) for line in result["output"].splitlines() if line[:1].isdigit()]
+    wanted = lines.strip().splitlines()
+    return {wanted[int(i)]: end for i, end in tried[: len(wanted)]}, wanted
+
+
+def test_attempts_in_python_are_refused(graded, places):
+    found, wanted = outcome(graded["python_attempts"], attacks.PYTHON)
+    assert {line: end for line, end in found.items() if not end.startswith("refused")} == {}
+    assert len(found) == len(wanted)
+    assert Path(places["victim"]).read_text() == "untouched"
+    assert os.listdir(Path(places["victim"]).parent) == ["victim.txt"]
+
+
+def test_attempts_through_c_are_refused(graded, places):
+    layers = " ".join(graded["native_attempts"]["layers"])
+    if "Landlock" not in layers or "seccomp" not in layers:
+        pytest.skip(f"this kernel offers only: {layers}")
+    found, wanted = outcome(graded["native_attempts"], attacks.NATIVE)
+    assert {line: end for line, end in found.items() if not end.startswith("refused")} == {}
+    assert len(found) == len(wanted)
+    assert Path(places["victim"]).read_text() == "untouched"
+
+
+def test_no_folder_and_no_process_is_left(graded):
+    import tempfile
+
+    assert not list(Path(tempfile.gettempdir()).glob("minidiff-grade-*"))
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = path.read_bytes()
+        except OSError:
+            continue
+        assert b"grading/sandbox.py" not in command
+
+
+def test_a_tagged_notebook(graded):
+    result = graded["tagged"]
+    assert statuses(result) == ["passed", "missing", "not attempted", "passed"]
+    assert "SyntaxError" in result["exercises"][1]["message"] and result["seconds"] < 60
+
+
+def test_a_notebook_that_lost_its_tags(graded):
+    result = graded["untagged"]
+    assert statuses(result) == ["passed", "passed", "missing", "not attempted"]
+    assert result["exercises"][2]["message"] == "the hand-in does not define gradient"
+
+
+def test_hand_ins_that_cannot_be_graded(graded):
+    assert graded["broken"]["message"] == "not a notebook of nbformat 4"
+    assert "cannot tell which lesson" in graded["unknown"]["message"]
+    assert statuses(graded["cannot_import"]) == ["missing"] * 4
+    assert "ModuleNotFoundError" in graded["cannot_import"]["exercises"][0]["message"]
+
+
+def test_layers_are_reported(graded):
+    layers = graded["yes_then_good"]["layers"]
+    assert "audit hook" in layers and any(layer.startswith("limits (CPU") for layer in layers)
+    if sys.platform.startswith("linux"):
+        assert "no capabilities" in layers and any("AS, DATA" in layer for layer in layers)
+
+
+def test_files(graded):
+    rows = list(csv.reader((graded["folder"] / "out/grades.csv").open()))
+    assert rows[0] == ["hand-in", "exercise", "points", "max", "status", "message"]
+    assert len(rows) == 1 + sum(max(1, len(r["exercises"])) for r in graded["all"])
+    assert [str(graded["folder"] / "unknown.py"), "", "0", "0", "error"] in [row[:5] for row in rows]
+    assert json.loads((graded["folder"] / "out/grades.json").read_text()) == graded["all"]
+    assert sorted(os.listdir(graded["folder"] / "out")) == ["grades.csv", "grades.json"]
+
+
+# -- without a sandbox -----------------------------------------------------------------------------------------------
+
+
+def test_csv_is_not_run_by_a_spreadsheet():
+    unread = {"handin": "@bob.py", "exercises": [], "status": "error", "message": "=cmd|' /C calc'!A0\n\x00second"}
+    (_, row) = csv.reader(to_csv([unread]).splitlines())
+    assert row == ["'@bob.py", "", "0", "0", "error", "'=cmd|' /C calc'!A0 second"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"paths": ["nowhere.ipynb"]}, "nowhere.ipynb is not a folder"),
+        ({"paths": []}, "no hand-in found"),
+        ({"paths": [TOY], "time_limit_s": 0}, "time_limit_s must be positive, got 0"),
+        ({"paths": [TOY], "memory_limit_mb": float("nan")}, "memory_limit_mb must be positive, got nan"),
+        ({"paths": [TOY], "jobs": -1}, "jobs must be positive, got -1"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        grade_paths(**arguments)
+
+
+def test_collect_leaves_out_hidden_files_checkpoints_and_links(tmp_path):
+    for name in (
+        "b/x.ipynb",
+        "a.py",
+        ".hidden/x.py",
+        "b/.ipynb_checkpoints/x-checkpoint.ipynb",
+        "__pycache__/x.py",
+        "notes.txt",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "link.py").symlink_to(TOY)
+    assert collect([tmp_path, tmp_path / "a.py"]) == [tmp_path / "a.py", tmp_path / "b/x.ipynb"]
+
+
+def test_denied_folders_are_carved_out(tmp_path):
+    for name in ("p/keep.py", "p/course/exercises.py", "p/course/checks/l01.py", "q/x.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    read, listed = sandbox.except_below(str(tmp_path), [tmp_path / "p/course/checks"])
+    inside = lambda paths: sorted(os.path.relpath(p, tmp_path) for p in paths)
+    assert inside(read) == ["p/course/exercises.py", "p/keep.py", "q"]
+    assert inside(listed) == [".", "p", "p/course"]
+    assert sandbox.except_below(str(tmp_path / "p/course/checks"), [tmp_path / "p"]) == ([], [])
+
+
+def test_audit_hook_alone(places, tmp_path):
+    """What is left where the kernel offers nothing (macOS)."""
+    script = f"""
+import os, sys
+sys.path.insert(0, {str(Path(sandbox.__file__).parent)!r})
+import sandbox
+lines = {attacks.PYTHON.format(**places).strip().splitlines()!r}
+readable = [sys.prefix, sys.base_prefix]
+sandbox.add_audit_hook(readable, [{str(tmp_path)!r}])
+open("mine", "w").close(); open("mine").close(); os.rename("mine", "mine2"); os.remove("mine2")
+for line in lines:
+    try:
+        eval(line)
+    except BaseException as error:
+        assert not isinstance(error, (SyntaxError, NameError)), line
+    else:
+        print("DONE", line)
+"""
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
+
+
+def test_ctrl_c_time_is_bounded():
+    """Stopping a process that ignores SIGTERM takes seconds, not for ever."""
+    from minidiff.course.grading.process import Process
+
+    code = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(100)"
+    )
+    process = Process(["-I", "-c", code], {}, "/", dict(os.environ))
+    while not process.output:
+        time.sleep(0.02)
+    begun = time.monotonic()
+    assert process.stop() == -9 and time.monotonic() - begun < 6

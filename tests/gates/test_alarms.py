@@ -1,0 +1,136 @@
+"""The alarm is tested: a planted fault turns the real gate red, with a message that names it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from minidiff.course import exercises as registry
+from tools import notebooks, render
+from tools.exercises import planted, survivors
+from tools.lessons import ROOT, read
+
+HEADER = """---
+jupytext:
+  text_representation:
+    extension: .md
+    format_name: myst
+kernelspec:
+  name: python3
+  display_name: Python 3
+  language: python
+---
+
+# A lesson
+
+```{code-cell} ipython3
+one = 1
+```
+"""
+PLANTED = '\n```{code-cell} ipython3\nassert one == 2, "a planted failure"\n```\n'
+TOC = "format: jb-book\nroot: lessons/01_planted\n"
+
+
+def start(command: list, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    """Run a gate as the test command does; its output is one text."""
+    return subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=cwd,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A course of one small lesson with the project's own configuration."""
+    (tmp_path / "lessons").mkdir()
+    (tmp_path / "lessons/01_planted.md").write_text(HEADER)
+    shutil.copy(ROOT / "_config.yml", tmp_path)
+    (tmp_path / "_toc.yml").write_text(TOC)
+    return tmp_path
+
+
+def test_a_failing_cell_fails_nbval(root):
+    path = root / "lessons/01_planted.md"
+    path.write_text(HEADER + PLANTED)
+    notebook = root / "01_planted.ipynb"
+    notebook.write_text(render.text_of(render.reference(read(path))))
+    done = start(notebooks.nbval_command(notebook)[1:], root)
+    assert done.returncode == 1 and "a planted failure" in done.stdout and "1 failed, 1 passed" in done.stdout
+
+
+def test_a_failing_cell_fails_the_book(root):
+    for name in ("tools", "book/_ext", "book/_static"):
+        shutil.copytree(ROOT / name, root / name)
+    shutil.copy(ROOT / "book/references.bib", root / "book")
+    (root / "lessons/01_planted.md").write_text(HEADER + PLANTED)
+    done = start(["-m", "tools.book"], root)
+    assert done.returncode == 1 and "a planted failure" in done.stdout, done.stdout[-3000:]
+
+
+def test_a_stale_notebook_fails_the_check(root):
+    command = [ROOT / "tools/notebooks.py", "--root", root]
+    assert start(command, root).returncode == 0
+    assert start([*command, "--check"], root).returncode == 0
+    (root / "lessons/01_planted.md").write_text(HEADER.replace("one = 1", "one = 1.0"))
+    done = start([*command, "--check"], root)
+    assert done.returncode == 1 and "stale: notebooks/01_planted.ipynb" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "right, wrong",
+    [
+        ("uncond.eps + scale * (cond.eps - uncond.eps)", "uncond.eps - scale * (cond.eps - uncond.eps)"),
+        ("uncond.eps + scale * (cond.eps - uncond.eps)", "uncond.eps + (1 + scale) * (cond.eps - uncond.eps)"),
+    ],
+    ids=["sign", "w-for-s"],
+)
+def test_a_wrong_formula_fails_the_unit_tests(tmp_path, right, wrong):
+    ignore = shutil.ignore_patterns("__pycache__", "course")
+    shutil.copytree(ROOT / "minidiff", tmp_path / "minidiff", ignore=ignore)
+    for name in ("pyproject.toml", "tests/conftest.py", "tests/test_guidance.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    guidance = tmp_path / "minidiff/guidance.py"
+    source = guidance.read_text()
+    assert source.count(right) == 1, "the formula is written differently now: plant the fault in its new form"
+    guidance.write_text(source.replace(right, wrong))
+    done = start(
+        ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", "free", "tests/test_guidance.py"], tmp_path
+    )
+    assert done.returncode == 1 and "AssertionError" in done.stdout and " error" not in done.stdout.splitlines()[-1]
+
+
+def test_a_case_that_cannot_fail_is_caught(monkeypatch):
+    exercise = registry.exercises()[0]
+    mutants = planted(exercise.lesson).MUTANTS[exercise.id]
+    assert list(survivors(exercise, mutants)) == []
+    spoilt = dataclasses.replace(exercise, cases=[*exercise.cases, registry.Case("vacuous", lambda answer: None, 1.0)])
+    monkeypatch.setitem(registry._exercises, exercise.id, spoilt)
+    assert list(survivors(spoilt, mutants)) == [f"{exercise.id}: no planted wrong answer fails the case 'vacuous'"]
+
+
+VACUOUS = """
+from minidiff.course import claim
+claim("one-is-one", "One is one.", 0.0, below=1.0, tier="exact", source="nobody", negative={"wrong": 0.5})
+"""
+
+
+def test_a_claim_that_cannot_fail_is_caught(tmp_path):
+    done = start(["-c", VACUOUS], tmp_path)
+    assert (
+        done.returncode == 1
+        and "VacuousCheck" in done.stdout
+        and "its negative control 'wrong' gives 0.5" in done.stdout
+    )

@@ -1,0 +1,111 @@
+"""The gates over the lessons, and for each gate a fault that it finds."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tools import gates, notebooks
+from tools.lessons import LessonError
+
+FIXTURE = Path(__file__).parents[1] / "tools/fixtures/course"
+CLAIM = '```{{code-cell}} ipython3\n:tags: [claim]\n\nclaim("{}", "It holds.", 1.0, above=0.0, {} source="R")\n```'
+FIGURE = "```{{code-cell}} ipython3\n---\nmystnb: {{figure: {{{}}}, image: {{alt: {}}}}}\n---\n1\n```"
+CARD = "```{exercise-start} Title\n:label: ex-second-new\n```\nText.\n\n```{exercise-end}\n```"
+ANSWER = """```{code-cell} ipython3
+:tags: [exercise, "ex:ex-second-new", "name:f"]
+
+### BEGIN SOLUTION
+f = 1
+### END SOLUTION
+```"""
+CHECK = '```{code-cell} ipython3\n:tags: [check, "ex:ex-second-new"]\n\ncheck("ex-second-new", f)\n```'
+
+
+def test_the_lessons_are_in_order():
+    assert gates.problems() == []
+
+
+def test_the_student_notebooks_are_up_to_date():
+    assert notebooks.stale() == []
+
+
+@pytest.fixture
+def course(tmp_path):
+    """A copy of the fixture course to spoil."""
+    return Path(shutil.copytree(FIXTURE, tmp_path / "course"))
+
+
+def cell(code: str) -> str:
+    return f"```{{code-cell}} ipython3\n{code}\n```"
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("$$ a = b $$ (eq-unclaimed)", "02_second.md:38: equation 'eq-unclaimed' is neither claimed nor listed"),
+        (CLAIM.format("new", 'tier="production", equations=["eq-typo"],'), "no equation has the label 'eq-typo'"),
+        (
+            CLAIM.format("new", 'tier="production", equations="eq-model",'),
+            "'eq-model' is listed as a definition although",
+        ),
+        (CLAIM.format("new", 'tier="exact",'), "exact claim 'new' needs negative="),
+        (CLAIM.format("new", 'tier="exact", negative=None,'), "exact claim 'new' needs negative="),
+        (CLAIM.format("slope-is-one", 'tier="production",'), "claim 'slope-is-one' is already made at"),
+        (cell('claim("new", "It.", 1.0, above=0, tier="production", source="R")'), "the tag `claim` goes with"),
+        ("```{code-cell} ipython3\n:tags: [claim]\n\n1\n```", "the tag `claim` goes with"),
+        (cell('begin("third")'), "calls begin('second') exactly once"),
+        (cell("import matplotlib.pyplot as plt\nfig, ax = plt.subplots()"), "the cell draws"),
+        (cell("for _ in range(2):\n    plt.imshow(x)"), "the cell draws"),
+        (cell("def draw():\n    return plt.figure()\nfig = draw()\nfig"), "the cell draws"),
+        (cell('frames(lambda s: plt.figure(), [1], name="s")'), "frames() needs alt="),
+        (FIGURE.format("name: fig-a, caption: Text", "''"), "the figure has no alt text"),
+        (FIGURE.format("name: fig-a", "A line"), "needs a name and a caption"),
+        (CARD, "'ex-second-new' has 0 answer cells and 1 cards"),
+        (f"{CARD}\n\n{ANSWER}", "'ex-second-new' has 0 check cells and 1 cards"),
+        (f"{ANSWER}\n\n{CHECK}", "'ex-second-new' has 1 answer cells and 0 cards"),
+        (f"{CARD}\n\n{ANSWER}\n\n{ANSWER}\n\n{CHECK}", "'ex-second-new' has 2 answer cells and 1 cards"),
+    ],
+)
+def test_a_fault_in_a_lesson_is_found(course, text, message):
+    path = course / "lessons/02_second.md"
+    path.write_text(f"{path.read_text()}\n{text}\n")
+    assert message in "\n".join(gates.problems(course))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        cell("def draw(s):\n    fig, ax = plt.subplots()\n    return fig"),
+        cell('frames(lambda s: plt.figure(), [1], name="s", alt="A line")'),
+        "```{code-cell} ipython3\n:tags: [live]\n\nplt.figure()\n```",
+        FIGURE.format("name: fig-a, caption: Text", "A line"),
+        CLAIM.format("new", 'tier="exact", no_negative="counting cannot go wrong",'),
+        f"{CARD}\n\n{ANSWER}\n\n{CHECK}",
+    ],
+)
+def test_what_is_right_is_left_alone(course, text):
+    path = course / "lessons/02_second.md"
+    path.write_text(f"{path.read_text()}\n{text}\n")
+    assert gates.problems(course) == []
+
+
+def test_a_definition_that_is_no_equation_is_found(course):
+    path = course / "lessons/01_first.md"
+    path.write_text(path.read_text().replace("[eq-model, eq-chain]", "[eq-model, eq-chain, eq-gone]"))
+    assert "no equation has the label 'eq-gone'" in "\n".join(gates.problems(course))
+
+
+def test_claims_are_readable_without_running(course):
+    path = course / "lessons/02_second.md"
+    path.write_text(path.read_text().replace('"tweedie-holds"', '"tweedie" + suffix'))
+    with pytest.raises(LessonError, match=r"02_second.md:\d+: claim\(\): id must be given as a literal"):
+        gates.problems(course)
+
+
+def test_chapters_are_numbered_as_the_files(course):
+    toc = course / "_toc.yml"
+    toc.write_text(toc.read_text().replace("lessons/01_first", "lessons/02_second", 1))
+    assert "the numbered chapters must be" in "\n".join(gates.problems(course))

@@ -1,0 +1,280 @@
+"""ADM's U-Net: published parameter counts and names, zero starts, and each block against its formula written out."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers.models.embeddings import get_timestep_embedding
+from torch import nn
+
+from minidiff.denoiser import Condition, as_denoiser
+from minidiff.models.layers import AttentionBlock, ResBlock, attention, timestep_embedding
+from minidiff.models.unet import UNet, UNetConfig
+from minidiff.schedule import linear_schedule
+
+TINY = UNetConfig(
+    size=8, channels=16, channel_mult=(1, 2), blocks=1, attention=(4,), in_channels=2, out_channels=4,
+    head_channels=8, classes=5, groups=8,
+)  # fmt: skip
+
+FOUR, FIVE, SIX = (1, 2, 3, 4), (1, 1, 2, 3, 4), (1, 1, 2, 2, 4, 4)
+COMMON = {"out_channels": 6, "attention": (32, 16, 8), "head_channels": 64}
+ADM = {  # millions of parameters, as counted on the public code
+    "64": (295.90, {"size": 64, "channels": 192, "channel_mult": FOUR, "blocks": 3, "classes": 1000}),
+    "128": (421.53, {"size": 128, "channels": 256, "channel_mult": FIVE, "head_channels": None, "classes": 1000}),
+    "256": (553.84, {"size": 256, "channels": 256, "channel_mult": SIX, "classes": 1000}),
+    "256-uncond": (552.81, {"size": 256, "channels": 256, "channel_mult": SIX}),
+    "512": (559.00, {"size": 512, "channels": 256, "channel_mult": (0.5, *SIX), "classes": 1000}),
+    "64-256": (311.80, {"size": 256, "channels": 192, "channel_mult": SIX, "in_channels": 6, "head_channels": None,
+                        "classes": 1000}),
+    "128-512": (308.84, {"size": 512, "channels": 192, "channel_mult": SIX, "in_channels": 6, "attention": (32, 16),
+                         "classes": 1000}),
+}  # fmt: skip
+
+
+def awake(module, seed=0):
+    """The module with every parameter random, so that no branch is silent."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return module.double().eval()
+
+
+def noise(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+# --- published layout -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", list(ADM))
+def test_parameter_counts_of_the_published_networks(preset):
+    millions, changes = ADM[preset]
+    with torch.device("meta"):
+        network = UNet(UNetConfig(**(COMMON | changes)))
+    assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, abs=0.006)
+
+
+def test_names_and_shapes_are_those_of_released_checkpoints():
+    network = UNet(TINY)
+    shapes = {name: tuple(p.shape) for name, p in network.state_dict().items()}
+    expected = {
+        "time_embed.0.weight": (64, 16),
+        "time_embed.2.weight": (64, 64),
+        "label_emb.weight": (5, 64),
+        "input_blocks.0.0.weight": (16, 2, 3, 3),
+        "input_blocks.1.0.in_layers.0.weight": (16,),
+        "input_blocks.1.0.in_layers.2.weight": (16, 16, 3, 3),
+        "input_blocks.1.0.emb_layers.1.weight": (32, 64),  # scale and shift
+        "input_blocks.1.0.out_layers.0.weight": (16,),
+        "input_blocks.1.0.out_layers.3.weight": (16, 16, 3, 3),
+        "input_blocks.2.0.in_layers.2.weight": (16, 16, 3, 3),  # the downsampling block
+        "input_blocks.3.0.skip_connection.weight": (32, 16, 1, 1),
+        "input_blocks.3.1.norm.weight": (32,),
+        "input_blocks.3.1.qkv.weight": (96, 32, 1),
+        "input_blocks.3.1.proj_out.weight": (32, 32, 1),
+        "middle_block.0.in_layers.2.weight": (32, 32, 3, 3),
+        "middle_block.1.qkv.bias": (96,),
+        "middle_block.2.out_layers.3.bias": (32,),
+        "output_blocks.0.0.in_layers.2.weight": (32, 64, 3, 3),
+        "output_blocks.1.0.in_layers.2.weight": (32, 48, 3, 3),
+        "output_blocks.1.1.qkv.weight": (96, 32, 1),
+        "output_blocks.1.2.in_layers.2.weight": (32, 32, 3, 3),  # the upsampling block
+        "output_blocks.2.0.in_layers.2.weight": (16, 48, 3, 3),
+        "output_blocks.3.0.in_layers.2.weight": (16, 32, 3, 3),
+        "out.0.weight": (16,),
+        "out.2.weight": (4, 16, 3, 3),
+    }
+    assert {name: shapes.get(name) for name in expected} == expected
+    grammar = re.compile(
+        r"(time_embed\.[02]|label_emb|input_blocks\.0\.0|out\.[02]"
+        r"|((input|output)_blocks\.\d+|middle_block)\.\d+\."
+        r"(in_layers\.[02]|emb_layers\.1|out_layers\.[03]|skip_connection|norm|qkv|proj_out))\.(weight|bias)"
+    )
+    assert [name for name in shapes if not grammar.fullmatch(name)] == []
+
+
+def test_convolutional_resampling_has_its_own_names():
+    names = UNet(UNetConfig(**(vars(TINY) | {"resample_blocks": False, "scale_shift": False}))).state_dict()
+    assert names["input_blocks.2.0.op.weight"].shape == (16, 16, 3, 3)
+    assert names["output_blocks.1.2.conv.weight"].shape == (32, 32, 3, 3)
+    assert names["input_blocks.1.0.emb_layers.1.weight"].shape == (16, 64)
+
+
+def test_group_norms_are_as_published():
+    with torch.device("meta"):
+        network = UNet(UNetConfig(**(COMMON | ADM["64"][1])))
+    norms = [m for m in network.modules() if isinstance(m, nn.GroupNorm)]
+    assert norms and {(m.num_groups, m.eps) for m in norms} == {(32, 1e-5)}
+
+
+def test_zero_initialised_layers():
+    """Second convolutions, attention outputs and the last layer; nothing else but biases of norms."""
+    zero = {name for name, p in UNet(TINY).named_parameters() if not p.any()}
+    ends = (".out_layers.3.weight", ".out_layers.3.bias", ".proj_out.weight", ".proj_out.bias")
+    for name, parameter in UNet(TINY).named_parameters():
+        if name.endswith(ends) or name in ("out.2.weight", "out.2.bias"):
+            assert name in zero
+        elif parameter.ndim > 1:
+            assert name not in zero
+
+
+def test_a_fresh_network_returns_zero_and_fresh_blocks_their_input():
+    x, time = torch.randn(2, 2, 8, 8), torch.tensor([3, 900])
+    assert not UNet(TINY)(x, time).any()
+    h = torch.randn(2, 16, 4, 4)
+    assert torch.equal(ResBlock(16, 8, 16, groups=8)(h, torch.randn(2, 8)), h)
+    assert torch.equal(AttentionBlock(16, 2, groups=8)(h), h)
+
+
+# --- blocks against their formulas ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dim", [2, 7, 32])
+def test_timestep_embedding_is_cosines_then_sines(dim):
+    time, half = torch.tensor([0, 1, 17, 999]), dim // 2
+    embedding = timestep_embedding(time, dim).double()
+    assert embedding.shape == (4, dim)
+    for row, t in zip(embedding, time.tolist(), strict=True):
+        angles = torch.tensor([t * 10_000 ** (-i / half) for i in range(half)], dtype=torch.float64)
+        expected = torch.cat([angles.cos(), angles.sin(), torch.zeros(dim % 2)])
+        torch.testing.assert_close(row, expected, rtol=0, atol=2e-4)
+
+
+def test_timestep_embedding_against_diffusers():
+    time = torch.tensor([0, 5, 250, 999])
+    theirs = get_timestep_embedding(time, 64, flip_sin_to_cos=True, downscale_freq_shift=0)
+    torch.testing.assert_close(timestep_embedding(time, 64), theirs, rtol=0, atol=1e-4)
+
+
+def test_attention_is_the_softmax_of_scaled_products():
+    q, k, v = noise(2, 3, 5, 4, seed=1), noise(2, 3, 7, 4, seed=2), noise(2, 3, 7, 4, seed=3)
+    expected = torch.einsum("bhqd,bhkd->bhqk", q, k).div(2.0).softmax(-1) @ v
+    torch.testing.assert_close(attention(q, k, v), expected)
+
+
+def test_attention_block_is_its_formula_head_by_head():
+    """Rows of qkv: all of q, then k, then v, each with its heads in order; added to the input."""
+    block, x = awake(AttentionBlock(12, heads=3, groups=4)), noise(2, 12, 3, 5)
+    pixels = F.group_norm(x, 4, block.norm.weight, block.norm.bias).reshape(2, 12, 15)
+    qkv = torch.einsum("oc,bcl->bol", block.qkv.weight[..., 0], pixels) + block.qkv.bias[:, None]
+    q, k, v = qkv[:, :12], qkv[:, 12:24], qkv[:, 24:]
+    heads = []
+    for head in range(3):
+        rows = slice(4 * head, 4 * head + 4)
+        weights = (torch.einsum("bcq,bck->bqk", q[:, rows], k[:, rows]) / 2).softmax(-1)
+        heads.append(torch.einsum("bqk,bck->bcq", weights, v[:, rows]))
+    out = torch.einsum("oc,bcl->bol", block.proj_out.weight[..., 0], torch.cat(heads, 1)) + block.proj_out.bias[:, None]
+    torch.testing.assert_close(block(x), x + out.reshape(x.shape))
+
+
+def test_attention_does_not_know_where_a_pixel_is():
+    block, x, order = awake(AttentionBlock(8, heads=2, groups=4)), noise(1, 8, 3, 4), torch.randperm(12)
+    moved = x.flatten(2)[..., order].reshape(x.shape)
+    torch.testing.assert_close(block(moved), block(x).flatten(2)[..., order].reshape(x.shape))
+
+
+@pytest.mark.parametrize("scale_shift", [True, False])
+@pytest.mark.parametrize("resample", [None, "down", "up"])
+@pytest.mark.parametrize("out", [8, 12])
+def test_residual_block_is_its_formula(scale_shift, resample, out):
+    """GN, SiLU, resample, conv; GN * (1 + scale) + shift (or the embedding added before); SiLU, conv; plus the skip."""
+    block = awake(ResBlock(8, 6, out, groups=4, scale_shift=scale_shift, resample=resample))
+    x, embedding = noise(2, 8, 4, 4), noise(2, 6, seed=5)
+    resampled = {
+        None: lambda h: h,
+        "down": lambda h: h.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).mean((3, 5)),
+        "up": lambda h: h.repeat_interleave(2, 2).repeat_interleave(2, 3),
+    }[resample]
+    silu = lambda h: h * h.sigmoid()
+    norm = lambda layer, h: F.group_norm(h, 4, layer.weight, layer.bias, 1e-5)
+    conv = lambda layer, h: F.conv2d(h, layer.weight, layer.bias, padding=layer.weight.shape[-1] // 2)
+    h = conv(block.in_layers[2], resampled(silu(norm(block.in_layers[0], x))))
+    told = silu(embedding) @ block.emb_layers[1].weight.T + block.emb_layers[1].bias
+    if scale_shift:
+        scale, shift = told[:, :out, None, None], told[:, out:, None, None]
+        h = norm(block.out_layers[0], h) * (1 + scale) + shift
+    else:
+        h = norm(block.out_layers[0], h + told[..., None, None])
+    skip = resampled(x) if out == 8 else conv(block.skip_connection, resampled(x))
+    torch.testing.assert_close(block(x, embedding), skip + conv(block.out_layers[3], silu(h)))
+
+
+# --- the whole network ----------------------------------------------------------------------------------------------
+
+
+def test_output_shape_and_the_use_of_time_and_label():
+    network, x, time = awake(UNet(TINY)), noise(3, 2, 8, 8), torch.tensor([0, 500, 999])
+    out = network(x, time)
+    assert out.shape == (3, 4, 8, 8)
+    assert (network(x, time + 1) - out).flatten(1).abs().amax(1).min() > 1e-6
+    condition = Condition(vector=noise(3, 64))
+    assert (network(x, time, condition) - out).flatten(1).abs().amax(1).min() > 1e-6
+    torch.testing.assert_close(network(x, time, Condition(vector=torch.zeros(3, 64).double())), out)
+
+
+def test_samples_of_a_batch_do_not_mix():
+    network, x, time = awake(UNet(TINY)), noise(3, 2, 8, 8), torch.tensor([0, 500, 999])
+    together = network(x, time, Condition(vector=noise(3, 64)))
+    for i in range(3):
+        row = slice(i, i + 1)
+        torch.testing.assert_close(network(x[row], time[row], Condition(vector=noise(3, 64)[row])), together[row])
+
+
+def test_memory_format_does_not_matter():
+    network, x, time = awake(UNet(TINY)), noise(2, 2, 8, 8), torch.tensor([1, 2])
+    torch.testing.assert_close(network(x.contiguous(memory_format=torch.channels_last), time), network(x, time))
+
+
+def test_every_parameter_gets_a_gradient():
+    """But the label embedding, which enters through the condition."""
+    network = awake(UNet(TINY))
+    network(noise(2, 2, 8, 8), torch.tensor([1, 700])).square().sum().backward()
+    assert [n for n, p in network.named_parameters() if p.grad is None] == ["label_emb.weight"]
+    silent = [n for n, p in network.named_parameters() if p.grad is not None and not p.grad.any()]
+    assert silent == []
+
+
+def test_image_door_is_concatenated_after_x():
+    network = awake(UNet(UNetConfig(**(vars(TINY) | {"in_channels": 3}))))
+    x, image, time = noise(1, 2, 8, 8), noise(1, 1, 8, 8, seed=4), torch.tensor([9])
+    torch.testing.assert_close(network(x, time, Condition(image=image)), network(torch.cat([x, image], 1), time))
+
+
+def test_dropout_acts_in_training_alone():
+    network, time = awake(UNet(UNetConfig(**(vars(TINY) | {"dropout": 0.5})))), torch.tensor([1])
+    x = noise(1, 2, 8, 8)
+    assert torch.equal(network(x, time), network(x, time))
+    network.train()
+    assert not torch.equal(network(x, time), network(x, time))
+
+
+def test_a_network_is_a_denoiser():
+    model = as_denoiser(awake(UNet(TINY)), "v", "learned_range")
+    prediction = model(noise(2, 2, 8, 8), linear_schedule().level(torch.tensor([4, 800])))
+    assert prediction.v.shape == prediction.fraction.shape == (2, 2, 8, 8)
+
+
+# --- bad input ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 8, 8), (1, 2, 16, 16), (1, 2, 8, 4), (2, 8, 8)])
+def test_wrong_channels_or_size(shape):
+    with pytest.raises(ValueError, match=r"takes \(B, 2, 8, 8\), got " + re.escape(str(shape))):
+        UNet(TINY)(torch.zeros(shape), torch.zeros(1))
+
+
+def test_a_door_this_network_lacks():
+    with pytest.raises(ValueError, match="no door for tokens"):
+        UNet(TINY)(torch.zeros(1, 2, 8, 8), torch.zeros(1), Condition(tokens=torch.zeros(1, 3, 16)))
+
+
+def test_impossible_configurations():
+    with pytest.raises(ValueError, match="size 6 must be divisible by 2 for each of 3 levels"):
+        UNetConfig(size=6, channels=8, channel_mult=(1, 2, 4))
+    with pytest.raises(ValueError, match="16 channels do not divide into 3 heads"):
+        AttentionBlock(16, 3)

@@ -1,0 +1,366 @@
+"""Guidance: the identities that a sign error, w for s, or swapped halves cannot satisfy, and both classifier rules."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+from minidiff.denoiser import Condition, as_denoiser, conditioned
+from minidiff.exact import GaussianMixtureDenoiser
+from minidiff.guidance import (
+    classifier_free,
+    classifier_guidance,
+    grad_log_prob,
+    mean_shift_guidance,
+    scale_from_w,
+    static_threshold,
+    w_from_scale,
+)
+from minidiff.prediction import Prediction
+from minidiff.process import beta, beta_tilde, diffuse, posterior_mean, transition
+from minidiff.random import randn
+from minidiff.sampler import ancestral, ddim, sample
+from minidiff.schedule import NoiseLevel, cosine_schedule, linear_schedule
+
+MIDDLE = linear_schedule().level(400)
+SCALES = [-1.0, 0.0, 0.5, 1.0, 2.0, 7.5]
+LABELS, NULL = torch.tensor([0, 2, 1, 0]), torch.full((4,), -1)
+
+
+def batch(world, level, n=4, seed=5):
+    generator = torch.Generator().manual_seed(seed)
+    x0 = world.sample(n, generator)
+    return diffuse(x0, level, torch.randn(x0.shape, generator=generator, dtype=torch.float64))
+
+
+def autograd_score(log_prob, x, level):
+    x = x.detach().requires_grad_()
+    return torch.autograd.grad(log_prob(x, level).sum(), x)[0]
+
+
+# --- classifier-free ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_classifier_free_is_the_formula(mixture, level, scale):
+    """eps_u + s (eps_c - eps_u), from two separate calls."""
+    x = batch(mixture, level)
+    cond, uncond = mixture(x, level, LABELS).eps, mixture(x, level).eps
+    guided = classifier_free(mixture, LABELS, NULL, scale)(x, level)
+    torch.testing.assert_close(guided.eps, uncond + scale * (cond - uncond), rtol=1e-8, atol=1e-8)
+    assert torch.equal(guided.x, x)
+    assert guided.level is level
+
+
+def test_classifier_free_at_one_is_conditional_bit_for_bit(mixture, level):
+    x = batch(mixture, level)
+    guided, plain = classifier_free(mixture, LABELS, NULL, 1.0)(x, level), mixture(x, level, LABELS)
+    for kind in ("x0", "eps", "v", "score"):
+        assert torch.equal(getattr(guided, kind), getattr(plain, kind))
+
+
+def test_a_trajectory_at_scale_one_is_conditional_bit_for_bit(mixture, generator):
+    levels, x_T = linear_schedule().levels(10), randn((4, 2), generator)
+    guided = sample(ddim(), classifier_free(mixture, LABELS, NULL, 1), levels, x_T)
+    assert torch.equal(guided, sample(ddim(), conditioned(mixture, LABELS), levels, x_T))
+
+
+def test_classifier_free_at_zero_is_unconditional(mixture, level):
+    x = batch(mixture, level)
+    guided = classifier_free(mixture, LABELS, NULL, 0.0)(x, level)
+    torch.testing.assert_close(guided.eps, mixture(x, level).eps, rtol=1e-12, atol=1e-12)
+
+
+def test_classifier_free_is_affine_in_the_scale(mixture):
+    """Second differences vanish, and the weights of the two halves sum to one: equal halves change nothing."""
+    x = batch(mixture, MIDDLE)
+    low, mid, high = (classifier_free(mixture, LABELS, NULL, s)(x, MIDDLE).eps for s in (2.0, 3.5, 5.0))
+    torch.testing.assert_close(mid, (low + high) / 2)
+    same = classifier_free(mixture, LABELS, LABELS, 9.0)(x, MIDDLE)
+    torch.testing.assert_close(same.eps, mixture(x, MIDDLE, LABELS).eps)
+
+
+@pytest.mark.parametrize("w", [0.0, 0.5, 3.0])
+def test_published_spellings_are_one_rule(mixture, w):
+    """(1 + w) eps_c - w eps_u (Ho and Salimans 2022) is s = 1 + w here."""
+    x = batch(mixture, MIDDLE)
+    cond, uncond = mixture(x, MIDDLE, LABELS).eps, mixture(x, MIDDLE).eps
+    guided = classifier_free(mixture, LABELS, NULL, scale_from_w(w))(x, MIDDLE)
+    torch.testing.assert_close(guided.eps, (1 + w) * cond - w * uncond, rtol=1e-8, atol=1e-8)
+    assert w_from_scale(scale_from_w(w)) == w
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_classifier_free_is_classifier_guidance_with_the_exact_classifier(mixture, level, scale):
+    x = batch(mixture, level)
+    free = classifier_free(mixture, LABELS, NULL, scale)(x, level)
+    classified = classifier_guidance(mixture, mixture.classifier(LABELS), scale)(x, level)
+    torch.testing.assert_close(free.score, classified.score, rtol=1e-6, atol=1e-6)
+
+
+def test_linear_in_every_spelling(mixture, level):
+    """Before any threshold, guiding eps is guiding x_0, v and the score."""
+    x = batch(mixture, level)
+    guided, cond, uncond = (
+        classifier_free(mixture, LABELS, NULL, 3.0)(x, level),
+        mixture(x, level, LABELS),
+        mixture(x, level),
+    )
+    for kind in ("x0", "v", "score"):
+        c, u = getattr(cond, kind), getattr(uncond, kind)
+        torch.testing.assert_close(getattr(guided, kind), u + 3.0 * (c - u), rtol=1e-6, atol=1e-6)
+
+
+def test_null_conditions_are_per_sample(mixture):
+    """Rows whose condition is the null are unconditional at every scale, the others guided as if alone."""
+    x, labels = batch(mixture, MIDDLE), torch.tensor([2, -1, 0, -1])
+    guided = classifier_free(mixture, labels, NULL, 4.0)(x, MIDDLE).eps
+    torch.testing.assert_close(guided[[1, 3]], mixture(x, MIDDLE).eps[[1, 3]])
+    for i in (0, 2):
+        alone = classifier_free(mixture, labels[i : i + 1], NULL[:1], 4.0)(x[i : i + 1], MIDDLE).eps
+        torch.testing.assert_close(guided[i : i + 1], alone)
+
+
+def network(x, time, condition):
+    """Four channels in; noise 1 x + door, variance channels 0.1 door, so every output row shows its condition."""
+    door = condition.vector[:, :1, None, None] + 0 * x
+    return torch.cat([x + door + time[:, None, None, None] / 1000, 0.1 * door], dim=1)
+
+
+def test_all_channels_are_guided_and_the_variance_is_conditional():
+    """Four channels, as in latent diffusion: none is left unguided; one pass for both halves."""
+    calls = []
+
+    def counted(x, time, condition):
+        calls.append(len(x))
+        return network(x, time, condition)
+
+    model = as_denoiser(counted, variance="learned_range")
+    x = torch.randn(3, 4, 2, 2)
+    level = linear_schedule().level(torch.tensor([10, 500, 900]))
+    condition, null = Condition(vector=torch.full((3, 8), 2.0)), Condition(vector=torch.full((3, 8), -1.0))
+    guided = classifier_free(model, condition, null, 3.0)(x, level)
+    cond, uncond = model(x, level, condition), model(x, level, null)
+    torch.testing.assert_close(guided.eps, uncond.eps + 3.0 * (cond.eps - uncond.eps))
+    torch.testing.assert_close(guided.eps, x + level.time[:, None, None, None] / 1000 + (-1 + 3 * 3))
+    torch.testing.assert_close(guided.fraction, cond.fraction)
+    torch.testing.assert_close(guided.fraction, torch.full_like(x, 0.6))
+    assert calls == [6, 3, 3]
+
+
+# --- classifier guidance --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 4.0])
+def test_classifier_guidance_shifts_the_score(mixture, level, scale):
+    x, classifier = batch(mixture, level), mixture.classifier(LABELS)
+    guided = classifier_guidance(mixture, classifier, scale)(x, level)
+    expected = mixture(x, level).score + scale * autograd_score(classifier, x, level)
+    torch.testing.assert_close(guided.score, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_scale_one_is_bayes_rule(mixture, level):
+    x = batch(mixture, level)
+    guided = classifier_guidance(mixture, mixture.classifier(LABELS), 1.0)(x, level)
+    torch.testing.assert_close(guided.score, mixture(x, level, LABELS).score, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(guided.x0, mixture(x, level, LABELS).x0, rtol=1e-6, atol=1e-6)
+
+
+def test_gradient_is_of_each_sample_alone(mixture, level):
+    """A sum over the batch, not a mean: the gradient of a sample does not know how many others there are."""
+    x = batch(mixture, level, 4)
+    classifier = mixture.classifier(1)
+    together = grad_log_prob(classifier, x, level)
+    for i in range(4):
+        row, alone = slice(i, i + 1), level
+        if isinstance(level.alpha, torch.Tensor):
+            alone = NoiseLevel(level.alpha[row], level.sigma[row], level.time[row])
+        torch.testing.assert_close(together[row], grad_log_prob(classifier, x[row], alone), rtol=1e-7, atol=1e-9)
+
+
+def test_gradient_against_finite_differences(mixture):
+    x, classifier, h = batch(mixture, MIDDLE), mixture.classifier(LABELS), 1e-5
+    for i, axis in enumerate(torch.eye(2, dtype=torch.float64)):
+        slope = (classifier(x + h * axis, MIDDLE) - classifier(x - h * axis, MIDDLE)) / (2 * h)
+        torch.testing.assert_close(grad_log_prob(classifier, x, MIDDLE)[:, i], slope, rtol=1e-6, atol=1e-8)
+
+
+def test_classifier_is_asked_at_x_t_and_its_own_level(mixture):
+    """The same x_t and the same level as the denoiser, original network times included."""
+    asked = []
+
+    def log_prob(x, level):
+        asked.append((x.detach().clone(), level))
+        return mixture.classifier(1)(x, level)
+
+    levels = linear_schedule().levels(4)
+    states = list(ddim()(classifier_guidance(mixture, log_prob, 2.0), levels, torch.randn(3, 2).double()))
+    assert [level.time for _, level in asked] == [999, 666, 333, 0]
+    for (x, _), state in zip(asked, states, strict=True):
+        assert torch.equal(x, state.prediction.x)
+
+
+def test_nested_guidance_adds(mixture, level):
+    x = batch(mixture, level)
+    first, second = mixture.classifier(1), lambda x, level: -x.square().sum(1)
+    nested = classifier_guidance(classifier_guidance(mixture, first, 2.0), second, 0.5)(x, level)
+    expected = mixture(x, level).score + 2.0 * autograd_score(first, x, level) - 0.5 * 2 * x
+    torch.testing.assert_close(nested.score, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_guided_and_free_nest(mixture):
+    x, classifier = batch(mixture, MIDDLE), mixture.classifier(LABELS)
+    both = classifier_guidance(classifier_free(mixture, LABELS, NULL, 2.0), classifier, 1.5)(x, MIDDLE)
+    one = classifier_free(mixture, LABELS, NULL, 3.5)(x, MIDDLE)
+    torch.testing.assert_close(both.score, one.score)
+
+
+def test_guidance_works_where_no_gradient_is_recorded(mixture):
+    x = batch(mixture, MIDDLE)
+    with torch.no_grad():
+        guided = classifier_guidance(mixture, mixture.classifier(1), 2.0)(x, MIDDLE)
+    assert not guided.eps.requires_grad
+    torch.testing.assert_close(guided.eps, classifier_guidance(mixture, mixture.classifier(1), 2.0)(x, MIDDLE).eps)
+
+
+def test_half_precision_classifiers_are_summed_in_single():
+    """The sum of 4 values of -30000 overflows in half precision; the gradient does not."""
+    x = torch.ones(4, 1)
+    gradient = grad_log_prob(lambda x, level: (-30000 * x[:, 0]).half(), x, MIDDLE)
+    torch.testing.assert_close(gradient, torch.full((4, 1), -30000.0))
+
+
+def test_guided_sampling_at_scale_one_draws_the_class(line, generator):
+    """Unconditional denoiser and exact classifier together draw p(x | c): Kolmogorov-Smirnov; scale 3 does not."""
+    n, levels = 2000, cosine_schedule().levels(150)
+    x_T = randn((n, 1), generator, torch.float64)
+    parts = line.conditional(0)
+    normal = torch.distributions.Normal(parts.means[:, 0], parts.variance.sqrt())
+
+    def gap(scale):
+        x = sample(ddim(), classifier_guidance(line, line.classifier(0), scale), levels, x_T)[:, 0].sort().values
+        exact = normal.cdf(x[:, None]) @ parts.weights
+        return (exact - (torch.arange(n) + 0.5) / n).abs().max()
+
+    bound = 2.2 / n**0.5
+    assert gap(1.0) < bound < gap(3.0)
+
+
+# --- mean shift -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variance", ["beta", "beta_tilde", "learned"])
+def test_mean_shift_is_sigma_times_scaled_gradient(mixture, variance):
+    """One ancestral step with the same noise, guided and not: the difference is Sigma s grad, by hand."""
+    levels = linear_schedule().levels(25)
+    t, s = levels[10:12]
+    x, fraction = batch(mixture, t), torch.rand(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    base = lambda x, level: mixture(x, level).replace(fraction=fraction)
+    classifier = mixture.classifier(LABELS)
+    step = lambda denoiser: next(ancestral(variance)(denoiser, [t, s], x, torch.Generator().manual_seed(2))).x
+    high, low = beta(t, s), beta_tilde(t, s)
+    covariance = {"beta": high, "beta_tilde": low, "learned": high**fraction * low ** (1 - fraction)}[variance]
+    expected = covariance * 3.0 * autograd_score(classifier, x, t)
+    torch.testing.assert_close(step(mean_shift_guidance(base, classifier, 3.0)) - step(base), expected)
+
+
+def test_mean_shift_leaves_the_prediction_alone(mixture):
+    x = batch(mixture, MIDDLE)
+    guided, plain = mean_shift_guidance(mixture, mixture.classifier(1), 2.0)(x, MIDDLE), mixture(x, MIDDLE)
+    assert torch.equal(guided.eps, plain.eps) and torch.equal(guided.x0, plain.x0)
+
+
+def test_nested_mean_shifts_add(mixture):
+    x, first, second = batch(mixture, MIDDLE), mixture.classifier(1), mixture.classifier(LABELS)
+    nested = mean_shift_guidance(mean_shift_guidance(mixture, first, 2.0), second, 0.5)(x, MIDDLE)
+    expected = 2.0 * autograd_score(first, x, MIDDLE) + 0.5 * autograd_score(second, x, MIDDLE)
+    torch.testing.assert_close(nested.tilt, expected)
+
+
+@pytest.mark.parametrize(("n", "low", "high"), [(1000, 1.0, 1.02), (25, 1.4, 1.6)])
+def test_score_shift_and_mean_shift_are_not_the_same_update(mixture, n, low, high):
+    """Through x_0 the score shift moves the mean by (beta / scale) s grad, ADM by Sigma s grad with Sigma <= beta."""
+    levels = linear_schedule().levels(n)
+    classifier, ratios = mixture.classifier(1), []
+    for t, s in pairwise(levels[:32]):
+        x = batch(mixture, t, 1)
+        gradient = autograd_score(classifier, x, t)
+        shifted = classifier_guidance(mixture, classifier, 1.0)(x, t)
+        moved = posterior_mean(x, shifted.x0, t, s) - posterior_mean(x, mixture(x, t).x0, t, s)
+        torch.testing.assert_close(moved, beta(t, s) / transition(s, t)[0] * gradient, rtol=1e-5, atol=1e-9)
+        ratios.append(1 / transition(s, t)[0])
+    assert low < max(ratios) < high and min(ratios) > 1
+
+
+def test_mean_shift_and_score_shift_agree_in_the_limit(line, generator):
+    """Mean of guided ancestral samples of a Gaussian class posterior, both rules, at few and at many steps."""
+    world = GaussianMixtureDenoiser(torch.tensor([[-0.5], [0.5]]), 0.25)
+    classifier = world.classifier(1)
+    gaps = []
+    for n in (10, 160):
+        levels, x_T = cosine_schedule().levels(n), randn((500, 1), torch.Generator().manual_seed(n), torch.float64)
+        draws = [
+            sample(ancestral("beta_tilde"), rule(world, classifier, 2.0), levels, x_T, torch.Generator().manual_seed(3))
+            for rule in (mean_shift_guidance, classifier_guidance)
+        ]
+        gaps.append((draws[0] - draws[1]).abs().mean().item())
+    assert gaps[1] < gaps[0] / 6
+
+
+# --- threshold ------------------------------------------------------------------------------------------------------
+
+
+def test_static_threshold_clamps_x0_and_rederives_eps(mixture, level):
+    x = batch(mixture, level)
+    wild = lambda x, level: mixture(x, level).with_x0(mixture(x, level).x0 * 9)
+    guided, alpha_sigma = static_threshold(wild)(x, level), level.like(x)
+    expected = (mixture(x, level).x0 * 9).clamp(-1, 1)
+    torch.testing.assert_close(guided.x0, expected)
+    torch.testing.assert_close(guided.eps, (x - alpha_sigma[0] * expected) / alpha_sigma[1])
+    torch.testing.assert_close(diffuse(guided.x0, level, guided.eps), x)
+    assert guided.x0.abs().max() == 1  # something was clamped
+
+
+def test_static_threshold_inside_its_range_changes_nothing(mixture):
+    x = batch(mixture, MIDDLE)
+    torch.testing.assert_close(static_threshold(mixture, -9.0, 9.0)(x, MIDDLE).eps, mixture(x, MIDDLE).eps)
+
+
+def test_static_threshold_keeps_variance_and_tilt():
+    x = torch.randn(2, 3)
+    full = Prediction(x, MIDDLE, 9 * x, "x0", fraction=x.sigmoid(), tilt=2 * x)
+    out = static_threshold(lambda x, level: full)(x, MIDDLE)
+    assert out.fraction is full.fraction and out.tilt is full.tilt
+
+
+# --- bad input ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [math.nan, math.inf, -math.inf])
+def test_scales_that_are_not_finite(mixture, scale):
+    for make in (
+        lambda: classifier_free(mixture, LABELS, NULL, scale),
+        lambda: classifier_guidance(mixture, mixture.classifier(1), scale),
+        lambda: mean_shift_guidance(mixture, mixture.classifier(1), scale),
+    ):
+        with pytest.raises(ValueError, match=f"scale must be a finite number, got {scale}"):
+            make()
+
+
+def test_classifier_that_returns_a_table(mixture):
+    with pytest.raises(ValueError, match=r"must return shape \(4,\), one number per sample, not \(4, 3\)"):
+        classifier_guidance(mixture, mixture.log_prob_label, 1.0)(batch(mixture, MIDDLE), MIDDLE)
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.0, -1.0), (0.0, 0.0), (math.nan, 1.0)])
+def test_threshold_without_a_range(mixture, low, high):
+    with pytest.raises(ValueError, match=f"low < high, got {low} and {high}"):
+        static_threshold(mixture, low, high)
+
+
+def test_labels_out_of_range_reach_the_user(mixture):
+    with pytest.raises(ValueError, match=r"-1 \(none\) or 0 ... 2"):
+        classifier_free(mixture, torch.tensor([0, 1, 3, 0]), NULL, 2.0)(batch(mixture, MIDDLE), MIDDLE)

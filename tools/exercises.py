@@ -1,0 +1,95 @@
+"""The exercises on trial: right answers must pass, planted wrong ones must fail, and every case must catch one.
+
+Right answers are the lesson's own (executed as the grader executes a hand-in) and a second one written another way
+(``SECOND``); wrong ones are ``MUTANTS`` of ``tests/mutants/`` and a few that need no thought.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from minidiff.course.exercises import FAILED, PASSED, Exercise, exercises, grade_answer
+from minidiff.course.grading.handin import Block, execute
+from tools.lessons import ROOT, Lesson
+
+
+def _stub(*args, **kwargs):
+    raise NotImplementedError
+
+
+TRIVIAL = {
+    "None": None,
+    "0.0": 0.0,
+    "a function that returns None": lambda *args, **kwargs: None,
+    "a function that returns 0.0": lambda *args, **kwargs: 0.0,
+    "a function that returns its first argument": lambda *args, **kwargs: next(iter(args), None),
+    "the student notebook's stub": _stub,
+}
+
+
+def reference_answers(lesson: Lesson) -> dict[str, Any]:
+    """The lesson's own answers by exercise id; its setup and answer cells run, nothing else but what these need.
+
+    Raises:
+        ValueError: an answer cell defines nothing of the name that its tag gives.
+    """
+    answers = {c.tag("ex"): c.tag("name") for c in lesson.code if "exercise" in c.tags}
+    blocks = [Block(c.source, tuple(c.tags)) for c in lesson.code]
+    namespace, errors = execute(blocks, answers.values())
+    for id, name in answers.items():
+        if name not in namespace:
+            raise ValueError(f"{lesson.path}: {id} has no answer {name!r}: {errors.get(name, 'not defined')}")
+    return {id: namespace[name] for id, name in answers.items()}
+
+
+@cache
+def planted(lesson: str, root: Path = ROOT) -> ModuleType:
+    """The module of planted answers of a lesson (its file stem): ``MUTANTS`` and ``SECOND``, both by exercise id."""
+    path = root / f"tests/mutants/l{lesson}.py"
+    spec = importlib.util.spec_from_file_location(f"mutants_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def failed_cases(id: str, answer: Any) -> dict[str, str]:
+    """Name -> message of the cases that an answer fails."""
+    return {r.case: r.message for r in grade_answer(id, answer) if r.status != PASSED}
+
+
+def survivors(exercise: Exercise, mutants: Mapping[str, tuple[Any, str]]) -> Iterator[str]:
+    """What is wrong with the planted wrong answers of an exercise, or with the cases that should catch them."""
+    caught: set[str] = set()
+    for name, (answer, expected) in mutants.items():
+        failed = {r.case for r in grade_answer(exercise.id, answer) if r.status == FAILED}
+        caught |= failed
+        if expected not in failed:
+            found = f"fails {', '.join(sorted(failed))}" if failed else "passes them all"
+            yield f"{exercise.id}: the planted {name!r} must fail the case {expected!r} but {found}"
+    for case in exercise.cases:
+        if case.name not in caught:
+            yield f"{exercise.id}: no planted wrong answer fails the case {case.name!r}"
+
+
+def too_easy(exercise: Exercise) -> Iterator[str]:
+    """Answers without thought that would get full marks, and cases that the stub passes."""
+    for name, answer in TRIVIAL.items():
+        passed = [r.case for r in grade_answer(exercise.id, answer) if r.status == PASSED]
+        if len(passed) == len(exercise.cases) or (answer is _stub and passed):
+            yield f"{exercise.id}: {name} passes {', '.join(passed) or 'as there is no case'}"
+
+
+def exercise_report() -> list[dict]:
+    """One row per exercise for the status page: id, lesson, and how many of its planted wrong answers are caught."""
+    rows = []
+    for exercise in exercises():
+        mutants = getattr(planted(exercise.lesson), "MUTANTS", {}).get(exercise.id, {})
+        killed = sum(expected in failed_cases(exercise.id, answer) for answer, expected in mutants.values())
+        row = {"id": exercise.id, "lesson": exercise.lesson, "cases": len(exercise.cases)}
+        rows.append(row | {"mutants": len(mutants), "killed": killed})
+    return rows
