@@ -114,13 +114,17 @@ def sample(system, label, scale, classifier, count, steps, seed, out) -> None:
     labels = torch.arange(count) % model.n_classes if label is None else torch.full((count,), label)
     generators = sample_generators(seed, range(count))
     guide = load(classifier) if classifier else None
+    if guide is not None and not hasattr(guide, "classifier"):
+        raise click.UsageError(f"{classifier} is no classifier")
     images = model.sample(labels, scale, steps, classifier=guide, generator=generators)
     path = Path(out or f"samples-{system}.png")
     save_grid(images, path)
     used = {"system": system, "label": label, "scale": scale, "classifier": classifier, "count": count}
     used |= {"steps": steps, "seed": seed, "sampler": "ddim, eta 0", "version": __version__}
     path.with_suffix(".json").write_text(json.dumps(used, indent=2) + "\n")
-    click.echo(f"{path}: {count} images, s = {scale:g}, {steps} steps, seed {seed}; numbers in {path.with_suffix('.json')}")
+    click.echo(
+        f"{path}: {count} images, s = {scale:g}, {steps} steps, seed {seed}; numbers in {path.with_suffix('.json')}"
+    )
 
 
 @main.command()

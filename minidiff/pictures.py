@@ -25,7 +25,7 @@ def grid(images: Tensor, columns: int | None = None, gap: int = 1) -> Tensor:
     return out
 
 
-def save_grid(images: Tensor, path: Path, least: int = 480) -> None:
+def save_grid(images: Tensor, path: Path, columns: int | None = None, least: int = 480) -> None:
     """Write a batch (B, 1 or 3, H, W) in [-1, 1] as a PNG grid, small images enlarged to about ``least`` pixels.
 
     Raises:
@@ -35,7 +35,7 @@ def save_grid(images: Tensor, path: Path, least: int = 480) -> None:
         raise ValueError(f"the picture is a PNG: choose a name that ends in .png, not {path.name!r}")
     if images.shape[1] not in (1, 3):
         raise ValueError(f"pictures have 1 or 3 channels, got {images.shape[1]}")
-    pixels = ((grid(images).clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+    pixels = ((grid(images, columns).clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
     picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     factor = max(1, least // max(picture.size))
     buffer = io.BytesIO()

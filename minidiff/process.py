@@ -35,12 +35,12 @@ def renoise(x_s: Tensor, s: NoiseLevel, t: NoiseLevel, eps: Tensor) -> Tensor:
 
 
 def beta(t: NoiseLevel, s: NoiseLevel) -> float | Tensor:
-    """Variance of q(x_t | x_s): the largest sensible reverse variance, right for N(0, I) data (``eq-variance-bounds``)."""
+    """Variance of q(x_t | x_s): the largest sensible reverse variance, right for N(0, I) (``eq-variance-bounds``)."""
     return transition(s, t)[1]
 
 
 def beta_tilde(t: NoiseLevel, s: NoiseLevel) -> float | Tensor:
-    """Variance of q(x_s | x_t, x_0): the smallest, right for a single point (``eq-posterior``; Ho et al. 2020, eq. 7)."""
+    """Variance of q(x_s | x_t, x_0): the smallest, right for one point (``eq-posterior``; Ho et al. 2020, eq. 7)."""
     return beta(t, s) * s.sigma**2 / t.sigma**2
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from tools import cache
 
 
-def main() -> int:
+def build(*options: str) -> int:
+    """Run Jupyter Book with further `options`; 0 when it made the book without a warning."""
     jupyter_book = str(Path(sys.executable).with_name("jupyter-book"))
-    command = [jupyter_book, "build", ".", "-n", "-W", "--keep-going", *sys.argv[1:]]
+    command = [jupyter_book, "build", ".", "-n", "-W", "--keep-going", *options]
     if subprocess.run(command, cwd=cache.ROOT, env=cache.environment(), check=False).returncode:
         print("make book: failed; the first warning or traceback above says where", file=sys.stderr)
         return 1
@@ -20,4 +21,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(build(*sys.argv[1:]))

@@ -55,7 +55,12 @@ def install():
     fast = run(PYTHON, "-m", "uv", "--version") or run(*(pip + ["install", "uv"]))
     # uv takes seconds where pip takes minutes; where it cannot work, pip does the same
     if not (
-        fast and run(PYTHON, "-m", "uv", "pip", "install", "--python", PYTHON, "-r", "requirements.lock")
+        # compiled once here: where Python may not write bytecode, every later start would compile torch again
+        fast
+        and run(
+            *(PYTHON, "-m", "uv", "pip", "install", "--compile-bytecode"),
+            *("--python", PYTHON, "-r", "requirements.lock"),
+        )
     ) and not run(*(pip + ["install", "-r", "requirements.lock"])):
         return "could not install requirements.lock: is the package index reachable? The reason stands above."
     if not run(*(pip + ["install", "--no-deps", "--no-build-isolation", "--editable", "."])):

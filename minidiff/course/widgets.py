@@ -103,8 +103,7 @@ def live(draw: Callable[..., Any], **controls: Any) -> None:
         import ipywidgets
     except ImportError:
         print(
-            "This cell needs ipywidgets, which is not installed here: "
-            "pip install ipywidgets, then restart the kernel."
+            "This cell needs ipywidgets, which is not installed here: pip install ipywidgets, then restart the kernel."
         )
         return
 

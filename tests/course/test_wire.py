@@ -116,6 +116,11 @@ def test_other_values_are_refused_where_they_are_made(value):
         Codec().encode([value])
 
 
+def test_a_large_tensor_is_refused_before_it_is_copied():
+    with pytest.raises(TypeError, match=r"\(1000000000, 1000000000\) is too large"):
+        Codec().encode(torch.zeros(1).expand(10**9, 10**9))
+
+
 def test_deep_nesting_is_refused_on_both_sides():
     value, data = [], []
     for _ in range(50):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import accelerate  # noqa: F401
 import torch
-import torch.utils.tensorboard  # noqa: F401
+import torch.utils.tensorboard
 
 from minidiff.data.digits import digits
 from minidiff.recipes import load_recipe

@@ -1,8 +1,9 @@
 """Grading hand-ins: the answer runs in a sandboxed process, the verdict is made outside it.
 
-``grade`` (which files, what is written) asks ``referee`` processes (cases, verdicts), which start a ``sandbox`` for
-each hand-in, whose ``worker`` executes it (``handin``) and serves its answers over a pipe (``wire``, ``channel``).
-``kernel`` holds what Linux offers to shut it in, ``process`` starts and ends processes.
+``grade`` (which files, what is written) asks ``referee`` processes (cases, verdicts); each has a ``nursery``, which
+forks a process for every hand-in. That process shuts itself in (``kernel``: what Linux offers; ``sandbox``: paths,
+resources, audit hook), executes the hand-in (``worker``, ``handin``) and serves its answers over pipes (``wire``,
+``channel``). ``process`` starts and ends processes.
 """
 
 from __future__ import annotations

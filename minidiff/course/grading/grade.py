@@ -11,13 +11,14 @@ import re
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 
 from minidiff.course.grading.channel import Gone
-from minidiff.course.grading.process import Process
+from minidiff.course.grading.process import Referee
 from minidiff.course.grading.wire import Peer, Remote
 
 COLUMNS = ("hand-in", "exercise", "points", "max", "status", "message")
@@ -25,35 +26,34 @@ GRACE_S = 600.0  # what the referee may take beyond the hand-in's own limit: sta
 MESSAGE_LENGTH = 300  # in the CSV; the JSON has all
 
 
-class _Referee:
-    """A referee process, started when first needed and anew when it ended or overran."""
+class _Judge:
+    """A referee, started when first needed, and anew when it ended or overran."""
 
     def __init__(self):
-        self._process: Process | None = None
+        self._referee: Referee | None = None
 
     def grade(self, path: str, time_limit_s: float, options: dict) -> dict:
-        if self._process is None:
-            code = (
-                "import json, sys; config = json.loads(sys.argv[1]); sys.path[:] = config['path']; "
-                "from minidiff.course.grading.referee import main; main(config)"
-            )
-            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            self._process = Process(["-I", "-c", code], {}, "/", environment)
-        self._process.channel.deadline = time.monotonic() + time_limit_s + GRACE_S
+        """The result for one hand-in, also when the referee fails on it."""
+        if self._referee is None:
+            self._referee = Referee()
+        channel = self._referee.channel
+        channel.deadline = time.monotonic() + time_limit_s + GRACE_S
         try:
-            return Remote(Peer(self._process.channel), 0)(path, time_limit_s=time_limit_s, **options)
+            return Remote(Peer(channel), 0)(path, time_limit_s=time_limit_s, **options)
         except (Gone, Exception) as error:
-            process, _ = self._process, self.stop()
-            message = f"the referee failed on this hand-in ({error}): {process.output[-1000:]}"
+            output = self._referee.output
+            self.stop()
+            message = f"the referee failed on this hand-in ({error}) {output.text(1)[-1000:]}"
             return {
                 **{"handin": path, "lesson": None, "status": "error", "message": message, "exercises": []},
                 **{"points": 0.0, "max": 0.0, "layers": [], "output": "", "seconds": 0.0},
             }
 
     def stop(self) -> None:
-        if self._process is not None:
-            self._process.stop()
-        self._process = None
+        """End the referee, if one is running."""
+        if self._referee is not None:
+            self._referee.stop()
+        self._referee = None
 
 
 def collect(paths: Iterable[str | Path]) -> list[Path]:
@@ -110,6 +110,9 @@ def grade_paths(
         "failed", "not attempted", "missing" (nothing of that name) or "stopped" (it ended its process, or took too
         long).
 
+    Warns:
+        RuntimeWarning: the system lacks a layer without which a hostile hand-in is not held (macOS, old kernels).
+
     Raises:
         ValueError: for paths that are no hand-ins, limits that are not positive, or on Windows.
     """
@@ -127,32 +130,41 @@ def grade_paths(
     files = collect(paths)
     modules = [str(Path(module).resolve()) for module in checks]
     options = {"checks": modules, "case_limit_s": float(case_limit_s), "memory_limit_mb": int(memory_limit_mb)}
-    idle: SimpleQueue[_Referee] = SimpleQueue()
-    referees = [_Referee() for _ in range(min(int(jobs), len(files)))]
-    for referee in referees:
-        idle.put(referee)
+    judges = [_Judge() for _ in range(min(int(jobs), len(files)))]
+    idle: SimpleQueue[_Judge] = SimpleQueue()
+    for judge in judges:
+        idle.put(judge)
     lock = threading.Lock()
 
     def one(path: Path) -> dict:
-        referee = idle.get()
+        judge = idle.get()
         try:
-            result = referee.grade(str(path.resolve()), float(time_limit_s), options) | {"handin": str(path)}
+            result = judge.grade(str(path.resolve()), float(time_limit_s), options) | {"handin": str(path)}
         finally:
-            idle.put(referee)
+            idle.put(judge)
         if progress is not None:
             with lock:
                 progress(result)
         return result
 
-    with ThreadPoolExecutor(len(referees)) as pool, contextlib.ExitStack() as stack:
-        for referee in referees:
-            stack.callback(referee.stop)
+    with ThreadPoolExecutor(len(judges)) as pool, contextlib.ExitStack() as stack:
+        for judge in judges:
+            stack.callback(judge.stop)
         results = list(pool.map(one, files))
+    if weak := weaknesses(results):
+        warnings.warn(f"weak isolation: {weak}; grade here only hand-ins that you trust", RuntimeWarning, stacklevel=2)
     if out_csv is not None:
         write_atomically(Path(out_csv), to_csv(results))
     if out_json is not None:
         write_atomically(Path(out_json), json.dumps(results, indent=1) + "\n")
     return results
+
+
+def weaknesses(results: list[dict]) -> str:
+    """What the system did not offer to shut hand-ins in with, in words; empty where all is well."""
+    needed = {"Landlock": "C code can read and write files (Linux 5.13 or later has it)", "seccomp": "C code can fork"}
+    seen = [" ".join(r["layers"]) for r in results if r["layers"]]
+    return "; ".join(f"no {name}: {what}" for name, what in needed.items() if any(name not in s for s in seen))
 
 
 def to_csv(results: list[dict]) -> str:

@@ -1,6 +1,6 @@
 """What the Linux kernel can take away from a process, through ctypes: namespaces, Landlock, seccomp, capabilities.
 
-Standard library only: this runs before anything else is imported. Every function returns the name of the layer it
+Every function returns the name of the layer it
 put in place, or None where this kernel does not offer or permit it; the report of a grading lists the layers.
 """
 
@@ -66,10 +66,10 @@ def _prctl(option: int, *values: int | bytes) -> int:
     return _libc.prctl(option, *(ctypes.c_ulong(v) if isinstance(v, int) else v for v in values))
 
 
-def die_with_parent() -> None:
-    """Ask to be killed when the process that started this one ends."""
+def die_with_parent(signal: int = 9) -> None:
+    """Ask for a signal when the process that started this one ends."""
     if LINUX:
-        _prctl(PR_SET_PDEATHSIG, 9)
+        _prctl(PR_SET_PDEATHSIG, signal)
 
 
 def adopt_orphans() -> None:

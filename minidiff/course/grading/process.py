@@ -1,4 +1,4 @@
-"""Starting and ending the two kinds of process that grading uses: the referee and the sandboxed worker."""
+"""Starting and ending processes: Python with a channel (the referee), and hand-ins through a nursery."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import threading
 from pathlib import Path
 
@@ -20,7 +22,9 @@ PACKAGE = Path(minidiff.__file__).resolve().parent
 ROOT = PACKAGE.parent  # the repository, or site-packages
 IN_REPOSITORY = (ROOT / "pyproject.toml").exists()
 REFERENCES = ("lessons", "tests", "tools", "notebooks", "book", "build", "_build", ".git")  # in the repository
+KEPT_VARIABLES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "MINIDIFF_DATA")
 OUTPUT_BYTES = 20_000  # kept of what a process prints
+START_LIMIT_S = 180.0  # importing torch on a busy machine
 
 
 def import_path() -> list[str]:
@@ -38,9 +42,8 @@ def policy() -> tuple[list[str], list[str]]:
     denied = [PACKAGE / "course/checks", *(ROOT / name for name in REFERENCES if IN_REPOSITORY)]
     entries = [entry for entry in import_path() if not (IN_REPOSITORY and entry == str(ROOT))]
     library = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    prefixes = [
-        f"{p}/{name}" for p in {sys.prefix, sys.base_prefix} for name in ("lib", "lib64", "share", "pyvenv.cfg")
-    ]
+    inside = ("lib", "lib64", "share", "pyvenv.cfg")
+    prefixes = [f"{prefix}/{name}" for prefix in (sys.prefix, sys.base_prefix) for name in inside]
     own = [str(PACKAGE), str(ROOT / "data") if IN_REPOSITORY else "", os.environ.get("MINIDIFF_DATA", "")]
     readable, listable = [], []
     for entry in dict.fromkeys([*entries, *library, *prefixes, *own, *sandbox.SYSTEM]):
@@ -51,51 +54,133 @@ def policy() -> tuple[list[str], list[str]]:
     return list(dict.fromkeys(readable)), list(dict.fromkeys(listable))
 
 
-class Process:
-    """A Python process at the other end of a channel, in a session of its own, its prints kept up to a limit."""
+def scrubbed_environment(folder: str) -> dict[str, str]:
+    """Nothing of the grader's environment but library paths: it may hold tokens."""
+    own = {name: folder for name in ("HOME", "TMPDIR", "MPLCONFIGDIR", "XDG_CACHE_HOME")}
+    one_thread = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
+    fixed = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
+    fixed |= {"MPLBACKEND": "agg", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return {**own, **one_thread, **fixed, **{k: os.environ[k] for k in KEPT_VARIABLES if k in os.environ}}
 
-    def __init__(self, command: list[str], config: dict, folder: str, environment: dict[str, str]):
-        theirs_in, ours_out = os.pipe()
-        ours_in, theirs_out = os.pipe()
-        config = config | {"read_fd": theirs_in, "write_fd": theirs_out, "path": import_path()}
+
+class _Output:
+    """Reads what a process prints until it ends, so that it never has to wait, and keeps the beginning."""
+
+    def __init__(self, fd: int):
+        self._kept = bytearray()
+        self._thread = threading.Thread(target=self._drain, args=(fd,), daemon=True)
+        self._thread.start()
+
+    def _drain(self, fd: int) -> None:
+        while part := os.read(fd, 1 << 16):
+            self._kept += part[: OUTPUT_BYTES - len(self._kept)]
+        os.close(fd)
+
+    def text(self, wait: float = 0.0) -> str:
+        """What was printed, after waiting so many seconds at most for the end of it."""
+        self._thread.join(wait)
+        return bytes(self._kept).decode(errors="replace")
+
+
+def _pipes() -> tuple[Channel, tuple[int, int]]:
+    theirs_in, ours_out = os.pipe()
+    ours_in, theirs_out = os.pipe()
+    return Channel(ours_in, ours_out), (theirs_in, theirs_out)
+
+
+class Python:
+    """``main(config)`` of a module of this package in a fresh interpreter and session."""
+
+    def __init__(self, module: str, config: dict, environment: dict[str, str], fds: tuple[int, ...]):
+        code = (
+            "import json, sys; config = json.loads(sys.argv[1]); sys.path[:] = config['path']; "
+            f"from minidiff.course.grading.{module} import main; main(config)"
+        )
         self._process = subprocess.Popen(
-            [sys.executable, *command, json.dumps(config)],
-            pass_fds=(theirs_in, theirs_out),
+            # -s and an explicit path: nothing from the user's or the current folder is imported
+            [sys.executable, "-s", "-u", "-c", code, json.dumps(config | {"path": import_path()})],
+            pass_fds=fds,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            cwd=folder,
+            cwd="/",
             env=environment,
             start_new_session=True,
         )
-        os.close(theirs_in)
-        os.close(theirs_out)
-        self.channel = Channel(ours_in, ours_out)
-        self._output = bytearray()
-        self._reader = threading.Thread(target=self._drain, daemon=True)
-        self._reader.start()
-
-    def _drain(self) -> None:
-        with contextlib.suppress(ValueError, OSError):  # closed by stop()
-            while part := os.read(self._process.stdout.fileno(), 1 << 16):
-                self._output += part[: OUTPUT_BYTES - len(self._output)]
-
-    @property
-    def output(self) -> str:
-        """The beginning of what it printed."""
-        return bytes(self._output).decode(errors="replace")
+        for fd in fds:
+            os.close(fd)
+        self.output = _Output(os.dup(self._process.stdout.fileno()))
+        self._process.stdout.close()
 
     def stop(self) -> int:
-        """End it and all it started; returns its exit code (negative: the number of the signal)."""
+        """Ask it to end, insist after three seconds; returns its exit code (negative: the number of the signal)."""
+        self._process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(0.2)  # it may be ending by itself: keep its own exit code
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.terminate()  # the supervisor then kills every descendant
             self._process.wait(3)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        code = self._process.wait()
-        self._reader.join(1)
+        return self._process.wait()
+
+
+class Referee(Python):
+    """A referee process, and the channel to it."""
+
+    def __init__(self):
+        self.channel, (read_fd, write_fd) = _pipes()
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")} | {"OMP_NUM_THREADS": "1"}
+        super().__init__("referee", {"read_fd": read_fd, "write_fd": write_fd}, environment, (read_fd, write_fd))
+
+    def stop(self) -> int:
+        """As for any process; the channel is closed first, on which an idle referee ends by itself."""
         self.channel.close()
-        self._process.stdout.close()
-        return code if code <= 128 else 128 - code
+        return super().stop()
+
+
+class Nursery(Python):
+    """A nursery process; raises OSError where it does not answer."""
+
+    def __init__(self):
+        self._folder = tempfile.TemporaryDirectory(prefix="minidiff-grade-")
+        self._control, theirs = socket.socketpair()
+        self._control.settimeout(START_LIMIT_S)
+        readable, listable = policy()
+        config = {"control_fd": theirs.fileno(), "readable": readable, "listable": listable}
+        super().__init__("nursery", config, scrubbed_environment(self._folder.name), (theirs.detach(),))
+
+    def ask(self, request: dict, fds: tuple[int, ...] = ()) -> int:
+        """Send a request and wait for the number that answers it."""
+        socket.send_fds(self._control, [json.dumps(request).encode()], fds)
+        reply = self._control.recv(64)
+        if not reply:
+            raise ConnectionError(f"the nursery has ended: {self.output.text(1)[-1000:]}")
+        return json.loads(reply)
+
+    def stop(self) -> int:
+        """As for any process; its folder is removed."""
+        self._control.close()
+        code = super().stop()
+        self._folder.cleanup()
+        return code
+
+
+class Sandboxed:
+    """A worker process for one hand-in, in a folder of its own, and the channel to it."""
+
+    def __init__(self, nursery: Nursery, memory_mb: int, cpu_seconds: int):
+        self._nursery = nursery
+        self._folder = tempfile.TemporaryDirectory(prefix="minidiff-grade-")
+        self.channel, theirs = _pipes()
+        printed, prints = os.pipe()
+        folder = os.path.realpath(self._folder.name)
+        request = {"folder": folder, "memory_mb": memory_mb, "cpu_seconds": cpu_seconds}
+        self._pid = nursery.ask(request, (*theirs, prints))
+        for fd in (*theirs, prints):
+            os.close(fd)
+        self._output = _Output(printed)
+
+    def stop(self) -> tuple[int, str]:
+        """End it and all it started; returns its exit code (above 128: 128 + the signal) and what it printed."""
+        self.channel.close()
+        code = self._nursery.ask({"end": self._pid})
+        self._folder.cleanup()
+        return code, self._output.text(1)

@@ -7,37 +7,37 @@ that it walks for hours) can take the grading of the whole class down.
 from __future__ import annotations
 
 import contextlib
-import os
 import resource
 import signal
 import sys
-import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from minidiff.course import exercises
 from minidiff.course.exercises import FAILED, NOT_ATTEMPTED, Exercise, Result
 from minidiff.course.grading import handin as handins
+from minidiff.course.grading import kernel
 from minidiff.course.grading.channel import Channel, Gone, Malformed
-from minidiff.course.grading.process import Process, policy
+from minidiff.course.grading.process import START_LIMIT_S, Nursery, Sandboxed
 from minidiff.course.grading.wire import Peer, Remote
 
 STOPPED, MISSING, ERROR = "stopped", "missing", "error"
-START_LIMIT_S = 90.0  # importing torch on a busy machine
+OUTPUT_LENGTH = 20_000  # kept of what a hand-in prints
 MAX_STARTS = 6  # a hand-in is started anew after an answer that ended its process
 MEMORY_MB = 8192  # of this process, above what is in use when it starts
-KEPT_VARIABLES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "MINIDIFF_DATA")
 
 
 class Running:
     """A hand-in being executed in a sandbox; every dealing with it is paid from a budget of seconds."""
 
-    def __init__(self, hand_in: handins.HandIn, answers: list[str], time_limit_s: float, memory_limit_mb: int):
+    def __init__(
+        self, nursery: Nursery, hand_in: handins.HandIn, answers: list[str], time_limit_s: float, memory_limit_mb: int
+    ):
+        self._nursery = nursery
         self._hand_in, self._answers, self._memory = hand_in, answers, memory_limit_mb
         self._budget, self._starts, self._process = time_limit_s, 0, None
         self._hopeless: Gone | None = None
@@ -69,21 +69,15 @@ class Running:
         if self._starts == MAX_STARTS or self._budget <= 0:
             raise Gone("has used up its time")
         self._starts += 1
-        self._folder = tempfile.TemporaryDirectory(prefix="minidiff-grade-")
-        script = str(Path(__file__).with_name("sandbox.py"))
-        readable, listable = policy()
-        config = {
-            "folder": os.path.realpath(self._folder.name),
-            "readable": readable,
-            "listable": listable,
-            "memory_mb": self._memory,
-            "cpu_seconds": int(START_LIMIT_S + self._budget) + 1,
-        }
-        self._process = Process(["-s", "-u", script], config, config["folder"], _environment(config["folder"]))
+        self._process = Sandboxed(self._nursery, self._memory, cpu_seconds=int(self._budget) + 5)
         self._process.channel.deadline = time.monotonic() + START_LIMIT_S
         peer = Peer(self._process.channel)
         ready, load, self.get, self.seed = (Remote(peer, i) for i in range(4))
-        self.layers = ready()
+        try:
+            self.layers = ready()
+        except Gone as gone:
+            self.stop()
+            raise RuntimeError(f"the sandbox did not start: it {gone} {self.output[-1000:]}") from gone
         try:
             with self.limited(self._budget):
                 self.errors = load([[b.source, list(b.tags)] for b in self._hand_in.blocks], self._answers)
@@ -94,13 +88,12 @@ class Running:
             raise self._hopeless from gone
 
     def stop(self) -> int | None:
-        """Kill the process and remove its folder; returns its exit code, None if none was running."""
+        """End the process, if one is running; returns its exit code."""
         if self._process is None:
             return None
-        code = self._process.stop()
-        self.output = (self.output + self._process.output)[:20_000]
+        code, output = self._process.stop()
+        self.output = (self.output + output)[:OUTPUT_LENGTH]
         self._process = None
-        self._folder.cleanup()
         return code
 
     def why(self, gone: Gone) -> str:
@@ -108,16 +101,7 @@ class Running:
         code = self.stop()
         if str(gone) != "ended" or code is None:
             return f"the hand-in {gone}"
-        return f"the hand-in ended its process ({f'exit code {code}' if code >= 0 else f'signal {-code}'})"
-
-
-def _environment(folder: str) -> dict[str, str]:
-    """Nothing of the grader's environment but library paths: it may hold tokens."""
-    own = {name: folder for name in ("HOME", "TMPDIR", "MPLCONFIGDIR", "XDG_CACHE_HOME")}
-    one_thread = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
-    fixed = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
-    fixed |= {"MPLBACKEND": "agg", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return {**own, **one_thread, **fixed, **{k: os.environ[k] for k in KEPT_VARIABLES if k in os.environ}}
+        return f"the hand-in ended its process ({f'exit code {code}' if code <= 128 else f'signal {code - 128}'})"
 
 
 def _row(exercise: Exercise, results: list[Result], status: str | None = None, message: str = "") -> dict:
@@ -170,12 +154,12 @@ def _error_of(errors: dict, name: str) -> tuple[str, str]:
 
 
 def grade_one(
+    nursery: Nursery,
     path: str,
     checks: list[str],
     time_limit_s: float,
     case_limit_s: float,
     memory_limit_mb: int,
-    progress: Callable[[str], Any] | None = None,
 ) -> dict:
     """Grade one hand-in; see :func:`minidiff.course.grading.grade_paths` for the arguments and the result."""
     begun = time.monotonic()
@@ -191,7 +175,7 @@ def grade_one(
     except (ValueError, OSError) as error:
         return _finished(report | {"status": ERROR, "message": str(error)}, begun)
     answers = list(names[report["lesson"]].values())
-    with Running(hand_in, answers, time_limit_s, memory_limit_mb) as running:
+    with Running(nursery, hand_in, answers, time_limit_s, memory_limit_mb) as running:
         for exercise in exercises.exercises(report["lesson"]):
             report["exercises"].append(_grade_exercise(exercise, running, case_limit_s))
     return _finished(report | {"layers": running.layers, "output": running.output}, begun)
@@ -211,9 +195,15 @@ def main(config: dict) -> None:
     """Grade what the orchestrating process asks for, until it hangs up."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that a sandbox and its folder are cleaned up
+    kernel.die_with_parent(signal.SIGTERM)
     if sys.platform.startswith("linux"):
         status = Path("/proc/self/status").read_text()
         used = int(status.split("VmData:")[1].split()[0]) << 10
         resource.setrlimit(resource.RLIMIT_DATA, (used + (MEMORY_MB << 20),) * 2)
-    with contextlib.suppress(Gone):
-        Peer(Channel(config["read_fd"], config["write_fd"]), grade_one).serve()
+    nursery = Nursery()
+    try:
+        Peer(Channel(config["read_fd"], config["write_fd"]), partial(grade_one, nursery)).serve()
+    except Gone:
+        pass  # nothing more to grade
+    finally:
+        nursery.stop()

@@ -1,20 +1,12 @@
-"""The process that runs a hand-in: how it is shut in, and what it may touch.
-
-The file is also that process's script: ``python sandbox.py CONFIG`` isolates itself with the standard library
-alone, before it imports torch or minidiff, and only then becomes the worker. A supervisor stays outside the
-isolated part, waits for it, and kills whatever is left of it.
-"""
+"""What a hand-in's process may use and touch: paths, resources, and a hook that explains refusals in Python."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import resource
-import signal
 import sys
 from collections.abc import Iterable
-from pathlib import Path
 
 FOLDER_MB = 64  # what a hand-in may write
 SYSTEM = (  # what Python, torch and matplotlib read besides themselves
@@ -43,10 +35,11 @@ def _within(path: str, folder: str) -> bool:
     return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
-def limit_resources(memory_mb: int, cpu_seconds: int, status_fd: int | None = None) -> str:
+def limit_resources(memory_mb: int, cpu_seconds: int, processes: bool, status_fd: int | None = None) -> str:
     """Bound memory (above what is in use now), CPU time, file sizes, open files; no core dumps.
 
     Args:
+        processes: bound their number too, where nothing else forbids them; counts all that the user has.
         status_fd: ``/proc/self/status``, opened before Landlock closed it; without it memory is not bounded.
     """
     limits = {"CPU": cpu_seconds, "FSIZE": FOLDER_MB << 20, "NOFILE": 256, "CORE": 0}
@@ -55,8 +48,8 @@ def limit_resources(memory_mb: int, cpu_seconds: int, status_fd: int | None = No
             status = dict(line.split(":", 1) for line in file)
         size = lambda key: int(status[key].split()[0]) << 10
         limits |= {"AS": size("VmSize") + (memory_mb << 20), "DATA": size("VmData") + (memory_mb << 20)}
-    if not sys.platform.startswith("linux"):
-        limits["NPROC"] = 64  # on Linux seccomp forbids processes; this one would count the user's other processes too
+    if processes:
+        limits["NPROC"] = 64
     done = []
     for name, value in limits.items():
         with contextlib.suppress(OSError, ValueError):
@@ -104,63 +97,3 @@ def add_audit_hook(readable: Iterable[str], writable: Iterable[str]) -> str:
 
     sys.addaudithook(hook)
     return "audit hook"
-
-
-def _supervise(worker: int) -> int:
-    """Wait for the worker, then kill all that it left behind; SIGTERM ends it at once."""
-
-    known = {worker}  # all there is to go by where there is no /proc
-
-    def kill_children(*_) -> None:
-        children = Path(f"/proc/self/task/{os.getpid()}/children")
-        for pid in map(int, children.read_text().split()) if children.exists() else set(known):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-
-    signal.signal(signal.SIGTERM, kill_children)
-    code = 1
-    while True:
-        try:
-            pid, status = os.wait()
-        except ChildProcessError:
-            return code
-        if pid == worker:
-            code = os.waitstatus_to_exitcode(status)
-        known.discard(pid)
-        kill_children()  # orphans come here one generation at a time
-
-
-def main() -> None:
-    """Isolate, fork, and become supervisor and worker."""
-    import kernel  # beside this script; the package would import torch
-
-    config = json.loads(sys.argv[1])
-    kernel.die_with_parent()
-    kernel.adopt_orphans()
-    layers = ["own process group", kernel.namespaces()]
-    pid = os.fork()
-    if pid:
-        for fd in (config["read_fd"], config["write_fd"], 0, 1, 2):
-            os.close(fd)  # the worker alone holds the pipes, so that its end is seen at once
-        code = _supervise(pid)
-        os._exit(code if code >= 0 else 128 - code)
-    kernel.die_with_parent()
-    os.umask(0o077)
-    if layers[1] and "mount" in layers[1]:  # never in a mount namespace that others share
-        layers.append(kernel.private_folder(config["folder"], FOLDER_MB))
-    os.chdir(config["folder"])
-    if os.path.exists("/proc/self/status"):
-        config["status_fd"] = os.open("/proc/self/status", os.O_RDONLY)
-    layers.append(kernel.no_new_privileges())
-    writable = [config["folder"], "/dev/null"]
-    layers.append(kernel.landlock(config["readable"], writable, config["listable"]))
-    layers.append(kernel.seccomp())
-    sys.path[:] = config["path"]
-    sys.modules.pop("kernel")
-    from minidiff.course.grading import worker
-
-    worker.main(config, [layer for layer in layers if layer], writable)
-
-
-if __name__ == "__main__":
-    main()

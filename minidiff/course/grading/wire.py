@@ -18,6 +18,7 @@ import torch
 
 from minidiff.course.grading.channel import Channel, Gone, Malformed
 
+MAX_TENSOR_BYTES = 8 << 20  # larger than any that a case needs; far below what a message may have
 MAX_DEPTH = 40
 MAX_TEXT = 2000  # characters of an exception that are passed on
 
@@ -166,6 +167,8 @@ def _encode_tensor(tensor: torch.Tensor) -> list:
         dtype = str(tensor.dtype).removeprefix("torch.")
         if dtype not in DTYPES or tensor.layout != torch.strided or tensor.is_meta:
             raise TypeError(f"a tensor of {tensor.dtype} ({tensor.layout}, {tensor.device}) cannot be passed")
+        if tensor.numel() * tensor.element_size() > MAX_TENSOR_BYTES:
+            raise TypeError(f"a tensor of shape {tuple(tensor.shape)} is too large (at most {MAX_TENSOR_BYTES} bytes)")
         plain = tensor.detach().cpu().contiguous()
         data = plain.resolve_conj().resolve_neg().reshape(-1).view(torch.uint8).numpy().tobytes()
         return [dtype, list(plain.shape), base64.b64encode(data).decode()]
@@ -186,9 +189,9 @@ def _decode_tensor(name: str, shape: list, text: str) -> torch.Tensor:
 class Peer(Codec):
     """One end of a conversation in which either side may call what the other shared, also while being called."""
 
-    def __init__(self, channel: Channel, *shared: Callable):
+    def __init__(self, channel: Channel, *shared: Callable, caught: type[BaseException] = Exception):
         super().__init__(*shared)
-        self.channel = channel
+        self.channel, self._caught = channel, caught  # what is told to the other side rather than raised here
 
     def call_remote(self, index: int, args: tuple, kwargs: dict) -> Any:
         """Raises what the other side raised (as far as EXCEPTIONS go), or Gone."""
@@ -214,7 +217,7 @@ class Peer(Codec):
             reply = {"return": self.encode(function(*args, **kwargs))}
         except Gone:
             raise
-        except BaseException as error:  # SystemExit and KeyboardInterrupt of an answer are its own affair
+        except self._caught as error:
             reply = {"raise": describe(error)}
         self.channel.send(reply)
 

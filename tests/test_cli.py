@@ -1,0 +1,104 @@
+"""The command line: what it writes, and one line with exit code 2 for every bad use."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from minidiff.cli import main
+
+TINY = str(Path(__file__).parent / "training/tiny.yaml")
+
+
+def run(*args):
+    return CliRunner().invoke(main, [str(a) for a in args])
+
+
+def test_sample_writes_a_grid_and_the_numbers(tmp_path):
+    out = tmp_path / "seven.png"
+    result = run("sample", "digits", "--label", 7, "--scale", 3, "--steps", 4, "--count", 9, "--out", out)
+    assert result.exit_code == 0, result.output
+    used = json.loads(out.with_suffix(".json").read_text())
+    assert (used["label"], used["scale"], used["steps"], used["count"]) == (7, 3.0, 4, 9)
+    width, height = Image.open(out).size
+    assert width == height and width >= 300
+
+
+def test_an_image_depends_on_the_seed_and_its_index_alone(tmp_path):
+    few, many = tmp_path / "few.png", tmp_path / "many.png"
+    for out, count in ((few, 1), (many, 2)):
+        assert run("sample", "digits", "--label", 3, "--steps", 3, "--count", count, "--out", out).exit_code == 0
+    small, first = Image.open(few), Image.open(many)
+    unit = small.resize((8, 8), Image.Resampling.NEAREST)
+    scale = first.height // 8
+    other = first.crop((0, 0, 8 * scale, 8 * scale)).resize((8, 8), Image.Resampling.NEAREST)
+    difference = max(abs(a - b) for a, b in zip(unit.tobytes(), other.tobytes(), strict=True))
+    assert difference <= 1, "convolutions may round differently in another batch, by one grey value at most"
+
+
+def test_classifier_guided_sampling(tmp_path):
+    out = tmp_path / "x.png"
+    arguments = ["sample", "digits", "--label", 3, "--steps", 3, "--count", 2, "--out", out]
+    assert run(*arguments, "--classifier", "digits-classifier").exit_code == 0
+    assert out.exists()
+
+
+def test_train_publishes(tmp_path):
+    result = run(
+        "train", TINY, "training.steps=2", "--out", tmp_path / "run", "--publish", tmp_path / "p", "--quiet", "--cpu"
+    )
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "p/card.json").read_text())["steps"] == 2
+
+
+def test_info_names_the_checkpoints():
+    result = run("info")
+    assert result.exit_code == 0 and "checkpoint digits:" in result.output and "recipes: " in result.output
+
+
+def test_claims_lists_records(tmp_path):
+    result = run("claims", "--records", tmp_path)
+    assert result.exit_code == 0 and "0 claims" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sampel"], "sampel"),
+        (["sample", "digit"], "did you mean 'digits'"),
+        (["sample", "digits", "--label", "12"], "from -1 to 9"),
+        (["sample", "digits", "--steps", "0"], "1 to 1000"),
+        (["sample", "digits", "--steps", "1001"], "1 to 1000"),
+        (["sample", "digits", "--scale", "nan"], "finite"),
+        (["sample", "digits", "--scale", "large"], "not a valid float"),
+        (["sample", "digits", "--steps", "2", "--out", "picture.jpg"], ".png"),
+        (["sample", "digits-classifier"], "draws nothing"),
+        (["sample", "digits", "--classifier", "digits"], "is no classifier"),
+        (["train", "digitz"], "did you mean 'digits'"),
+        (["train", "digits", "training.stepz=1"], "did you mean 'steps'"),
+        (["grade"], "PATHS"),
+        (["grade", "nowhere"], "nowhere"),
+        (["claims"], "--records"),
+    ],
+)
+def test_bad_usage_is_one_line_and_exit_code_2(arguments, message, monkeypatch, tmp_path):
+    monkeypatch.delenv("MINIDIFF_RECORDS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    assert message in result.output and len(result.output.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["train", "sample", "grade", "claims"])
+def test_help_has_examples(command):
+    result = run(command, "--help")
+    assert result.exit_code == 0 and "Examples:" in result.output
+
+
+def test_python_dash_m():
+    result = subprocess.run([sys.executable, "-m", "minidiff", "--version"], capture_output=True, text=True)
+    assert result.returncode == 0 and "minidiff" in result.stdout + result.stderr
