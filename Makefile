@@ -1,7 +1,6 @@
 # Two commands are enough: `make book` and `make test`. Each makes its own environment first.
 PYTHON ?= python3
 IN_ENV := .venv/bin/python
-export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help env book test lint format notebooks lock clean

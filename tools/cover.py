@@ -1,4 +1,4 @@
-"""Draw the picture of the README, book/_static/cover.png: one noise, eight conditions, by the committed shapes model."""
+"""Draw the README's picture, book/_static/cover.png: one noise, eight conditions, by the committed shapes model."""
 
 from __future__ import annotations
 

@@ -53,15 +53,10 @@ def install():
         return "could not make .venv; on Debian and Ubuntu the package python3-venv is needed"
     pip = [PYTHON, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     fast = run(PYTHON, "-m", "uv", "--version") or run(*(pip + ["install", "uv"]))
-    # uv takes seconds where pip takes minutes; where it cannot work, pip does the same
-    if not (
-        # compiled once here: where Python may not write bytecode, every later start would compile torch again
-        fast
-        and run(
-            *(PYTHON, "-m", "uv", "pip", "install", "--compile-bytecode"),
-            *("--python", PYTHON, "-r", "requirements.lock"),
-        )
-    ) and not run(*(pip + ["install", "-r", "requirements.lock"])):
+    # uv takes seconds where pip takes minutes; where it cannot work, pip does the same. Bytecode is compiled once here:
+    # where Python may not write it, every later start would compile torch again
+    uv = [PYTHON, "-m", "uv", "pip", "install", "--compile-bytecode", "--python", PYTHON, "-r", "requirements.lock"]
+    if not (fast and run(*uv)) and not run(*(pip + ["install", "-r", "requirements.lock"])):
         return "could not install requirements.lock: is the package index reachable? The reason stands above."
     if not run(*(pip + ["install", "--no-deps", "--no-build-isolation", "--editable", "."])):
         return "could not install minidiff itself; the reason stands above"

@@ -1,4 +1,4 @@
-"""The class-conditional system and the noisy classifier: conditions, nulls, losses, against formulas written out here."""
+"""The class-conditional system and the noisy classifier: conditions, nulls and losses against formulas written out."""
 
 import math
 

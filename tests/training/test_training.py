@@ -1,6 +1,7 @@
 """Training: exact resume after SIGKILL, damaged and foreign checkpoints, order, average, learning."""
 
 import dataclasses
+import itertools
 import os
 import subprocess
 import sys
@@ -132,7 +133,7 @@ def test_learning_rate_warms_up_and_decays():
     plan = dataclasses.replace(load_recipe(TINY).training, steps=100, warmup=10, lr=1.0, final_lr=0.02)
     rates = [learning_rate(step, plan) for step in range(100)]
     assert rates[0] == pytest.approx(0.1) and max(rates) == rates[9] == 1.0
-    assert rates[-1] == pytest.approx(0.02) and all(a >= b for a, b in zip(rates[9:], rates[10:], strict=False))
+    assert rates[-1] == pytest.approx(0.02) and all(a >= b for a, b in itertools.pairwise(rates[9:]))
 
 
 def test_training_learns_and_publishes(tmp_path):
