@@ -24,7 +24,8 @@ def mean_flat(x: Tensor) -> Tensor:
 
 def gaussian_kl(mean1, log_variance1, mean2, log_variance2) -> Tensor:
     """KL(N1 || N2) of scalar Gaussians, elementwise, in nats (``eq-gaussian-kl``). Arguments broadcast."""
-    m1, v1, m2, v2 = (torch.as_tensor(a) for a in (mean1, log_variance1, mean2, log_variance2))
+    arguments = (mean1, log_variance1, mean2, log_variance2)
+    m1, v1, m2, v2 = (a if isinstance(a, Tensor) else torch.tensor(a, dtype=torch.float64) for a in arguments)
     return 0.5 * (v2 - v1 + torch.exp(v1 - v2) - 1 + (m1 - m2) ** 2 * torch.exp(-v2))
 
 
