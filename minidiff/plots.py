@@ -23,9 +23,6 @@ ORANGE = "#d0780a"
 PURPLE = "#8a45f0"
 GREEN = "#00a37a"
 RED = "#d6224a"
-INK = "#c8479b"
-PURPLE = "#7d5bd0"
-BROWN = "#8f6a4a"
 INK = "#7a7f87"  # text, axes and references
 PALETTE = (BLUE, ORANGE, PURPLE, GREEN, RED)
 
