@@ -109,7 +109,9 @@ Fake.__name__ = "NoiseLevel"
 
 
 @pytest.mark.parametrize(
-    "value", [object(), {1, 2}, b"bytes", Fake(), torch.ones(2).to_sparse(), torch.ones(2, device="meta"), 1j], ids=repr
+    "value",
+    [object(), {1, 2}, b"bytes", Fake(), torch.ones(2).to_sparse(), torch.ones(2, device="meta"), 1j],
+    ids=["object", "set", "bytes", "namesake", "sparse", "meta", "complex"],
 )
 def test_other_values_are_refused_where_they_are_made(value):
     with pytest.raises(TypeError, match="cannot be passed"):
