@@ -36,10 +36,8 @@ def unsupported(version):
     """What to say to a Python this project does not run on; empty for one that it does."""
     if SUPPORTED[0] <= tuple(version[:2]) <= SUPPORTED[1]:
         return ""
-    return (
-        "minidiff needs Python {}.{} to {}.{}, and this is {}.{}. Name another one: make test PYTHON=python3.12".format(
-            *(SUPPORTED[0] + SUPPORTED[1] + tuple(version[:2]))
-        )
+    return "Python {}.{} to {}.{} is needed, and this is {}.{}; name another one: make test PYTHON=python3.12".format(
+        *(SUPPORTED[0] + SUPPORTED[1] + tuple(version[:2]))
     )
 
 
