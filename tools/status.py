@@ -38,18 +38,16 @@ def tables(records_dir: str | Path | None = None, root: Path = ROOT) -> dict[str
 def claims_table(lessons: Iterable[Lesson], records: Mapping[str, dict]) -> str:
     """The ledger: a count of the verdicts, then every claim of every lesson, measured or not."""
     rows = [row for lesson in lessons for row in _ledger_of(lesson, records.get(lesson.slug))]
-    verdicts = ", ".join(f"{n} {verdict}" for verdict, n in Counter(row["verdict"] for row in rows).most_common())
-    head = f"{len(rows)} claims: {verdicts}.\n\n" if rows else ""
+    verdicts = "; ".join(f"{verdict}: {n}" for verdict, n in Counter(row["verdict"] for row in rows).most_common())
+    head = f"{len(rows)} claims; {verdicts}.\n\n" if rows else ""
     return head + table(
         {
             "claim": f"{escape(row['statement'])} <br> `{row['id']}`",
-            "source": escape(row["source"]),
-            "tier": row["tier"],
-            "measured": escape(row["measured"]),
-            "95 % interval": escape(row["interval"]),
+            "verdict": f"**{row['verdict']}**",
+            "measured": escape(row["measured"] + (f" {row['interval']}" if row["interval"] != "–" else "")),
             "required": escape(row["criterion"]),
             "negative control": escape(row["negative"]),
-            "verdict": f"**{row['verdict']}**",
+            "source": f"{escape(row['source'])} <br> ({row['tier']})",
         }
         for row in rows
     )

@@ -30,7 +30,7 @@ def test_without_records_everything_is_not_run_yet(tmp_path, monkeypatch):
     for folder in (None, tmp_path / "nothing", tmp_path):
         made = status.tables(folder, FIXTURE)
         assert made.keys() == KEYS
-        assert made["claims"].startswith("2 claims: 2 not run yet.") and "The slope is one." in made["claims"]
+        assert made["claims"].startswith("2 claims; not run yet: 2.") and "The slope is one." in made["claims"]
         assert "| 01\\_first | not run yet |" in made["lessons"] and made["checkpoints"] == "*not run yet*"
         assert made["exercises"].startswith("3 of 4 planted wrong answers are caught.")
         assert "| `ex-a` | 01\\_first | 2 | 4 | 3 | 75% |" in made["exercises"]
@@ -51,10 +51,10 @@ def test_a_recorded_lesson_is_shown_beside_one_that_was_not_run(tmp_path, monkey
     )
     notebook.finish()
     made = status.tables(root=FIXTURE)
-    assert made["claims"].startswith("2 claims: 1 not run yet, 1 holds.")
+    assert made["claims"].startswith("2 claims; not run yet: 1; holds: 1.")
     assert (
-        "| p(x\\|c) is the score's. <br> `tweedie-holds` | R | exact | 1e-09 | – | below 1e-06 "
-        "| without-alpha: 0.3 (fails) | **holds** |" in made["claims"]
+        "| p(x\\|c) is the score's. <br> `tweedie-holds` | **holds** | 1e-09 | below 1e-06 "
+        "| without-alpha: 0.3 (fails) | R <br> (exact) |" in made["claims"]
     )
     assert " s |" in made["lessons"] and "| 01\\_first | not run yet |" in made["lessons"]
 
