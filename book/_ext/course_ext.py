@@ -41,7 +41,7 @@ class CourseStatus(Directive):
 
     def run(self):
         table = status_tables()[self.arguments[0]]
-        box = nodes.container(classes=["status"])
+        box = nodes.container(classes=["status", "full-width"])
         self.state.nested_parse(StringList(table.splitlines(), "tools/status.py"), self.content_offset, box)
         return [box]
 

@@ -11,6 +11,7 @@ import os
 import platform
 import re
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,16 +88,30 @@ def finish() -> None:
     rows = [claim.row() for claim in run.claims.values()]
     columns = ["id", "statement", "tier", "measured", "interval", "criterion", "negative", "verdict"]
     text = "\n".join(f"{row['verdict']:>28}  {row['id']}: {row['measured']}" for row in rows)
-    show(text or "This lesson makes no claim.", table_html(rows, columns))
+    table(columns, ([row[c] for c in columns] for row in rows), text or "This lesson makes no claim.")
 
 
-def table_html(rows: list[dict[str, str]], columns: list[str]) -> str:
-    """Rows as an HTML table that scrolls sideways on a narrow screen."""
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], text: str | None = None) -> None:
+    """Show rows of texts as a table that scrolls sideways on a narrow screen.
+
+    Args:
+        columns: headings.
+        rows: one text for each column.
+        text: what to print where there is no notebook; the rows themselves when left out.
+
+    Raises:
+        ValueError: a row with more or fewer texts than there are columns.
+    """
+    rows = [list(row) for row in rows]
+    if any(len(row) != len(columns) for row in rows):
+        raise ValueError(f"every row of this table needs {len(columns)} texts, one for each of {list(columns)}")
     head = "".join(f'<th scope="col">{html.escape(c)}</th>' for c in columns)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(row[c])}</td>" for c in columns) + "</tr>" for row in rows)
-    return (
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    plain = "\n".join("  ".join(row) for row in [columns, *rows]) if text is None else text
+    show(
+        plain,
         '<div class="claims" style="overflow-x: auto"><table class="table">'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>",
     )
 
 
