@@ -49,10 +49,16 @@ def prepare(root: Path = ROOT) -> Path:
 
 
 def environment(root: Path = ROOT) -> dict[str, str]:
-    """This process's environment plus what every run of lessons gets: records, no network."""
+    """This process's environment plus what every run of lessons gets: records, no network, one thread unless asked for
+    more. On a busy machine two threads of a small network wait for each other most of the time: minutes, not seconds.
+    """
     here = prepare(root)
-    return os.environ | {
-        "MINIDIFF_CACHE": str(here / "outputs"),
-        "MINIDIFF_RECORDS": str(here / "records"),
-        "HF_HUB_OFFLINE": "1",
-    }
+    return (
+        {"OMP_NUM_THREADS": "1"}
+        | os.environ
+        | {
+            "MINIDIFF_CACHE": str(here / "outputs"),
+            "MINIDIFF_RECORDS": str(here / "records"),
+            "HF_HUB_OFFLINE": "1",
+        }
+    )

@@ -79,7 +79,7 @@ def write(root: Path = ROOT, worth: Points = points) -> list[Path]:
 
 def nbval_command(*notebooks: Path) -> list[str]:
     """The command that runs reference notebooks and fails on a failing cell; run it with MINIDIFF_STRICT=1."""
-    options = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=120", "-p", "no:cacheprovider", "-q"]
+    options = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=600", "-p", "no:cacheprovider", "-q"]
     return [sys.executable, "-m", "pytest", *options, *map(str, notebooks)]
 
 

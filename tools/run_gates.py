@@ -13,8 +13,10 @@ from dataclasses import dataclass
 
 from tools import cache
 
-PYTEST = (sys.executable, "-m", "pytest")
-TWO_AT_A_TIME = ("-n", "2", "--dist", "loadfile")
+Commands = tuple[tuple[str, ...], ...]
+PARALLEL = ("-n", "2")
+EXERCISES = "tests/course/test_exercises.py"
+OTHER_GATES = ("tests/gates", "tests/lessons", "tests/book", EXERCISES)
 
 
 @dataclass(frozen=True)
@@ -23,50 +25,58 @@ class Gate:
 
     name: str
     ensures: str
-    commands: tuple[tuple[str, ...], ...]
+    commands: Commands
+
+
+def python(*words: str) -> Commands:
+    return ((sys.executable, *words),)
+
+
+def pytest(*words: str) -> Commands:
+    return python("-m", "pytest", *words)
 
 
 GATES = (
     Gate(
         "lint",
         "code has one style",
-        ((sys.executable, "-m", "ruff", "check", "."), (sys.executable, "-m", "ruff", "format", "--check", ".")),
+        python("-m", "ruff", "check", ".") + python("-m", "ruff", "format", "--check", "."),
     ),
     Gate(
         "unit",
         "the package and the tools do what they say",
-        ((*PYTEST, *TWO_AT_A_TIME, "tests", *(f"--ignore=tests/{part}" for part in ("gates", "lessons", "book"))),),
+        pytest(*PARALLEL, "--dist", "loadfile", "tests", *(f"--ignore={path}" for path in OTHER_GATES)),
     ),
     Gate(
         "notebooks",
         "student notebooks are what the lessons make",
-        ((sys.executable, "tools/notebooks.py", "--check"),),
+        python("tools/notebooks.py", "--check"),
     ),
     Gate(
         "sources",
-        "equations are claimed, figures have alt text, exercises hold against planted wrong answers",
-        ((*PYTEST, *TWO_AT_A_TIME, "tests/gates", "--ignore=tests/gates/test_alarms.py"),),
+        "equations are claimed, figures have alt text, every exercise is complete",
+        pytest(*PARALLEL, "tests/gates", "--ignore=tests/gates/test_alarms.py"),
     ),
-    Gate("lessons", "lessons run with their solutions", ((*PYTEST, *TWO_AT_A_TIME, "tests/lessons", "-k", "nbval"),)),
+    Gate(
+        "exercises",
+        "right answers pass, planted wrong ones fail, every case catches one",
+        pytest(*PARALLEL, EXERCISES),
+    ),
+    Gate("lessons", "lessons run with their solutions", pytest(*PARALLEL, "tests/lessons", "-k", "nbval")),
     Gate(
         "students",
         "student notebooks run to their end without the book's packages",
-        ((*PYTEST, *TWO_AT_A_TIME, "tests/lessons", "-k", "not nbval"),),
+        pytest(*PARALLEL, "tests/lessons", "-k", "not nbval"),
     ),
-    Gate("book", "the book renders without a warning", ((sys.executable, "-m", "tools.book"),)),
-    Gate("alarms", "planted faults are caught", ((*PYTEST, *TWO_AT_A_TIME, "tests/gates/test_alarms.py"),)),
-    Gate("pages", "the pages work offline in a browser", ((*PYTEST, "tests/book"),)),
+    Gate("book", "the book renders without a warning", python("-m", "tools.book")),
+    Gate("alarms", "planted faults are caught", pytest(*PARALLEL, "tests/gates/test_alarms.py")),
+    Gate("pages", "the pages work offline in a browser", pytest("tests/book")),
 )
 
 
 def run(gate: Gate) -> tuple[bool, float]:
     """Whether the gate holds, and the seconds it took."""
-    print(
-        f"\n\033[1m=== {gate.name}: {gate.ensures}\033[0m"
-        if sys.stdout.isatty()
-        else f"\n=== {gate.name}: {gate.ensures}"
-    )
-    sys.stdout.flush()
+    print(f"\n=== {gate.name}: {gate.ensures}", flush=True)
     began = time.monotonic()
     environment = cache.environment() | {"MINIDIFF_STRICT": "1"}
     environment.pop("MPLBACKEND", None)

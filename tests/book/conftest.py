@@ -10,6 +10,8 @@ import pytest
 
 from tools import book, cache
 
+TYPESET = "window.MathJax?.startup?.promise"  # kept when every formula of the page is drawn
+
 
 @pytest.fixture(scope="session")
 def site() -> Path:
@@ -45,8 +47,8 @@ class Visit:
         self.page.on("requestfailed", lambda request: self.troubles.append(f"failed request: {request.url[:200]}"))
         self.page.on("request", self._request)
         self.page.goto(address)
-        self.page.wait_for_function("!window.MathJax || (MathJax.startup && MathJax.startup.promise)")
-        self.page.evaluate("window.MathJax && MathJax.startup.promise")
+        self.page.wait_for_function(f"!document.querySelector('script[src*=mathjax]') || {TYPESET}")
+        self.page.evaluate(f"{TYPESET}?.then(() => true)")
 
     def _request(self, request) -> None:
         if not request.url.startswith(("file:", "data:", "blob:")):

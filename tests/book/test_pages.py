@@ -27,12 +27,16 @@ def width(request) -> int:
     return WIDTHS[request.param]
 
 
-@pytest.mark.parametrize("name", [*PAGES, "index", "genindex", "search"])
+@pytest.mark.parametrize("name", [*PAGES, "genindex", "search"])
 def test_page_loads_and_fits(visit, name, width):
     opened = visit(name, width)
     assert opened.troubles == []
     wide = opened.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
     assert wide <= 0, f"the page is {wide} pixels wider than the screen"
+
+
+def test_the_first_page_leads_to_the_book(site):
+    assert f'url={PAGES[0]}.html"' in (site / "index.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", PAGES)

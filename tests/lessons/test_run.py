@@ -36,7 +36,7 @@ def run_as_student(notebook: nbformat.NotebookNode, folder: Path) -> nbformat.No
     (folder / "sitecustomize.py").write_text(BLOCKER)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MINIDIFF_") or k == "MINIDIFF_DATA"}
     environment |= {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    client = NotebookClient(notebook, timeout=180, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
+    client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
     return client.execute(env=environment)
 
 
