@@ -30,9 +30,17 @@ class Classifier(nn.Module):
         Raises:
             ValueError: for the wrong channels or size.
         """
+        return self.out(self._encoded(x, time))
+
+    def features(self, x: Tensor, time: Tensor) -> Tensor:
+        """(B, C, H, W), (B,) -> (B, width), the pooled features that the last linear map reads."""
+        norm, activation, pool = self.out
+        return pool.features(activation(norm(self._encoded(x, time))))
+
+    def _encoded(self, x: Tensor, time: Tensor) -> Tensor:
         check_images(x, self.config)
         embedding = self.time_embed(timestep_embedding(time, self.config.channels).to(x.dtype))
         h = x.contiguous(memory_format=torch.channels_last)
         for block in self.input_blocks:
             h = block(h, embedding)
-        return self.out(self.middle_block(h, embedding))
+        return self.middle_block(h, embedding)

@@ -19,6 +19,8 @@ def timestep_embedding(time: Tensor, dim: int, max_period: float = 10000.0) -> T
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v for q, k, v of shape (B, heads, L, d)."""
+    if q.device.type == "cpu" and q.dtype is torch.bfloat16:  # the CPU's bf16 kernel is ten times slower than float32
+        return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
     return F.scaled_dot_product_attention(q, k, v)
 
 
@@ -131,11 +133,14 @@ class AttentionPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, out_features)."""
+        return F.linear(self.features(x), self.c_proj.weight[..., 0], self.c_proj.bias)
+
+    def features(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C), what the last linear map reads."""
         pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
         tokens = torch.cat([pixels.mean(1, keepdim=True), pixels], dim=1) + self.positional_embedding.T
         q, k, v = split_heads(pointwise(self.qkv_proj, tokens), self.heads)
-        pooled = attention(q[:, :, :1], k, v).transpose(1, 2).flatten(2)
-        return pointwise(self.c_proj, pooled)[:, 0]
+        return attention(q[:, :, :1], k, v).transpose(1, 2).flatten(1)
 
 
 class Downsample(nn.Module):

@@ -20,16 +20,26 @@ class DataRecipe:
     """Which images to learn from.
 
     Attributes:
-        name: "digits" or "shapes".
+        name: "digits", "shapes", "cifar10", "folder" (or a zip archive), "shards", or a data set of torchvision.
         images: Number of images to render, for sets without a fixed size.
         seed: Seed of that rendering.
         bins: Number of values a pixel can take.
+        path: Where the images lie, for sets that are not made here.
+        train: Folder below ``path`` (or split of torchvision's set) to train on; "" for all.
+        heldout: The same for the images to evaluate on.
+        mirror: Every image is also seen flipped left to right.
+        workers: Processes that decode images, per training process.
     """
 
     name: str
     images: int = 0
     seed: int = 0
     bins: int = 256
+    path: str | None = None
+    train: str = "train"
+    heldout: str = "test"
+    mirror: bool = False
+    workers: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,11 +62,16 @@ class TrainingRecipe:
         final_lr: Fraction of the peak at the last step.
         betas: AdamW's betas.
         weight_decay: AdamW's weight decay.
-        clip: Largest gradient norm.
-        ema: Decay of the weight average, reached from below as (1 + step) / (10 + step).
+        clip: Largest gradient norm, or None.
+        ema: Decays of the weight averages, each reached from below as (1 + step) / (10 + step); the first is published.
         precision: "no" (float32) or "bf16".
         seed: Seed of initialisation, data order and noise.
         checkpoint_every: Steps between checkpoints.
+        accumulate: Parts into which each process cuts its share of a batch, to save memory.
+        checkpointing: Recompute activations in the backward pass, to save memory.
+        compile: Compile the network.
+        sharding: "none" (every process holds the whole model, DDP) or "full" (FSDP).
+        times: "uniform", or "importance" (Nichol and Dhariwal 2021, section 3.3).
     """
 
     steps: int
@@ -66,11 +81,16 @@ class TrainingRecipe:
     final_lr: float = 0.02
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.0
-    clip: float = 1.0
-    ema: float = 0.999
+    clip: float | None = 1.0
+    ema: tuple[float, ...] = (0.999,)
     precision: str = "no"
     seed: int = 0
     checkpoint_every: int = 500
+    accumulate: int = 1
+    checkpointing: bool = False
+    compile: bool = False
+    sharding: str = "none"
+    times: str = "uniform"
 
 
 @dataclass(frozen=True)
@@ -153,7 +173,7 @@ def _value(hint, value, where: str):
         return None if value is None else _value(next(o for o in options if o is not type(None)), value, where)
     if get_origin(hint) is tuple:
         if not isinstance(value, (list, tuple)):
-            raise ValueError(f"{where} must be a list, got {value!r}")
+            value = [value]
         return tuple(_value(get_args(hint)[0], v, where) for v in value)
     if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         try:

@@ -42,6 +42,12 @@ class NoisyClassifier(nn.Module):
         time = torch.as_tensor(time, device=x.device).expand(len(x))
         return F.log_softmax(self.network(x, time).float(), dim=1)
 
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """(B, width) features of clean images, the space in which distances of image sets are measured."""
+        time = torch.as_tensor(DATA.time, device=images.device).expand(len(images))
+        return self.network.features(images, time)
+
     def classifier(self, label: int | Tensor):
         """``(x, level) -> (B,)`` log p(label | x_t), the form that guidance takes.
 

@@ -23,7 +23,13 @@ def _shapes(recipe: DataRecipe, split: str, size: int) -> tuple[Tensor, Tensor]:
     return shapes(count, size, sample_generators(recipe.seed, [index])[0])
 
 
-SETS = {"digits": _digits, "shapes": _shapes}
+def _cifar10(recipe: DataRecipe, split: str, size: int) -> tuple[Tensor, Tensor]:
+    from ..data.cifar import cifar10
+
+    return cifar10(split, size, recipe.path, recipe.mirror and split == "train")
+
+
+SETS = {"digits": _digits, "shapes": _shapes, "cifar10": _cifar10}
 
 
 def load_set(recipe: DataRecipe, size: int, split: str = "train") -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..random import sample_generators
-from ..recipes import Recipe, TrainingRecipe
+from ..recipes import Recipe, TrainingRecipe, from_dict
 from .checkpoint import load_checkpoint, save_checkpoint
 from .data import Order, load_set
 from .ema import EMA
@@ -76,7 +76,7 @@ def train(
         system.parameters(), lr=plan.lr, betas=plan.betas, weight_decay=plan.weight_decay, fused=True
     )
     model, optimizer = accelerator.prepare(Loss(system), optimizer)
-    ema = EMA(system, plan.ema)
+    ema = EMA(system, plan.ema[0])
 
     last = folder / "last.safetensors"
     start, seconds = _resume(last, recipe, system, optimizer, ema) if last.exists() else (0, 0.0)
@@ -86,8 +86,9 @@ def train(
     bar = tqdm(total=plan.steps, initial=start, desc=recipe.name, disable=quiet or rank > 0, unit="step")
     for step in range(start, plan.steps):
         chosen = order[step][rank * local : (rank + 1) * local]
-        generator = sample_generators(plan.seed, [f"step {step} rank {rank}"], accelerator.device)[0]
-        torch.manual_seed(generator.initial_seed())  # dropout has no generator of its own
+        places = range(rank * local, (rank + 1) * local)
+        generator = sample_generators(plan.seed, [f"step {step} image {i}" for i in places], accelerator.device)
+        torch.manual_seed(generator[0].initial_seed())  # dropout has no generator of its own
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, plan)
         batch = images[chosen].to(accelerator.device), labels[chosen].to(accelerator.device)
@@ -137,7 +138,7 @@ def _inner(optimizer) -> torch.optim.Optimizer:
 def _resume(path: Path, recipe: Recipe, system: nn.Module, optimizer, ema: EMA) -> tuple[int, float]:
     """Load a checkpoint into everything that ``_state`` saved; the step to go on from and the seconds spent so far."""
     tensors, meta = load_checkpoint(path)
-    theirs, ours = meta["recipe"], recipe.to_dict()
+    theirs, ours = from_dict(Recipe, meta["recipe"]).to_dict(), recipe.to_dict()
     if theirs != ours:
         different = sorted(k for k in ours if theirs.get(k) != ours[k])
         raise ValueError(

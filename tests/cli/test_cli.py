@@ -11,7 +11,7 @@ from PIL import Image
 
 from minidiff.cli import main
 
-TINY = str(Path(__file__).parent / "training/tiny.yaml")
+TINY = str(Path(__file__).parents[1] / "training/tiny.yaml")
 
 
 def run(*args):

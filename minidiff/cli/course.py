@@ -1,0 +1,59 @@
+"""``minidiff grade`` and ``minidiff claims``: what instructors and readers of the course need."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True))
+@click.option("--csv", "csv_path", type=click.Path(dir_okay=False), default="grades.csv", show_default=True)
+@click.option("--json", "json_path", type=click.Path(dir_okay=False), default="grades.json", show_default=True)
+@click.option("--time-limit", type=click.FloatRange(min=1), default=120.0, show_default=True, help="Seconds a hand-in.")
+@click.option("--memory-limit", type=click.IntRange(min=512), default=2048, show_default=True, help="MB a hand-in.")
+@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Hand-ins at a time.")
+def grade(paths, csv_path, json_path, time_limit, memory_limit, jobs) -> None:
+    """Grade hand-ins: notebooks, .py files, or folders of them.
+
+    Each runs in a process of its own, with limits and without network; what one does costs that one its points only.
+
+    \b
+    Examples:
+      minidiff grade hand-ins/ --csv grades.csv
+      minidiff grade alice.ipynb bob.py --time-limit 60
+    """
+    from ..course.grading import grade_paths
+
+    results = grade_paths(
+        [Path(p) for p in paths],
+        out_csv=Path(csv_path),
+        out_json=Path(json_path),
+        time_limit_s=time_limit,
+        memory_limit_mb=memory_limit,
+        jobs=jobs,
+        progress=lambda r: click.echo(f"{r['handin']}: {r['points']:g} of {r['max']:g} points ({r['status']})"),
+    )
+    click.echo(f"{len(results)} hand-ins graded: {csv_path}, {json_path}")
+
+
+@click.command()
+@click.option("--records", type=click.Path(file_okay=False), help="Folder of records (default: $MINIDIFF_RECORDS).")
+def claims(records) -> None:
+    """List the claims that the lessons recorded in their last run, with what was measured.
+
+    \b
+    Examples:
+      minidiff claims --records _build/records
+    """
+    from ..course.claims import ledger, load_records
+
+    folder = records or os.environ.get("MINIDIFF_RECORDS")
+    if not folder:
+        raise click.UsageError("name the folder with --records, or set MINIDIFF_RECORDS; `make book` prints it")
+    rows = ledger(load_records(Path(folder)))
+    for row in rows:
+        click.echo(f"{row['verdict']:<30} {row['id']:<40} {row['measured']}")
+    click.echo(f"{len(rows)} claims")
