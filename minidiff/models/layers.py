@@ -7,6 +7,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 def timestep_embedding(time: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
@@ -41,6 +42,11 @@ def pointwise(conv: nn.Conv1d, x: Tensor) -> Tensor:
     return F.linear(x, conv.weight[..., 0], conv.bias)
 
 
+def residual(x: Tensor, branch: Tensor, factor: float) -> Tensor:
+    """factor * (x + branch)."""
+    return x + branch if factor == 1 else factor * (x + branch)
+
+
 class ResBlock(nn.Module):
     """Residual block told the time by adaptive group norm (Dhariwal and Nichol 2021, section 3).
 
@@ -52,6 +58,7 @@ class ResBlock(nn.Module):
         groups: Group-norm groups.
         scale_shift: Adaptive group norm; else the embedding is added.
         resample: None, "down" (average pool by 2) or "up" (nearest by 2), on both paths, before the first convolution.
+        rescale: The sum of both paths is divided by sqrt 2 (Song et al. 2021b).
     """
 
     def __init__(
@@ -63,9 +70,10 @@ class ResBlock(nn.Module):
         groups: int = 32,
         scale_shift: bool = True,
         resample: str | None = None,
+        rescale: bool = False,
     ):
         super().__init__()
-        self.scale_shift, self.resample = scale_shift, resample
+        self.scale_shift, self.resample, self.factor = scale_shift, resample, 0.5**0.5 if rescale else 1.0
         self.in_layers = nn.Sequential(
             nn.GroupNorm(groups, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
         )
@@ -94,7 +102,7 @@ class ResBlock(nn.Module):
             h = rest(norm(h) * (1 + scale) + shift)
         else:
             h = rest(norm(h + told))
-        return self.skip_connection(self._resampled(x)) + h
+        return residual(self.skip_connection(self._resampled(x)), h, self.factor)
 
 
 class AttentionBlock(nn.Module):
@@ -104,11 +112,11 @@ class AttentionBlock(nn.Module):
     checkpoints is mended where weights are read, never here.
     """
 
-    def __init__(self, channels: int, heads: int, groups: int = 32):
+    def __init__(self, channels: int, heads: int, groups: int = 32, rescale: bool = False):
         super().__init__()
         if channels % heads:
             raise ValueError(f"{channels} channels do not divide into {heads} heads")
-        self.heads = heads
+        self.heads, self.factor = heads, 0.5**0.5 if rescale else 1.0
         self.norm = nn.GroupNorm(groups, channels)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.proj_out = zeroed(nn.Conv1d(channels, channels, 1))
@@ -118,7 +126,7 @@ class AttentionBlock(nn.Module):
         pixels = self.norm(x).permute(0, 2, 3, 1).flatten(1, 2)
         q, k, v = split_heads(pointwise(self.qkv, pixels), self.heads)
         out = pointwise(self.proj_out, attention(q, k, v).transpose(1, 2).flatten(2))
-        return x + out.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+        return residual(x, out.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2), self.factor)
 
 
 class AttentionPool(nn.Module):
@@ -168,10 +176,21 @@ class Upsample(nn.Module):
 
 
 class Stage(nn.Sequential):
-    """A sequence in which residual blocks are also told the time."""
+    """A sequence in which residual blocks are also told the time.
+
+    Attributes:
+        checkpointing: Keep only the input for the backward pass and compute the rest again.
+    """
+
+    checkpointing = False
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """(B, C, H, W), (B, embedding) -> (B, C', H', W')."""
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(self._run, x, embedding, use_reentrant=False)
+        return self._run(x, embedding)
+
+    def _run(self, x: Tensor, embedding: Tensor) -> Tensor:
         for layer in self:
             x = layer(x, embedding) if isinstance(layer, ResBlock) else layer(x)
         return x

@@ -30,6 +30,7 @@ class UNetConfig:
         groups: Group-norm groups.
         scale_shift: Adaptive group norm.
         resample_blocks: Residual blocks do the up- and downsampling (BigGAN), else convolutions.
+        rescale: Residual sums are divided by sqrt 2.
     """
 
     size: int
@@ -46,6 +47,7 @@ class UNetConfig:
     groups: int = 32
     scale_shift: bool = True
     resample_blocks: bool = True
+    rescale: bool = False
 
     def __post_init__(self):
         deepest = 2 ** (len(self.channel_mult) - 1)
@@ -55,7 +57,14 @@ class UNetConfig:
     def res_block(self, channels: int, out_channels: int, resample: str | None = None) -> ResBlock:
         """A residual block of this network."""
         return ResBlock(
-            channels, 4 * self.channels, out_channels, self.dropout, self.groups, self.scale_shift, resample
+            channels,
+            4 * self.channels,
+            out_channels,
+            self.dropout,
+            self.groups,
+            self.scale_shift,
+            resample,
+            self.rescale,
         )
 
     def head_count(self, channels: int) -> int:
@@ -64,7 +73,7 @@ class UNetConfig:
 
     def attention_block(self, channels: int) -> AttentionBlock:
         """An attention block of this network."""
-        return AttentionBlock(channels, self.head_count(channels), self.groups)
+        return AttentionBlock(channels, self.head_count(channels), self.groups, self.rescale)
 
     def resampler(self, channels: int, direction: str) -> nn.Module:
         """What ends a level: a resampling residual block, or a convolution."""

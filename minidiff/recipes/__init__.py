@@ -215,5 +215,5 @@ def load_recipe(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Recip
             target = target.setdefault(part, {})
             if not isinstance(target, dict):
                 raise ValueError(f"{key}: {part} has no keys of its own")
-        target[parts[-1]] = yaml.safe_load(text)
+        target[parts[-1]] = yaml.safe_load(text) if text else ""
     return from_dict(Recipe, {"name": path.stem, **values})

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..models.classifier import Classifier
 from ..process import diffuse
-from ..random import randn
+from ..random import randint, randn
 from ..schedule import DATA, DiscreteSchedule, NoiseLevel
 
 
@@ -64,10 +64,12 @@ class NoisyClassifier(nn.Module):
 
         return log_prob
 
-    def loss(self, images: Tensor, labels: Tensor, generator=None) -> dict[str, Tensor]:
-        """Cross entropy at one uniformly drawn level per sample; also the accuracy."""
-        level = self.schedule.random_level(len(images), generator, images.device) if self.noisy else DATA
+    def loss(self, images: Tensor, labels: Tensor, generator=None, times: Tensor | None = None) -> dict[str, Tensor]:
+        """(B,) cross entropy at ``times`` (B,), drawn uniformly when left out; also whether the label was right."""
+        if self.noisy and times is None:
+            times = randint(self.schedule.T, len(images), generator, images.device)
+        level = self.schedule.level(times) if self.noisy else DATA
         x = diffuse(images, level, randn(images.shape, generator, images.dtype, images.device))
         log_prob = self.log_prob_label(x, level)
-        accuracy = (log_prob.argmax(1) == labels).float().mean()
-        return {"loss": F.nll_loss(log_prob, labels), "accuracy": accuracy}
+        accuracy = (log_prob.argmax(1) == labels).float()
+        return {"loss": F.nll_loss(log_prob, labels, reduction="none"), "accuracy": accuracy}

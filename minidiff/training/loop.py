@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -12,8 +14,10 @@ from torch import Tensor, nn
 from ..random import sample_generators
 from ..recipes import Recipe, TrainingRecipe, from_dict
 from .checkpoint import load_checkpoint, save_checkpoint
-from .data import Order, load_set
+from .data import Order, batches, load_dataset
 from .ema import EMA
+from .parallel import parallel, placed, share_of, whole
+from .times import ImportanceTimes, UniformTimes
 
 
 def learning_rate(step: int, recipe: TrainingRecipe) -> float:
@@ -30,9 +34,9 @@ class Loss(nn.Module):
         super().__init__()
         self.system = system
 
-    def forward(self, images: Tensor, labels: Tensor, generator) -> dict[str, Tensor]:
-        """Scalars; "loss" is what is minimised."""
-        return self.system.loss(images, labels, generator)
+    def forward(self, images: Tensor, labels: Tensor, generator, times: Tensor) -> dict[str, Tensor]:
+        """(B,) terms; "loss" is what is minimised."""
+        return self.system.loss(images, labels, generator, times)
 
 
 def train(
@@ -44,8 +48,9 @@ def train(
 ) -> dict[str, Tensor]:
     """Train a system from a recipe, or go on from where the folder's checkpoint stands.
 
-    Step k sees the same images and the same noise whether or not the run was interrupted, so a run that is killed and
-    resumed ends with the same weights.
+    Image i of step k and its noise depend on the seed, k and i alone: neither on interruptions, so that a run that is
+    killed and resumed ends with the same weights, nor on the number of processes, which agree up to the order of sums
+    (dropout excepted, which every process draws for its share).
 
     Args:
         recipe: What to train.
@@ -55,10 +60,11 @@ def train(
         quiet: No progress bar.
 
     Returns:
-        The averaged weights.
+        The averaged weights, of the first decay of the recipe; of this process's share where they are sharded.
 
     Raises:
-        ValueError: when the folder holds a checkpoint that is damaged or of another recipe; nothing is overwritten.
+        ValueError: when the folder holds a checkpoint that is damaged or of another recipe (nothing is overwritten),
+            or a batch does not divide among the processes and their parts.
     """
     from accelerate import Accelerator
     from torch.utils.tensorboard import SummaryWriter
@@ -66,76 +72,90 @@ def train(
 
     plan, folder = recipe.training, Path(folder)
     accelerator = Accelerator(mixed_precision=plan.precision, cpu=cpu)
-    if plan.batch % accelerator.num_processes:
-        raise ValueError(f"a batch of {plan.batch} does not divide among {accelerator.num_processes} processes")
+    device, main = accelerator.device, accelerator.is_main_process
+    share = share_of(plan, accelerator.process_index, accelerator.num_processes)
     torch.manual_seed(plan.seed)
-    system = build(recipe).to(memory_format=torch.channels_last)
-    images, labels = load_set(recipe.data, recipe.network.size)
-    order = Order(len(images), plan.batch, plan.seed)
-    optimizer = torch.optim.AdamW(
-        system.parameters(), lr=plan.lr, betas=plan.betas, weight_decay=plan.weight_decay, fused=True
-    )
-    model, optimizer = accelerator.prepare(Loss(system), optimizer)
-    ema = EMA(system, plan.ema[0])
+    system = build(recipe)
+    found = load_dataset(recipe.data, recipe.network.size)
+    order = Order(len(found), plan.batch, plan.seed, getattr(found, "shard_sizes", None))
+    times = (ImportanceTimes if plan.times == "importance" else UniformTimes)(system.schedule.T)
+    model, optimizer = parallel(Loss(system), plan, accelerator)
+    ema = EMA(system, plan.ema)
 
     last = folder / "last.safetensors"
-    start, seconds = _resume(last, recipe, system, optimizer, ema) if last.exists() else (0, 0.0)
-    writer = SummaryWriter(folder / "log", purge_step=start) if accelerator.is_main_process else None
-    rank, local = accelerator.process_index, plan.batch // accelerator.num_processes
+    start, seconds = _resume(last, recipe, system, optimizer, ema, times) if last.exists() else (0, 0.0)
+    writer = SummaryWriter(folder / "log", purge_step=start) if main else None
     began = time.monotonic()
-    bar = tqdm(total=plan.steps, initial=start, desc=recipe.name, disable=quiet or rank > 0, unit="step")
-    for step in range(start, plan.steps):
-        chosen = order[step][rank * local : (rank + 1) * local]
-        places = range(rank * local, (rank + 1) * local)
-        generator = sample_generators(plan.seed, [f"step {step} image {i}" for i in places], accelerator.device)
-        torch.manual_seed(generator[0].initial_seed())  # dropout has no generator of its own
+    bar = tqdm(total=plan.steps, initial=start, desc=recipe.name, disable=quiet or not main, unit="step")
+    stream = batches(found, order, range(start, plan.steps), share, recipe.data.workers)
+    for step, (images, labels) in enumerate(stream, start):
+        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        places = range(plan.batch)[share]
+        generators = sample_generators(plan.seed, [f"step {step} image {i}" for i in places], device.type)
+        torch.manual_seed(generators[0].initial_seed())  # dropout has no generator of its own
+        t, weight = times.draw(len(images), generators, device)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, plan)
-        batch = images[chosen].to(accelerator.device), labels[chosen].to(accelerator.device)
-        with accelerator.autocast():
-            losses = model(*batch, generator)
         optimizer.zero_grad()
-        accelerator.backward(losses["loss"])
-        norm = accelerator.clip_grad_norm_(model.parameters(), plan.clip)
+        parts = range(0, len(images), len(images) // plan.accumulate)
+        seen = []
+        for first in parts:
+            part = slice(first, first + parts.step)
+            wait = accelerator.no_sync(model) if first != parts[-1] else nullcontext()
+            with wait:
+                with accelerator.autocast():
+                    losses = model(images[part], labels[part], generators[part], t[part])
+                accelerator.backward((weight[part] * losses["loss"]).mean() / plan.accumulate)
+            seen.append({name: value.detach() for name, value in losses.items()})
+        norm = whole(nn.utils.clip_grad_norm_(model.parameters(), math.inf if plan.clip is None else plan.clip))
         optimizer.step()
         ema.update(system, step)
+        losses = {name: torch.cat([part[name] for part in seen]) for name in seen[0]}
+        if plan.times == "importance":
+            times.update(accelerator.gather(t), accelerator.gather(losses["loss"]))
         bar.update()
-        if step % 50 == 0 and writer:
-            scalars = {**losses, "gradient_norm": norm, "lr": torch.tensor(learning_rate(step, plan))}
-            for name, value in scalars.items():
-                writer.add_scalar(name, float(value.detach()), step)
-            bar.set_postfix({k: f"{float(v.detach()):.4f}" for k, v in losses.items()})
+        if step % 50 == 0:
+            means = {name: accelerator.gather(value).mean().item() for name, value in losses.items()}
+            bar.set_postfix({name: f"{value:.4f}" for name, value in means.items()})
+            if writer:
+                for name, value in (means | {"gradient_norm": norm, "lr": learning_rate(step, plan)}).items():
+                    writer.add_scalar(name, value, step)
         finished = step + 1 == plan.steps
-        if accelerator.is_main_process and (finished or (step + 1) % plan.checkpoint_every == 0):
-            meta = {
-                "step": step + 1,
-                "seconds": seconds + time.monotonic() - began,
-                "device": f"{accelerator.num_processes} x {accelerator.device.type}, {torch.get_num_threads()} threads",
-                "recipe": recipe.to_dict(),
-            }
-            save_checkpoint(last, _state(system, optimizer, ema), meta)
+        if finished or (step + 1) % plan.checkpoint_every == 0:
+            tensors = _state(system, optimizer, ema, times)
+            if main:
+                meta = {
+                    "step": step + 1,
+                    "seconds": seconds + time.monotonic() - began,
+                    "device": f"{accelerator.num_processes} x {device.type}, {torch.get_num_threads()} threads",
+                    "recipe": recipe.to_dict(),
+                    "broken_images": len(getattr(found, "broken", [])),
+                }
+                save_checkpoint(last, tensors, meta)
     bar.close()
     if writer:
         writer.close()
     accelerator.wait_for_everyone()
-    return ema.average
+    return ema.averages[plan.ema[0]]
 
 
-def _state(system: nn.Module, optimizer, ema: EMA) -> dict[str, Tensor]:
-    """Everything that the next step depends on, by name."""
+def _state(system: nn.Module, optimizer, ema: EMA, times) -> dict[str, Tensor]:
+    """Everything that the next step depends on, by name; sharded tensors are gathered, so every process takes part."""
     tensors = {f"model.{k}": v for k, v in system.state_dict().items()}
-    tensors |= {f"ema.{k}": v for k, v in ema.average.items()}
+    tensors |= {f"ema {decay}.{k}": v for decay, average in ema.averages.items() for k, v in average.items()}
+    tensors |= {f"times.{k}": v for k, v in times.state().items()}
     names = {p: name for name, p in system.named_parameters()}
     for parameter, state in _inner(optimizer).state.items():
         tensors |= {f"optimizer.{names[parameter]}.{k}": torch.as_tensor(v) for k, v in state.items()}
-    return tensors
+    return {name: whole(tensor) for name, tensor in tensors.items()}
 
 
 def _inner(optimizer) -> torch.optim.Optimizer:
     return getattr(optimizer, "optimizer", optimizer)
 
 
-def _resume(path: Path, recipe: Recipe, system: nn.Module, optimizer, ema: EMA) -> tuple[int, float]:
+@torch.no_grad()
+def _resume(path: Path, recipe: Recipe, system: nn.Module, optimizer, ema: EMA, times) -> tuple[int, float]:
     """Load a checkpoint into everything that ``_state`` saved; the step to go on from and the seconds spent so far."""
     tensors, meta = load_checkpoint(path)
     theirs, ours = from_dict(Recipe, meta["recipe"]).to_dict(), recipe.to_dict()
@@ -145,17 +165,14 @@ def _resume(path: Path, recipe: Recipe, system: nn.Module, optimizer, ema: EMA) 
             f"{path} was made by another recipe (different: {', '.join(different)}); choose another folder or move it"
         )
     own = lambda prefix: {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
-    system.load_state_dict(own("model."))
-    ema.load(own("ema."))
+    targets = {"model.": system.state_dict()} | {f"ema {decay}.": a for decay, a in ema.averages.items()}
+    for prefix, target in targets.items():
+        saved = own(prefix)
+        for name, tensor in target.items():
+            tensor.copy_(placed(saved[name], tensor))
     for name, parameter in system.named_parameters():
         state = own(f"optimizer.{name}.")
         if state:
-            _inner(optimizer).state[parameter] = {k: _laid_out_like(parameter, v) for k, v in state.items()}
+            _inner(optimizer).state[parameter] = {k: placed(v, parameter) for k, v in state.items()}
+    times.load(own("times."))
     return meta["step"], meta["seconds"]
-
-
-def _laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:
-    """The value in the parameter's memory format: fused optimisers walk both in memory order."""
-    if value.shape != parameter.shape:
-        return value  # the step counter
-    return torch.empty_like(parameter, requires_grad=False).copy_(value)

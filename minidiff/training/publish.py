@@ -12,18 +12,20 @@ from torch import nn
 from ..random import sample_generators
 from ..recipes import Recipe
 from .checkpoint import export_weights, load_checkpoint, load_weights, write_atomically
-from .data import load_set
+from .data import load_dataset, load_set
+
+HELDOUT = 2000  # images that the losses on a card are measured on, at most
 
 
 @torch.no_grad()
 def heldout_metrics(system: nn.Module, recipe: Recipe, passes: int = 8) -> dict[str, float]:
     """The system's losses on held-out images, each image seen ``passes`` times at random levels."""
-    images, labels = load_set(recipe.data, recipe.network.size, "heldout")
+    images, labels = load_set(recipe.data, recipe.network.size, "heldout", HELDOUT)
     system.eval()
     totals: dict[str, float] = {}
     for generator in sample_generators(recipe.training.seed, [f"heldout {i}" for i in range(passes)]):
         for name, value in system.loss(images, labels, generator).items():
-            totals[name] = totals.get(name, 0.0) + float(value) / passes
+            totals[name] = totals.get(name, 0.0) + float(value.mean()) / passes
     return {f"heldout_{name}": round(value, 5) for name, value in totals.items()}
 
 
@@ -42,7 +44,8 @@ def publish(recipe: Recipe, system: nn.Module, run: str | Path, folder: str | Pa
     tensors, meta = load_checkpoint(Path(run) / "last.safetensors")
     if meta["step"] != recipe.training.steps:
         raise ValueError(f"{run} stands at step {meta['step']} of {recipe.training.steps}; finish it first")
-    averaged = {k.removeprefix("ema."): v for k, v in tensors.items() if k.startswith("ema.")}
+    prefix = f"ema {recipe.training.ema[0]}."
+    averaged = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     path = Path(folder) / "model.safetensors"
     export_weights(averaged, path, {"name": recipe.name})
     load_weights(system, path)
@@ -51,7 +54,7 @@ def publish(recipe: Recipe, system: nn.Module, run: str | Path, folder: str | Pa
         "recipe": recipe.to_dict(),
         "seed": recipe.training.seed,
         "steps": meta["step"],
-        "data": f"{recipe.data.name}, {len(load_set(recipe.data, recipe.network.size)[0])} training images",
+        "data": f"{recipe.data.name}, {len(load_dataset(recipe.data, recipe.network.size))} training images",
         "seconds": round(meta["seconds"]),
         "parameters": sum(p.numel() for p in system.parameters()),
         "megabytes": round(path.stat().st_size / 1e6, 2),

@@ -53,7 +53,7 @@ def test_without_a_null_row_the_null_is_refused():
 
 def test_label_dropout_is_drawn_per_sample(system):
     labels = torch.arange(10).repeat(2000)
-    dropped = system.drop_labels(labels, torch.Generator().manual_seed(0)) == -1
+    dropped = system.dropped(labels, torch.Generator().manual_seed(0)) == -1
     rate, n = dropped.double().mean().item(), len(labels)
     assert abs(rate - 0.15) < 4 * math.sqrt(0.15 * 0.85 / n)
     runs = (dropped[1:] != dropped[:-1]).double().mean().item()
@@ -71,7 +71,7 @@ def test_simple_loss_is_the_squared_error_in_v(system, batch):
     x_t = alpha_bar.sqrt() * images + (1 - alpha_bar).sqrt() * eps
     v = alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * images
     out = system.network(x_t, t, system.condition(torch.where(dropped, -1, labels)))
-    torch.testing.assert_close(loss["simple"], ((out[:, :1] - v) ** 2).mean())
+    torch.testing.assert_close(loss["simple"], ((out[:, :1] - v) ** 2).mean((1, 2, 3)))
     torch.testing.assert_close(loss["loss"], loss["simple"] + loss["vlb"])
 
 

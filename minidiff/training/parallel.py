@@ -1,0 +1,77 @@
+"""One process, data parallelism (DDP) or sharded weights (FSDP), and what each does to a tensor."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..models.layers import Stage
+from ..recipes import TrainingRecipe
+
+SHARDINGS = ("none", "full")
+
+
+def share_of(plan: TrainingRecipe, rank: int, world: int) -> slice:
+    """The rows of the global batch that a process sees.
+
+    Raises:
+        ValueError: when the batch does not divide among the processes and their parts.
+    """
+    if plan.batch % (world * plan.accumulate):
+        raise ValueError(
+            f"a batch of {plan.batch} does not divide among {world} processes with {plan.accumulate} parts each"
+        )
+    local = plan.batch // world
+    return slice(rank * local, (rank + 1) * local)
+
+
+def parallel(loss: nn.Module, plan: TrainingRecipe, accelerator):
+    """The loss module, spread as the plan says, and its optimiser.
+
+    Raises:
+        ValueError: for an unknown sharding.
+    """
+    if plan.sharding not in SHARDINGS:
+        raise ValueError(f"training.sharding must be one of {', '.join(SHARDINGS)}, got {plan.sharding!r}")
+    for stage in _stages(loss):
+        stage.checkpointing = plan.checkpointing
+    if plan.compile:
+        loss.system.network.compile()
+    sharded = plan.sharding == "full" and accelerator.num_processes > 1
+    if sharded:
+        _shard(loss.to(accelerator.device))
+    else:
+        loss.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(
+        loss.parameters(), lr=plan.lr, betas=plan.betas, weight_decay=plan.weight_decay, fused=True
+    )
+    return (loss, accelerator.prepare(optimizer)) if sharded else accelerator.prepare(loss, optimizer)
+
+
+def _shard(loss: nn.Module) -> None:
+    """Each stage of the network gathers its weights when its turn comes, and lets go of them afterwards."""
+    from torch.distributed.fsdp import fully_shard
+
+    for stage in _stages(loss):
+        fully_shard(stage)
+    fully_shard(loss)
+
+
+def _stages(loss: nn.Module) -> list[Stage]:
+    return [module for module in loss.modules() if isinstance(module, Stage)]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The full tensor; a sharded one is gathered, in which every process takes part."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def placed(value: Tensor, like: Tensor) -> Tensor:
+    """A whole value, sharded and laid out in memory as the tensor it belongs to; fused optimisers need both."""
+    if value.shape != like.shape:
+        return value  # the step counter of an optimiser
+    if hasattr(like, "full_tensor"):
+        from torch.distributed.tensor import distribute_tensor
+
+        return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
+    return torch.empty_like(like, requires_grad=False).copy_(value)
