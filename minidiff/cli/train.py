@@ -9,6 +9,9 @@ import click
 
 from ..recipes import available
 
+PEAK = "peak of one, an A100's bf16 by default"
+SHARE = "share of the peak that training reaches (ADM reports .30 to .41, table 7)"
+
 
 @click.command(epilog=f"Recipes: {', '.join(available())}.")
 @click.argument("recipe")
@@ -17,8 +20,14 @@ from ..recipes import available
 @click.option("--publish", "target", type=click.Path(file_okay=False), help="Write weights and card here at the end.")
 @click.option("--cpu", is_flag=True, help="Stay on the CPU.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.")
+@click.option("--dry-run", is_flag=True, help="Only say what it would cost.")
+@click.option("--gpus", type=click.IntRange(min=1), default=8, show_default=True, help="Dry run: number of GPUs.")
+@click.option("--tflops", type=click.FloatRange(min=0.1), default=312.0, show_default=True, help=f"Dry run: {PEAK}.")
+@click.option(
+    "--utilisation", type=click.FloatRange(0.01, 1), default=0.35, show_default=True, help=f"Dry run: {SHARE}."
+)
 @click.option("--quiet", is_flag=True, help="No progress bar.")
-def train(recipe, overrides, out, target, cpu, threads, quiet) -> None:
+def train(recipe, overrides, out, target, cpu, threads, dry_run, gpus, tflops, utilisation, quiet) -> None:
     """Train a RECIPE (a name, or a YAML file), or go on where its folder stands.
 
     \b
@@ -26,6 +35,7 @@ def train(recipe, overrides, out, target, cpu, threads, quiet) -> None:
       minidiff train digits
       minidiff train shapes16 training.batch=32 training.seed=7 --out runs/seed7
       minidiff train digits --publish data/checkpoints/digits
+      minidiff train adm-imagenet64 --dry-run --gpus 8
       torchrun --standalone --nproc-per-node 2 -m minidiff train digits
     """
     import torch
@@ -37,6 +47,9 @@ def train(recipe, overrides, out, target, cpu, threads, quiet) -> None:
     if threads:
         torch.set_num_threads(threads)
     plan = load_recipe(recipe, overrides)
+    if dry_run:
+        click.echo(report(plan, gpus, tflops, utilisation))
+        return
     folder = Path(out or f"runs/{plan.name}")
     run(plan, build, folder, cpu=cpu, quiet=quiet)
     click.echo(f"{plan.name}: {plan.training.steps} steps done, weights in {folder / 'last.safetensors'}")
@@ -45,3 +58,26 @@ def train(recipe, overrides, out, target, cpu, threads, quiet) -> None:
 
         card = publish(plan, build(plan), folder, target)
         click.echo(f"{target}: {card['megabytes']} MB, {card['metrics']}")
+
+
+def report(plan, gpus: int, tflops: float, utilisation: float) -> str:
+    """What a recipe costs, counted on the meta device and measured on three steps here."""
+    from ..systems.zoo import build
+    from ..training.cost import cost, images_per_second
+
+    counted, local = cost(plan, build), -(-plan.training.batch // (gpus * plan.training.accumulate))
+    shared = counted.state_bytes / (gpus if plan.training.sharding == "full" else 1)
+    days = counted.days(gpus, tflops * 1e12, utilisation)
+    measured = images_per_second(plan, build, local)
+    rows = {
+        "parameters": f"{counted.parameters / 1e6:.2f} M",
+        "operations": f"{counted.flops * plan.training.batch / 1e12:.4g} TFLOP a step of {plan.training.batch} images",
+        "memory": f"{shared / 1e9:.2f} GB for the state, {counted.activation_bytes * local / 1e9:.2f} GB for the "
+        f"activations of {local} images, on each of {gpus} GPUs",
+        "training": f"{plan.training.steps} steps, {counted.images / 1e6:.4g} M images",
+        "measured here": "not even one image fits in this machine's memory"
+        if measured is None
+        else f"{measured[0]:.3g} images/s, batch {measured[1]}; {counted.images / measured[0] / 86400:.3g} days",
+        "estimated": f"{days:.3g} days on {gpus} GPUs of {tflops:g} TFLOP/s at {utilisation:.0%} of their peak",
+    }
+    return "\n".join(f"{name:<14} {value}" for name, value in rows.items())

@@ -1,0 +1,140 @@
+"""What a recipe costs before it runs: parameters, floating-point operations, memory, time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..models.layers import Stage
+from ..recipes import Recipe
+from .ema import EMA
+
+SECONDS_PER_DAY = 86400
+CPU_STEP = 1e12  # operations of a measured step on a CPU, at most: some seconds
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of training by a recipe.
+
+    Attributes:
+        parameters: Number of weights.
+        flops: Forward and backward pass for one image; a multiply-add counts as two. Convolutions and matrix products.
+        state_bytes: Weights, gradients, optimiser and averages of one process; FSDP divides them among the processes.
+        activation_bytes: What the backward pass of one image keeps.
+        images: Images seen in the whole training.
+    """
+
+    parameters: int
+    flops: float
+    state_bytes: int
+    activation_bytes: int
+    images: int
+
+    def days(self, gpus: int, flops_per_second: float, utilisation: float) -> float:
+        """Days of training on ``gpus`` devices that reach this share of their peak."""
+        return self.images * self.flops / (gpus * flops_per_second * utilisation) / SECONDS_PER_DAY
+
+
+def cost(recipe: Recipe, build: Callable[[Recipe], nn.Module]) -> Cost:
+    """Count the cost on the meta device: nothing is allocated, nothing computed."""
+    network = build(recipe, empty=True).network
+    config, saved = network.config, {}
+    x = torch.empty(1, config.in_channels, config.size, config.size, device="meta")
+    t = torch.empty(1, device="meta")
+    weights = {p.untyped_storage()._cdata for p in network.parameters()}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            saved[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = network(x, t)  # without recomputation: what is kept then is counted below
+    with FlopCounterMode(display=False) as counter:
+        network(x, t).sum().backward()
+    parameters = sum(p.numel() for p in network.parameters())
+    flops, activations = counter.get_total_flops(), sum(saved.values())
+    if recipe.training.checkpointing:
+        flops, activations = flops * 4 / 3, _inputs_of_stages(network, x, t)
+    half = 2 if recipe.training.precision == "bf16" else 1
+    return Cost(
+        parameters=parameters,
+        flops=flops,
+        state_bytes=4 * parameters * (4 + len(recipe.training.ema)),
+        activation_bytes=activations // half + 4 * out.numel(),
+        images=recipe.training.steps * recipe.training.batch,
+    )
+
+
+def _inputs_of_stages(network: nn.Module, x, t) -> int:
+    kept = []
+    hooks = [
+        m.register_forward_pre_hook(lambda module, inputs: kept.append(inputs[0].numel() * 4))
+        for m in network.modules()
+        if isinstance(m, Stage)
+    ]
+    network(x, t)
+    for hook in hooks:
+        hook.remove()
+    return sum(kept)
+
+
+def images_per_second(
+    recipe: Recipe, build: Callable[[Recipe], nn.Module], most: int, steps: int = 3
+) -> tuple[float, int] | None:
+    """Median rate of real training steps on this machine's first device, and the batch it was measured with.
+
+    Args:
+        recipe: What to train.
+        build: From the recipe to the system.
+        most: Largest batch to try.
+        steps: Timed steps; one more goes before them.
+
+    Returns:
+        None when not even one image fits.
+    """
+    device, plan, counted = (
+        torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        recipe.training,
+        cost(recipe, build),
+    )
+    room = _free_memory(device) * 0.8 - counted.state_bytes
+    batch = min(most, int(room / counted.activation_bytes))
+    if batch < 1:
+        return None
+    if device.type == "cpu":
+        batch = max(1, min(batch, int(CPU_STEP / counted.flops)))
+    network = build(recipe).network.to(device, memory_format=torch.channels_last)
+    if plan.compile:
+        network.compile()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=plan.lr, fused=True)
+    ema, seconds = EMA(network, plan.ema), []
+    x = torch.randn(batch, network.config.in_channels, network.config.size, network.config.size, device=device)
+    t = torch.rand(batch, device=device) * 1000
+    for step in range(steps + 1):
+        began = time.perf_counter()
+        optimizer.zero_grad()
+        with torch.autocast(device.type, torch.bfloat16, enabled=plan.precision == "bf16"):
+            loss = network(x, t).float().square().mean()
+        loss.backward()
+        optimizer.step()
+        ema.update(network, step)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    return batch / sorted(seconds[1:])[steps // 2], batch
+
+
+def _free_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    import psutil
+
+    return psutil.virtual_memory().available
