@@ -12,10 +12,11 @@ from pathlib import Path
 
 import torch
 
+from minidiff.files import write_atomically
 from minidiff.random import sample_generators
 from minidiff.recipes import load_recipe
 from minidiff.systems.zoo import build
-from minidiff.training.checkpoint import load_checkpoint, write_atomically
+from minidiff.training.checkpoint import load_checkpoint
 from minidiff.training.data import load_set
 from minidiff.training.loop import train
 

@@ -7,7 +7,9 @@ import sys
 import click
 
 from .. import __version__
+from .bench import bench
 from .course import claims, grade
+from .data import data
 from .info import info
 from .sample import sample
 from .train import train
@@ -45,5 +47,5 @@ def main() -> None:
     """
 
 
-for command in (train, sample, info, grade, claims):
+for command in (train, sample, bench, data, info, grade, claims):
     main.add_command(command)

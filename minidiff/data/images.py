@@ -62,7 +62,78 @@ def to_tensor(image: Image.Image, size: int | None = None) -> Tensor:
     return pixels.permute(2, 0, 1).div_(127.5).sub_(1).contiguous()
 
 
-class ImageFolder(Dataset):
+class Images(Dataset):
+    """Images decoded on demand; item i is (image (3, H, W) float32 in [-1, 1], label int).
+
+    What folders, archives and shards have in common: broken images are skipped, counted and named. A subclass says
+    how to ``read`` image i, what its ``name`` is and which ``targets`` go with it.
+
+    Args:
+        path: where they lie, for messages.
+        labels: (N,) long.
+        size: side of the square every image is resized and cropped to; None leaves them as they are.
+        mirror: a second half of the data set holds every image flipped left to right.
+
+    Raises:
+        ValueError: a size that is no whole number >= 1.
+    """
+
+    def __init__(self, path: str | os.PathLike, labels: Tensor, size: int | None, mirror: bool) -> None:
+        self.path, self.labels, self.size, self.mirror = path, labels, checked(size), mirror
+        self._broken = torch.zeros(len(labels), dtype=torch.bool).share_memory_()  # workers report here
+
+    def read(self, i: int) -> bytes:
+        """The file of image i as it is stored."""
+        raise NotImplementedError
+
+    def name(self, i: int) -> str:
+        """Name of image i."""
+        raise NotImplementedError
+
+    def targets(self, i: int) -> tuple:
+        """What an item holds after the image."""
+        return (int(self.labels[i]),)
+
+    @property
+    def broken(self) -> list[str]:
+        """Names of the images that could not be decoded so far, in any process."""
+        return [self.name(i) for i in self._broken.nonzero()[:, 0].tolist()]
+
+    def check(self) -> list[str]:
+        """Decode every image once; returns the names of the broken ones."""
+        for i in range(len(self.labels)):
+            self.load(i)
+        return self.broken
+
+    def __len__(self) -> int:
+        return len(self.labels) * (1 + self.mirror)
+
+    def __getitem__(self, index: int) -> tuple:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        n = len(self.labels)
+        flipped, first = divmod(index % len(self), n)
+        for i in range(first, first + n):
+            item = self.load(i % n)
+            if item is not None:
+                return (item[0].flip(2), *item[1:]) if flipped else item
+        raise ValueError(f"none of the {n} images in {self.path} can be decoded")
+
+    def load(self, i: int) -> tuple | None:
+        """Image i with its targets, or None, with a note in the log the first time, if it cannot be decoded."""
+        if self._broken[i]:
+            return None
+        try:
+            with Image.open(io.BytesIO(self.read(i))) as image:
+                return (to_tensor(image, self.size), *self.targets(i))
+        except UNREADABLE as error:
+            self._broken[i] = True
+            count = int(self._broken.sum())
+            log.warning("skipped broken image %s in %s (%s); %d so far", self.name(i), self.path, error, count)
+            return None
+
+
+class ImageFolder(Images):
     """Labelled images of a folder or a zip archive; item i is (image (3, H, W) float32 in [-1, 1], label int).
 
     The class of an image is the name of the folder it lies in ("." for the root) wherever that folder is; classes
@@ -84,8 +155,7 @@ class ImageFolder(Dataset):
     def __init__(
         self, path: str | os.PathLike, size: int | None = None, within: str = "", mirror: bool = False
     ) -> None:
-        self.path, self.size, self.mirror = Path(path), _checked(size), mirror
-        self._archive: tuple[int, zipfile.ZipFile] | None = None
+        self.path, self._archive = Path(path), None
         if not self.path.exists():
             raise ValueError(f"{self.path} does not exist; a folder of images or a zip archive is accepted")
         if not self.path.is_dir() and not zipfile.is_zipfile(self.path):
@@ -98,49 +168,17 @@ class ImageFolder(Dataset):
         folders = [("./" + n).split("/")[-2] for n in self.names]
         self.classes = tuple(sorted(set(folders)))
         number = {name: i for i, name in enumerate(self.classes)}
-        self.labels = torch.tensor([number[f] for f in folders])
-        self._broken = torch.zeros(len(self.names), dtype=torch.bool).share_memory_()  # workers report here
+        super().__init__(self.path, torch.tensor([number[f] for f in folders]), size, mirror)
 
-    @property
-    def broken(self) -> list[str]:
-        """Names of the images that could not be decoded so far, in any process."""
-        return [self.names[i] for i in self._broken.nonzero()[:, 0].tolist()]
+    def name(self, i: int) -> str:
+        return self.names[i]
 
-    def check(self) -> list[str]:
-        """Decode every image once; returns the names of the broken ones."""
-        for i in range(len(self.names)):
-            self._decode(i)
-        return self.broken
-
-    def __len__(self) -> int:
-        return len(self.names) * (1 + self.mirror)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)}")
-        flipped, first = divmod(index % len(self), len(self.names))
-        for i in range(first, first + len(self.names)):
-            i %= len(self.names)
-            image = self._decode(i)
-            if image is not None:
-                return (image.flip(2) if flipped else image), int(self.labels[i])
-        raise ValueError(f"none of the {len(self.names)} images in {self.path} can be decoded")
+    def read(self, i: int) -> bytes:
+        name = self.names[i]
+        return (self.path / name).read_bytes() if self.path.is_dir() else self._zip().read(name)
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_archive": None}
-
-    def _decode(self, i: int) -> Tensor | None:
-        """Image i, or None, with a note in the log the first time, if it cannot be decoded."""
-        if self._broken[i]:
-            return None
-        try:
-            with Image.open(io.BytesIO(self._read(self.names[i]))) as image:
-                return to_tensor(image, self.size)
-        except UNREADABLE as error:
-            self._broken[i] = True
-            count = int(self._broken.sum())
-            log.warning("skipped broken image %s in %s (%s); %d so far", self.names[i], self.path, error, count)
-            return None
 
     def _files(self) -> list[str]:
         if not self.path.is_dir():
@@ -150,9 +188,6 @@ class ImageFolder(Dataset):
             for folder, _, files in os.walk(self.path, followlinks=True)
             for f in files
         ]
-
-    def _read(self, name: str) -> bytes:
-        return (self.path / name).read_bytes() if self.path.is_dir() else self._zip().read(name)
 
     def _zip(self) -> zipfile.ZipFile:
         """This process's own handle: a forked one would share its file position with the parent."""
@@ -165,10 +200,11 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(SUFFIXES) and not any(p.startswith((".", "__MACOSX")) for p in name.split("/"))
 
 
-def _checked(size: int | None) -> int | None:
-    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-        raise ValueError(f"size = {size!r} given; None or a whole number >= 1 is accepted")
-    return size
+def checked(value: int | None, what: str = "size") -> int | None:
+    """The value, if it is None or a whole number >= 1; ValueError otherwise."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError(f"{what} = {value!r} given; None or a whole number >= 1 is accepted")
+    return value
 
 
 def torchvision_set(
@@ -189,7 +225,7 @@ def torchvision_set(
     if name.lower() not in known:
         near = [known[n] for n in get_close_matches(name.lower(), known, 3)]
         raise ValueError(f"torchvision has no data set {name!r}; nearest names: {', '.join(near) or 'none'}")
-    kind, size = getattr(datasets, known[name.lower()]), _checked(size)
+    kind, size = getattr(datasets, known[name.lower()]), checked(size)
     accepted = inspect.signature(kind).parameters
     options: dict = {"root": os.fspath(root), "transform": partial(to_tensor, size=size)}
     if "train" in accepted:

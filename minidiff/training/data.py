@@ -42,7 +42,7 @@ def _shards(recipe: DataRecipe, split: str, size: int) -> Dataset:
     from ..data.shards import Shards
 
     part = _part(recipe, split)
-    return Shards(f"{_path(recipe)}/{part}" if part else _path(recipe), size)
+    return Shards(f"{_path(recipe)}/{part}" if part else _path(recipe), size, recipe.mirror and split == "train")
 
 
 def _torchvision(recipe: DataRecipe, split: str, size: int) -> Dataset:

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..files import write_atomically
 from ..random import sample_generators
 from ..recipes import Recipe
-from .checkpoint import export_weights, load_checkpoint, load_weights, write_atomically
+from .checkpoint import export_weights, load_checkpoint, load_weights
 from .data import load_dataset, load_set
 
 HELDOUT = 2000  # images that the losses on a card are measured on, at most

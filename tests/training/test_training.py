@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from minidiff.files import write_atomically
 from minidiff.recipes import load_recipe
 from minidiff.systems.zoo import build
-from minidiff.training.checkpoint import load_checkpoint, load_weights, save_checkpoint, write_atomically
+from minidiff.training.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from minidiff.training.data import Order, load_set
 from minidiff.training.ema import EMA
 from minidiff.training.loop import learning_rate, train

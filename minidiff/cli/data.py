@@ -1,0 +1,166 @@
+"""``minidiff data``: pack images into shards, embed them, look into them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+
+def _source(where: str, size: int | None, split: str | None, root: str | None, download: bool):
+    """The data set that a folder, an archive, shards, or a name of torchvision's stands for."""
+    from ..data.images import ImageFolder, torchvision_set
+    from ..data.shards import Shards
+
+    path = Path(where)
+    if path.suffix == ".tar" or (path.is_dir() and any(path.glob("*.tar"))):
+        if split:
+            raise ValueError(f"{where} holds shards; name the folder of the split instead of --split {split}")
+        return Shards(where, size)
+    if path.exists():
+        return ImageFolder(path, size, within=split or "")
+    if not where.isidentifier():
+        raise ValueError(
+            f"{where} does not exist; a folder, a zip archive, shards or a data set of torchvision is accepted"
+        )
+    return torchvision_set(where, root or os.environ.get("MINIDIFF_DATA", "."), split or "train", size, download)
+
+
+def _done(index: dict, out: str) -> None:
+    skipped = [name for shard in index["shards"] for name in shard["skipped"]]
+    click.echo(
+        f"{out}: {index['samples']} samples in {len(index['shards'])} shards, "
+        f"{sum(s['bytes'] for s in index['shards']) / 1e6:.1f} MB, {len(skipped)} skipped"
+        + (f" ({', '.join(skipped[:5])}{', ...' if len(skipped) > 5 else ''})" if skipped else "")
+    )
+
+
+@click.group()
+def data() -> None:
+    """Shards of images for training at scale, and embeddings of them.
+
+    \b
+    Examples:
+      minidiff data pack ~/imagenet/train shards/train --size 64
+      minidiff data info shards/train
+      minidiff data embed shards/train ViT-B-32:laion2b_s34b_b79k embeddings/train
+    """
+
+
+@data.command()
+@click.argument("source")
+@click.argument("out", type=click.Path(file_okay=False))
+@click.option("--size", type=click.IntRange(min=1), help="Resize and crop to squares (default: files as they are).")
+@click.option("--per-shard", type=click.IntRange(min=1), default=10_000, show_default=True, help="Images per shard.")
+@click.option("--split", help="Only the images below this folder of SOURCE; or torchvision's split.")
+@click.option("--captions", type=click.Path(exists=True, dir_okay=False), help="CSV or JSONL: file_name, text.")
+@click.option("--quality", type=click.IntRange(1, 100), help="Encode as JPEG (default: losslessly).")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the order in which images are packed.")
+@click.option("--in-order", is_flag=True, help="Do not shuffle.")
+@click.option(
+    "--root", type=click.Path(file_okay=False), help="Where torchvision's sets lie (default: $MINIDIFF_DATA)."
+)
+@click.option("--download", is_flag=True, help="Let torchvision fetch its set.")
+@click.option("--workers", type=click.IntRange(min=0), default=0, help="Processes that decode and encode.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+def pack(
+    source, out, size, per_shard, split, captions, quality, seed, in_order, root, download, workers, quiet
+) -> None:
+    """Pack a folder, a zip archive or a data set of torchvision into webdataset shards.
+
+    Broken images are skipped and counted. An interrupted run goes on where it stood.
+
+    \b
+    Examples:
+      minidiff data pack ~/imagenet/train shards/train --size 64 --workers 8
+      minidiff data pack cifar10.zip shards/cifar10 --split train
+      minidiff data pack pictures/ shards/pictures --captions pictures/metadata.csv
+      minidiff data pack CIFAR10 shards/cifar10 --root ~/torchvision --download
+    """
+    from ..data.pack import pack as run
+    from ..data.pack import read_captions
+    from ..data.shards import Shards
+
+    found = _source(source, size, split, root, download)
+    if isinstance(found, Shards):
+        raise click.UsageError(f"{source} holds shards already")
+    texts = read_captions(captions) if captions else None
+    index = run(found, out, per_shard, texts, quality, None if in_order else seed, workers, progress=not quiet)
+    _done(index, out)
+
+
+@data.command()
+@click.argument("source")
+@click.argument("encoder")
+@click.argument("out", type=click.Path(file_okay=False))
+@click.option("--text", is_flag=True, help="Embed the captions of the shards instead of the images.")
+@click.option("--suffix", default="npy", show_default=True, help="What the members are called.")
+@click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, help="Samples at a time.")
+@click.option(
+    "--per-shard", type=click.IntRange(min=1), default=10_000, show_default=True, help="Where SOURCE has none."
+)
+@click.option("--split", help="Only the images below this folder of SOURCE; or torchvision's split.")
+@click.option(
+    "--root", type=click.Path(file_okay=False), help="Where torchvision's sets lie (default: $MINIDIFF_DATA)."
+)
+@click.option("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one).")
+@click.option("--workers", type=click.IntRange(min=0), default=0, help="Processes that decode.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+def embed(source, encoder, out, text, suffix, batch, per_shard, split, root, device, workers, quiet) -> None:
+    """Compute a frozen ENCODER's embedding of every sample, once, into shards beside those of the images.
+
+    ENCODER is a committed classifier, or a model of open_clip with the name or the file of its weights.
+
+    \b
+    Examples:
+      minidiff data embed shards/cifar10 cifar16-classifier-clean embeddings/cifar10
+      minidiff data embed shards/train ViT-L-14:/weights/clip.safetensors embeddings/clip --suffix clip.npy
+      minidiff data embed shards/train ViT-L-14:openai embeddings/text --text --suffix text.npy
+    """
+    import torch
+
+    from ..data.embed import embed as run
+    from ..data.embed import load_encoder
+
+    found = load_encoder(encoder, device or ("cuda" if torch.cuda.is_available() else "cpu"), text)
+    images = _source(source, found.size, split, root, False)
+    index = run(images, found, out, batch, per_shard, suffix, workers, progress=not quiet)
+    _done(index, out)
+
+
+@data.command()
+@click.argument("source")
+@click.option("--check", is_flag=True, help="Decode every image, and compare the shards' checksums.")
+def info(source, check) -> None:
+    """Say what shards (a folder, one archive or a pattern) hold.
+
+    \b
+    Examples:
+      minidiff data info shards/train
+      minidiff data info 'laion/{00000..00099}.tar' --check
+    """
+    from tqdm import tqdm
+
+    from ..data.samples import Samples, changed
+    from ..data.shards import IMAGES, Shards
+
+    samples = Samples(source)
+    megabytes = sum(f.stat().st_size for f in samples.files) / 1e6
+    click.echo(f"{source}: {len(samples)} samples in {len(samples.files)} shards, {megabytes:.1f} MB")
+    click.echo(f"members: {', '.join(f'{s} {samples.count(s)}' for s in samples.suffixes)}")
+    images = Shards(source) if any(s in IMAGES for s in samples.suffixes) else None
+    if images is not None and images.classes:
+        names = ", ".join(images.classes[:10]) + (", ..." if len(images.classes) > 10 else "")
+        click.echo(f"classes: {len(images.classes)} ({names})")
+    for name, damage in samples.damage.items():
+        click.echo(f"damaged: {name} {damage}")
+    if check:
+        for name in changed(samples):
+            click.echo(f"changed since it was written: {name}")
+        if images is not None:
+            for i in tqdm(range(len(images)), desc="check", unit="image"):
+                images.load(i)
+            click.echo(f"broken: {len(images.broken)}")
+            for name in images.broken[:20]:
+                click.echo(f"  {name}")

@@ -1,0 +1,181 @@
+"""Pack images into webdataset shards: ``KEY.jpg`` or ``KEY.png`` with ``KEY.cls`` and, given captions, ``KEY.txt``."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..random import sample_generators
+from .images import UNREADABLE, Images, checked
+from .writer import ShardWriter, digest, fingerprint
+
+PER_SHARD = 10_000
+KEPT = {".jpg": "jpg", ".jpeg": "jpg", ".png": "png"}  # what every reader of webdataset decodes: packed as they are
+
+
+def pack(
+    source: Dataset,
+    out: str | os.PathLike,
+    per_shard: int = PER_SHARD,
+    captions: Mapping[str, str] | None = None,
+    quality: int | None = None,
+    seed: int | None = 0,
+    workers: int = 0,
+    progress: bool = False,
+) -> dict:
+    """Write the images of a data set to webdataset shards ``000000.tar``, ...; the same bytes on every run.
+
+    JPEG and PNG files of folders and archives that are not resized go in as they are; others as PNG, or as JPEG where
+    a quality is given. The key of a sample is its number in the source. Images that cannot be decoded, and images
+    without a caption where there are captions, are skipped and named in the index. Memory does not grow with the set.
+
+    Args:
+        source: ``ImageFolder``, or any map-style data set whose items are (image as ``to_tensor`` makes it, label).
+        out: folder for the shards and ``index.json``. A run that was interrupted is taken up where it stood.
+        per_shard: images of the source per shard.
+        captions: name of an image -> caption, for an ``ImageFolder``.
+        quality: 1 to 100: encode every image as JPEG.
+        seed: the images are shuffled once, so that training can read whole shards; None keeps their order.
+        workers: processes that decode and encode.
+        progress: show a progress bar.
+
+    Returns:
+        The index: samples, skipped, classes, plan, shards.
+
+    Raises:
+        ValueError: ``out`` holds other shards, nothing can be decoded, or an argument out of range.
+    """
+    from tqdm import tqdm
+
+    if getattr(source, "mirror", False):
+        raise ValueError("a mirrored data set given; pack it as it is and mirror when reading")
+    checked(per_shard, "per_shard")
+    if quality is not None and not 1 <= quality <= 100:
+        raise ValueError(f"quality = {quality!r} given; None or 1 to 100 is accepted")
+    if captions is not None and not isinstance(source, Images):
+        raise ValueError("captions go by the names of images; the images of a folder or an archive are accepted")
+    count = len(source)
+    names = getattr(source, "classes", None)
+    plan = {"source": fingerprint(source), "images": count, "size": getattr(source, "size", None)}
+    plan |= {"per_shard": per_shard, "quality": quality, "seed": seed}
+    plan["captions"] = None if captions is None else digest(f"{k}\0{v}" for k, v in sorted(captions.items()))
+    writer = ShardWriter(out, plan)
+    order = torch.arange(count)
+    if seed is not None:
+        order = torch.randperm(count, generator=sample_generators(seed, ["pack"])[0])
+    encoded = _Encoded(source, captions, quality)
+    bar = tqdm(total=count, desc="pack", unit="image", disable=not progress, smoothing=0.05)
+    for k, run in enumerate(order.split(per_shard)):
+        name = f"{k:06d}.tar"
+        if name in writer.done:
+            bar.update(len(run))
+            continue
+        with writer.shard(name) as (add, skipped):
+            for i, members in in_order(encoded, run.tolist(), workers):
+                if members is None:
+                    skipped.append(encoded.name(i))
+                    bar.set_postfix_str(f"{encoded.name(i)} skipped")
+                else:
+                    add(f"{i:09d}", members)
+                bar.update()
+    bar.close()
+    facts = {} if names is None else {"classes": [n if isinstance(n, str) else ", ".join(n) for n in names]}
+    return writer.finish(**facts)
+
+
+def in_order(items: Dataset, numbers: Sequence[int], workers: int) -> Iterator[tuple[int, object]]:
+    """(i, items[i]) for the numbers, in their order, read ahead by as many processes as there are workers."""
+    loader = DataLoader(items, sampler=numbers, batch_size=32, collate_fn=list, num_workers=workers)
+    numbers = iter(numbers)
+    for batch in loader:
+        for item in batch:
+            yield next(numbers), item
+
+
+class _Encoded(Dataset):
+    """Item i: the members of sample i by suffix, or None where it is to be skipped."""
+
+    def __init__(self, source: Dataset, captions: Mapping[str, str] | None, quality: int | None) -> None:
+        self.source, self.captions, self.quality = source, captions, quality
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def name(self, i: int) -> str:
+        return self.source.name(i) if isinstance(self.source, Images) else str(i)
+
+    def __getitem__(self, i: int) -> dict[str, bytes] | None:
+        members = {}
+        if self.captions is not None:
+            caption = self.captions.get(self.name(i))
+            if caption is None:
+                return None
+            members["txt"] = caption.encode()
+        try:
+            suffix, content, label = self._image(i)
+        except UNREADABLE:
+            return None
+        return members | {suffix: content, "cls": str(label).encode()}
+
+    def _image(self, i: int) -> tuple[str, bytes, int]:
+        source = self.source
+        if isinstance(source, Images):
+            kept = KEPT.get(Path(source.name(i)).suffix.lower())
+            if kept and source.size is None and self.quality is None:
+                content = source.read(i)
+                with Image.open(io.BytesIO(content)) as image:
+                    image.load()
+                return kept, content, int(source.labels[i])
+            item = source.load(i)
+            if item is None:
+                raise OSError("cannot be decoded")
+        else:
+            item = source[i]
+        image, buffer = picture(item[0]), io.BytesIO()
+        if self.quality is None:
+            image.save(buffer, "PNG")
+        else:
+            image.save(buffer, "JPEG", quality=self.quality)
+        return "png" if self.quality is None else "jpg", buffer.getvalue(), int(item[1])
+
+
+def picture(image: Tensor) -> Image.Image:
+    """The 8-bit picture that ``to_tensor`` turns into this tensor, (1 or 3, H, W) in [-1, 1]."""
+    pixels = ((image + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
+def read_captions(path: str | os.PathLike) -> dict[str, str]:
+    """Captions by image name, from a CSV or JSON-lines file with the columns ``file_name`` and ``text``.
+
+    This is the form of ``metadata.csv`` and ``metadata.jsonl`` beside Hugging Face's image folders.
+
+    Raises:
+        ValueError: another suffix, a missing column, or a line that is no JSON, with its number.
+    """
+    path, out = Path(path), {}
+    if path.suffix not in (".csv", ".jsonl"):
+        raise ValueError(f"captions in {path}; a .csv or .jsonl file with file_name and text is accepted")
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        rows = csv.DictReader(file) if path.suffix == ".csv" else map(_json, filter(str.strip, file))
+        for number, row in enumerate(rows, 1):
+            if not isinstance(row, dict) or not all(isinstance(row.get(k), str) for k in ("file_name", "text")):
+                raise ValueError(f"{path}, row {number}: a file_name and a text are expected")
+            out[row["file_name"]] = row["text"]
+    return out
+
+
+def _json(line: str):
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None

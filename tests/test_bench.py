@@ -1,0 +1,50 @@
+"""The benchmark compares what it says it compares, and its report holds together."""
+
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from minidiff import bench
+from minidiff.cli import main
+from minidiff.models.unet import UNet, UNetConfig
+
+
+def parameters(network) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+def test_the_networks_are_of_equal_size():
+    with torch.device("meta"):
+        assert parameters(bench.Diffusers()) == pytest.approx(parameters(UNet(bench.OURS)), rel=0.02)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    tiny = UNetConfig(size=8, channels=16, channel_mult=(1, 2), blocks=1, attention=(4,), heads=2, groups=8)
+    monkeypatch.setattr(bench, "OURS", tiny)
+    monkeypatch.setattr(bench, "THEIRS", (16, 32))
+    monkeypatch.setattr(bench, "SIZE", 8)
+
+
+def test_plain_choices_change_the_speed_not_the_function(small):
+    fast, plain = (bench.Race(bench.contestants()[i], 2, torch.device("cpu")) for i in (1, 2))
+    for race in (fast, plain):
+        race.network.load_state_dict({k: torch.full_like(v, 0.02) for k, v in race.network.state_dict().items()})
+    torch.testing.assert_close(fast.forward(), plain.forward())
+    assert fast.network.input_blocks[0][0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert plain.network.memory_format is torch.contiguous_format
+
+
+def test_the_report(small, monkeypatch, tmp_path):
+    monkeypatch.setattr(bench, "peak_memory", lambda index, batch, compiled: 10**6 * (index + 1))
+    result = CliRunner().invoke(main, ["bench", "--batch", "2", "--rounds", "2", "--json", str(tmp_path / "b.json")])
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "b.json").read_text())
+    assert len(report["rows"]) == 2 * len(bench.contestants())
+    for row in report["rows"]:
+        middle, low, high = row["ratio"]
+        assert low <= middle <= high and row["name"] in result.output
+    ours = [row for row in report["rows"] if row["name"] == bench.contestants()[0].name]
+    assert [row["ratio"] for row in ours] == [[1, 1, 1]] * 2, "ours against itself"
