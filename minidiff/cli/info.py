@@ -11,8 +11,16 @@ from ..recipes import available
 
 
 @click.command()
-def info() -> None:
+@click.option("--presets", "published", is_flag=True, help="List the published models that can be loaded.")
+def info(published) -> None:
     """Show versions, the device, and the checkpoints and recipes found."""
+    if published:
+        from ..pretrained import presets
+
+        for name, preset in presets().items():
+            click.echo(f"{name:<28} {preset.parameters / 1e6:8.2f} M  {preset.file}")
+        return
+
     import torch
 
     from ..systems.zoo import card, checkpoints

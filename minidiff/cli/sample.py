@@ -12,42 +12,74 @@ from .. import __version__
 
 @click.command()
 @click.argument("system")
+@click.option("--weights", type=click.Path(exists=True, dir_okay=False), help="Released file of a preset.")
 @click.option("--label", type=int, help="Class to draw (default: all of them in turn).")
 @click.option("--scale", type=float, default=1.0, show_default=True, help="Guidance scale s; 1 is plain conditional.")
-@click.option("--classifier", help="Guide the unconditional score by this classifier instead of classifier-free.")
-@click.option("--count", type=click.IntRange(1, 4096), default=16, show_default=True, help="Number of images.")
-@click.option("--steps", type=int, default=50, show_default=True, help="Sampling steps.")
+@click.option("--classifier", help="Guide by this classifier instead of classifier-free; a preset as NAME=FILE.")
+@click.option("--rule", type=click.Choice(["score", "adm"]), default="score", show_default=True, help="Guidance rule.")
+@click.option("--count", type=click.IntRange(1), default=16, show_default=True, help="Number of images.")
+@click.option("--steps", default="50", show_default=True, help="Sampling steps; or ddim25, or sections 90,60,60,20,20.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Image i depends on the seed and i alone.")
-@click.option("--out", type=click.Path(dir_okay=False), help="PNG to write (default: samples-SYSTEM.png).")
-def sample(system, label, scale, classifier, count, steps, seed, out) -> None:
-    """Draw images from a committed checkpoint; writes a PNG grid, and the numbers used beside it as JSON.
+@click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help="Images at a time.")
+@click.option("--out", type=click.Path(dir_okay=False), help="PNG grid, or npz of all (default: samples-SYSTEM.png).")
+@click.option("--cpu", is_flag=True, help="Stay on the CPU.")
+def sample(system, weights, label, scale, classifier, rule, count, steps, seed, batch, out, cpu) -> None:
+    """Draw images: a PNG grid, or an npz file as ADM writes it, and the numbers used beside it as JSON.
+
+    SYSTEM is a committed checkpoint, the folder of a run, or a preset with its released --weights. Under torchrun every
+    process draws its share, and the images are the same.
 
     \b
     Examples:
       minidiff sample digits --label 7 --scale 3
-      minidiff sample shapes16 --count 64 --out shapes.png
       minidiff sample digits --label 3 --scale 4 --classifier digits-classifier
+      torchrun --nproc-per-node 8 -m minidiff sample adm-imagenet64 --weights 64x64_diffusion.pt --rule adm
+        --classifier adm-classifier-64=64x64_classifier.pt --steps 250 --count 50000 --out samples.npz
     """
+    import numpy as np
     import torch
 
+    from ..metrics.processes import processes
     from ..pictures import save_grid
-    from ..random import sample_generators
-    from ..systems.zoo import load
+    from ..systems.draw import draw
 
-    model = load(system)
-    if not hasattr(model, "sample"):
-        raise click.UsageError(f"{system} is a classifier and draws nothing; name it with --classifier")
-    labels = torch.arange(count) % model.n_classes if label is None else torch.full((count,), label)
-    generators = sample_generators(seed, range(count))
-    guide = load(classifier) if classifier else None
-    if guide is not None and not hasattr(guide, "classifier"):
-        raise click.UsageError(f"{classifier} is no classifier")
-    images = model.sample(labels, scale, steps, classifier=guide, generator=generators)
-    path = Path(out or f"samples-{system}.png")
-    save_grid(images, path)
+    path = Path(out or f"samples-{Path(system).name}.png")
+    if path.suffix not in (".png", ".npz"):
+        raise click.UsageError(f"--out must end in .png or .npz, got {path.name}")
+    with processes(cpu) as here:
+        model = _system(system, weights, here.device)
+        if not hasattr(model, "sample") or not hasattr(model, "n_classes"):
+            raise click.UsageError(f"{system} draws nothing by class; a classifier is named with --classifier")
+        name, _, file = (classifier or "").partition("=")
+        guide = _system(name, file or None, here.device) if classifier else None
+        if guide is not None and not hasattr(guide, "classifier"):
+            raise click.UsageError(f"{classifier} is no classifier")
+        labels = torch.arange(count) % max(1, model.n_classes) if label is None else torch.full((count,), label)
+        labels = labels if model.n_classes else torch.full((count,), -1)
+        options = {"scale": scale, "steps": int(steps) if steps.isdigit() else steps, "classifier": guide, "rule": rule}
+        drawn = draw(model, labels, seed, batch, here.rank, here.world, **options)
+        gathered = here.gathered(drawn)
+    if gathered is None:
+        return
+    images = gathered[0]
+    if path.suffix == ".npz":
+        pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+        np.savez(path, arr_0=pixels.numpy(), arr_1=labels.numpy())
+    else:
+        save_grid(images, path)
     used = {"system": system, "label": label, "scale": scale, "classifier": classifier, "count": count}
-    used |= {"steps": steps, "seed": seed, "sampler": "ddim, eta 0", "version": __version__}
+    used |= {"rule": rule, "steps": options["steps"], "seed": seed, "version": __version__}
     path.with_suffix(".json").write_text(json.dumps(used, indent=2) + "\n")
     click.echo(
         f"{path}: {count} images, s = {scale:g}, {steps} steps, seed {seed}; numbers in {path.with_suffix('.json')}"
     )
+
+
+def _system(name: str, weights: str | None, device):
+    if weights is not None:
+        from ..pretrained import load
+
+        return load(name, weights).to(device)
+    from ..metrics.sources import load_system
+
+    return load_system(name, device)[0]

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .. import schedule as schedules
 from ..models.classifier import Classifier
 from ..models.unet import UNet
 from ..recipes import Recipe, from_dict, nearest
-from ..training.checkpoint import load_weights
+from ..training.checkpoint import load_checkpoint, load_weights
 from .class_conditional import ClassConditional
 from .classifier import NoisyClassifier
+from .upsampler import Upsampler
 
 SCHEDULES = {
     "linear": schedules.linear_schedule,
@@ -22,28 +25,44 @@ SCHEDULES = {
 }
 
 
-def _class_conditional(recipe: Recipe, schedule) -> ClassConditional:
-    has_null = recipe.label_dropout > 0
-    return ClassConditional(
-        UNet(recipe.network),
-        schedule,
-        recipe.predicts,
-        recipe.variance,
-        recipe.network.classes - has_null,
-        recipe.label_dropout,
-        recipe.data.bins,
-    )
+def _class_conditional(recipe: Recipe, schedule, network: UNet, kind=ClassConditional) -> ClassConditional:
+    rows = recipe.network.classes
+    n_classes = 0 if rows is None else rows - (recipe.label_dropout > 0)
+    options = (n_classes, recipe.label_dropout, recipe.data.bins)
+    return kind(network, schedule, recipe.predicts, recipe.variance, *options)
 
 
-def _classifier(recipe: Recipe, schedule) -> NoisyClassifier:
-    return NoisyClassifier(Classifier(recipe.network), schedule, recipe.noisy)
+def _upsampler(recipe: Recipe, schedule, network: UNet) -> Upsampler:
+    return _class_conditional(recipe, schedule, network, Upsampler)
 
 
-SYSTEMS = {"class_conditional": _class_conditional, "classifier": _classifier}
+def _classifier(recipe: Recipe, schedule, network: Classifier) -> NoisyClassifier:
+    return NoisyClassifier(network, schedule, recipe.noisy)
 
 
-def build(recipe: Recipe) -> nn.Module:
+SYSTEMS = {
+    "class_conditional": (UNet, _class_conditional),
+    "upsampler": (UNet, _upsampler),
+    "classifier": (Classifier, _classifier),
+}
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Inside, the functions of torch.nn.init leave tensors as they are."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if kwargs and "tensor" in kwargs else args[0]
+        return function(*args, **(kwargs or {}))
+
+
+def build(recipe: Recipe, empty: bool = False) -> nn.Module:
     """The untrained system of a recipe.
+
+    Args:
+        recipe: What to build.
+        empty: Names and shapes alone, on the meta device: to count parameters, or to be filled by ``load_state_dict``
+            with ``assign=True``.
 
     Raises:
         ValueError: for an unknown system or schedule.
@@ -52,7 +71,13 @@ def build(recipe: Recipe) -> nn.Module:
         name = recipe.system if kind == "system" else recipe.schedule.name
         if name not in known:
             raise ValueError(f"unknown {kind} {name!r}: {nearest(name, known)}")
-    return SYSTEMS[recipe.system](recipe, SCHEDULES[recipe.schedule.name](recipe.schedule.T))
+    network, system = SYSTEMS[recipe.system]
+    schedule = SCHEDULES[recipe.schedule.name](recipe.schedule.T)
+    if not empty:
+        return system(recipe, schedule, network(recipe.network))
+    with torch.device("meta"), _Uninitialised():
+        blank = network(recipe.network)
+    return system(recipe, schedule, blank)
 
 
 def data_folder() -> Path:
@@ -88,3 +113,17 @@ def load(name: str, device: str = "cpu") -> nn.Module:
     system = build(from_dict(Recipe, card(name)["recipe"]))
     load_weights(system, data_folder() / "checkpoints" / name / "model.safetensors")
     return system.to(device).eval().requires_grad_(False)
+
+
+def reference(name: str) -> tuple[Tensor, Tensor]:
+    """Features (N, d) and labels (N,) of held-out images, kept beside a clean classifier that computed them.
+
+    Raises:
+        ValueError: when that checkpoint keeps none.
+    """
+    path = data_folder() / "checkpoints" / name / "reference.safetensors"
+    if not path.is_file():
+        kept = [p.parent.name for p in path.parent.parent.glob("*/reference.safetensors")]
+        raise ValueError(f"no reference features beside {name!r}: {nearest(name, kept)}")
+    tensors, _ = load_checkpoint(path)
+    return tensors["features"].float(), tensors["labels"]

@@ -30,6 +30,12 @@ def heldout_metrics(system: nn.Module, recipe: Recipe, passes: int = 8) -> dict[
     return {f"heldout_{name}": round(value, 5) for name, value in totals.items()}
 
 
+def _reference(system: nn.Module, recipe: Recipe) -> dict[str, torch.Tensor]:
+    """Features of held-out images, so that distances to them can be measured where the images are not at hand."""
+    images, labels = load_set(recipe.data, recipe.network.size, "heldout", HELDOUT)
+    return {"features": torch.cat([system.features(part) for part in images.split(500)]), "labels": labels}
+
+
 def publish(recipe: Recipe, system: nn.Module, run: str | Path, folder: str | Path) -> dict:
     """Write ``model.safetensors`` (averaged weights, float16) and ``card.json`` into a folder; return the card.
 
@@ -50,6 +56,8 @@ def publish(recipe: Recipe, system: nn.Module, run: str | Path, folder: str | Pa
     path = Path(folder) / "model.safetensors"
     export_weights(averaged, path, {"name": recipe.name})
     load_weights(system, path)
+    if recipe.system == "classifier" and not recipe.noisy:
+        export_weights(_reference(system, recipe), Path(folder) / "reference.safetensors", {"name": recipe.name})
     card = {
         "name": recipe.name,
         "recipe": recipe.to_dict(),

@@ -1,0 +1,137 @@
+"""``minidiff evaluate``: what it prints and writes, in one process and in two."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from minidiff.cli import OneLine
+from minidiff.cli.evaluate import evaluate
+from minidiff.data.digits import digits
+from minidiff.recipes import load_recipe
+from minidiff.systems.zoo import build
+from minidiff.training.loop import train
+
+TINY = str(Path(__file__).parents[1] / "training/tiny.yaml")
+QUICK = ("--images", 140, "--steps", 8, "--draws", 20, "--quiet", "--cpu")
+MEASURES = {"fid", "fid_debiased", "kid", "inception_score", "precision", "recall", "class_accuracy"}
+
+
+def run(*args):
+    return CliRunner().invoke(OneLine("minidiff", commands=[evaluate]), [str(a) for a in args])
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory):
+    """One evaluation of the digits at two scales, what it printed and what it wrote."""
+    out = tmp_path_factory.mktemp("evaluation") / "digits.json"
+    result = run("evaluate", "digits", "--scale", 1, "--scale", 6, *QUICK, "--json", out)
+    assert result.exit_code == 0, result.output
+    return result.output, json.loads(out.read_text())
+
+
+def test_every_row_has_every_measure_inside_its_interval(judged):
+    _, found = judged
+    assert [row["scale"] for row in found["rows"]] == [None, 1.0, 6.0]
+    for row in found["rows"]:
+        assert row["measures"].keys() == MEASURES
+        assert all(m["low"] <= m["value"] <= m["high"] for m in row["measures"].values())
+
+
+def test_guidance_trades_recall_for_precision(judged):
+    real, plain, guided = (row["measures"] for row in judged[1]["rows"])
+    assert guided["recall"]["high"] < plain["recall"]["low"]
+    assert real["recall"]["low"] > guided["recall"]["high"]
+    assert real["class_accuracy"]["low"] > 0.9
+
+
+def test_the_record_holds_what_it_takes_to_measure_again(judged):
+    _, found = judged
+    assert found["options"]["seed"] == 0 and found["options"]["steps"] == "8" and found["images"] == 140
+    assert found["reference"] == {"name": "digits heldout", "images": len(digits("heldout")[0])}
+    assert found["features"]["name"] == "digits-classifier-clean" and len(found["features"]["sha256"]) == 64
+    assert found["recipe"]["name"] == "digits" and len(found["sha256"]) == 64
+    assert {"minidiff", "torch", "python", "device", "processes"} <= found["versions"].keys()
+
+
+def test_the_table_is_aligned(judged):
+    lines = judged[0].splitlines()
+    assert lines[0].split()[0] == "FID" and lines[1].startswith("real") and lines[3].startswith("s = 1")
+    assert len({len(line) for line in lines[:7]}) == 1, "every column ends where its heading ends"
+    assert max(map(len, lines[:7])) < 120
+
+
+def test_two_processes_measure_the_same(judged, tmp_path):
+    script = tmp_path / "evaluate.py"
+    script.write_text("from minidiff.cli.evaluate import evaluate\n\nevaluate()\n")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    arguments = ["digits", "--scale", "1", *map(str, QUICK), "--json", str(tmp_path / "two.json")]
+    result = subprocess.run([*launch, *arguments], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    two = json.loads((tmp_path / "two.json").read_text())
+    assert two["versions"]["processes"] == 2 and result.stdout.count("FID - bias") == 1
+    for one, other in zip(judged[1]["rows"][:2], two["rows"], strict=True):
+        for name, measure in one["measures"].items():
+            assert other["measures"][name]["value"] == pytest.approx(measure["value"], rel=0.02, abs=0.01), name
+
+
+def test_the_bound(tmp_path):
+    out, folder = tmp_path / "x.json", tmp_path / "run"
+    train(load_recipe(TINY, ["training.steps=2", "schedule.T=20"]), build, folder, True, True)
+    result = run("evaluate", folder, *QUICK, "--bits-per-dim", 8, "--json", out)
+    assert result.exit_code == 0, result.output
+    bits = json.loads(out.read_text())["bits_per_dim"]
+    parts = [bits[name]["value"] for name in ("prior", "steps_kl", "decoder")]
+    assert bits["total"]["value"] == pytest.approx(sum(parts), rel=1e-5) and bits["steps"] == 20
+    assert "bits/dim" in result.output
+
+
+def test_a_set_of_images(tmp_path):
+    images, labels = (part[:150] for part in digits("train"))
+    pixels = ((images + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    np.savez(tmp_path / "real.npz", pixels, labels.numpy())
+    arguments = ("--features", "digits-classifier-clean", "--draws", 20, "--quiet", "--cpu")
+    result = run("evaluate", tmp_path / "real.npz", *arguments, "--json", tmp_path / "x.json")
+    assert result.exit_code == 0, result.output
+    rows = json.loads((tmp_path / "x.json").read_text())["rows"]
+    assert [row["what"] for row in rows] == ["real", "real.npz"] and rows[1]["measures"]["class_accuracy"][
+        "value"
+    ] > 0.9
+    reference = ("--reference", tmp_path / "real.npz", "--json", tmp_path / "y.json")
+    assert run("evaluate", tmp_path / "real.npz", *arguments, *reference).exit_code == 0
+    (row,) = json.loads((tmp_path / "y.json").read_text())["rows"]
+    assert row["measures"]["fid"]["value"] < 1e-4 and row["measures"]["recall"]["value"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["digitz"], "did you mean 'digits'"),
+        (["digits-classifier"], "is a classifier"),
+        (["digits", "--images", "129"], "129 images are too few for 64 features"),
+        (["digits", "--features", "shapes16-classifier-clean"], "sees images of 16x16, got 8x8"),
+        (["digits", "--features", "digits"], "has no features"),
+        (["digits", "--classifier", "digits"], "is no classifier"),
+        (["digits", "--reference", "nowhere"], "nowhere"),
+        (["digits", "--steps", "many", "--images", "140"], "ddim25"),
+        (["digits", "--scale", "nan", "--images", "140"], "finite"),
+        (["digits", "--rule", "adm", "--scale", "2", "--images", "140"], "needs a classifier"),
+        (["digits", "--bits-per-dim", "9999"], "held-out images for the bound"),
+        (["few.npz"], "--features"),
+        (["few.npz", "--features", "digits-classifier-clean"], "5 images are too few"),
+        (["few.npz", "--features", "digits-classifier-clean", "--images", "6"], "holds 5 images, not 6"),
+        (["few.npz", "--features", "digits-classifier-clean", "--scale", "2"], "set of images"),
+        (["cifar16", "--images", "140"], "cifar16"),
+    ],
+)
+def test_bad_usage_is_one_line_and_exit_code_2(arguments, message, monkeypatch, tmp_path):
+    monkeypatch.delenv("MINIDIFF_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    np.savez("few.npz", np.zeros((5, 8, 8, 1), np.uint8))
+    result = run("evaluate", *arguments, "--quiet", "--cpu")
+    assert result.exit_code == 2, result.output
+    assert message in result.output and len(result.output.strip().splitlines()) == 1
