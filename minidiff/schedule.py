@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -158,7 +159,7 @@ class DiscreteSchedule:
 
 def _even(size: int, n: int) -> list[int]:
     stride = (size - 1) / (n - 1) if n > 1 else 1
-    return [round(i * stride) for i in range(n)]
+    return [round(t) for t in accumulate([0.0] + [stride] * (n - 1))]  # added up as in ADM: halves round alike
 
 
 def _integer_stride(T: int, n: int) -> list[int]:

@@ -220,8 +220,9 @@ def test_continuous_chains(continuous):
 
 @pytest.mark.parametrize("n", [2, 3, 9, 25, 27, 36, 250, 599, 999])
 def test_even_spacing_is_the_rounded_fractional_stride(n):
-    expected = np.rint(np.linspace(0, 999, n)).astype(int)
-    assert times(linear_schedule().levels(n))[::-1] == expected.tolist()
+    exact, found = np.linspace(0, 999, n), np.array(times(linear_schedule().levels(n))[::-1])
+    assert found[0] == 0 and found[-1] == 999
+    assert np.abs(found - exact).max() <= 0.5 + 1e-9, "nearest; an exact half goes where ADM's running sum goes"
 
 
 @pytest.mark.parametrize("n", [1, 2, 10, 25, 50, 100, 250, 500, 1000])

@@ -10,6 +10,7 @@ from .. import __version__
 from .bench import bench
 from .course import claims, grade
 from .data import data
+from .evaluate import evaluate
 from .info import info
 from .sample import sample
 from .train import train
@@ -42,10 +43,11 @@ def main() -> None:
     Examples:
       minidiff sample digits --label 7 --scale 3
       minidiff train digits training.steps=200 --out runs/try
+      minidiff evaluate digits --scale 1 --scale 3
       minidiff grade hand-ins/ --csv grades.csv
       minidiff info
     """
 
 
-for command in (train, sample, bench, data, info, grade, claims):
+for command in (train, sample, evaluate, bench, data, info, grade, claims):
     main.add_command(command)

@@ -41,21 +41,24 @@ def sample(system, weights, label, scale, classifier, rule, count, steps, seed, 
 
     from ..metrics.processes import processes
     from ..pictures import save_grid
+    from ..systems.class_conditional import ClassConditional
     from ..systems.draw import draw
+    from ..systems.upsampler import eight_bit
 
     path = Path(out or f"samples-{Path(system).name}.png")
     if path.suffix not in (".png", ".npz"):
         raise click.UsageError(f"--out must end in .png or .npz, got {path.name}")
     with processes(cpu) as here:
         model = _system(system, weights, here.device)
-        if not hasattr(model, "sample") or not hasattr(model, "n_classes"):
+        if not isinstance(model, ClassConditional):
             raise click.UsageError(f"{system} draws nothing by class; a classifier is named with --classifier")
         name, _, file = (classifier or "").partition("=")
         guide = _system(name, file or None, here.device) if classifier else None
         if guide is not None and not hasattr(guide, "classifier"):
             raise click.UsageError(f"{classifier} is no classifier")
-        labels = torch.arange(count) % max(1, model.n_classes) if label is None else torch.full((count,), label)
-        labels = labels if model.n_classes else torch.full((count,), -1)
+        classes = model.n_classes or (guide.n_classes if guide else 0)
+        given = torch.arange(count) % classes if classes else torch.full((count,), -1)
+        labels = given if label is None else torch.full((count,), label)
         options = {"scale": scale, "steps": int(steps) if steps.isdigit() else steps, "classifier": guide, "rule": rule}
         drawn = draw(model, labels, seed, batch, here.rank, here.world, **options)
         gathered = here.gathered(drawn)
@@ -63,7 +66,7 @@ def sample(system, weights, label, scale, classifier, rule, count, steps, seed, 
         return
     images = gathered[0]
     if path.suffix == ".npz":
-        pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+        pixels = ((eight_bit(images) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
         np.savez(path, arr_0=pixels.numpy(), arr_1=labels.numpy())
     else:
         save_grid(images, path)

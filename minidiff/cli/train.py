@@ -75,7 +75,7 @@ def report(plan, gpus: int, tflops: float, utilisation: float) -> str:
         "memory": f"{shared / 1e9:.2f} GB for the state, {counted.activation_bytes * local / 1e9:.2f} GB for the "
         f"activations of {local} images, on each of {gpus} GPUs",
         "training": f"{plan.training.steps} steps, {counted.images / 1e6:.4g} M images",
-        "measured here": "not even one image fits in this machine's memory"
+        "measured here": "no: too large for this machine"
         if measured is None
         else f"{measured[0]:.3g} images/s, batch {measured[1]}; {counted.images / measured[0] / 86400:.3g} days",
         "estimated": f"{days:.3g} days on {gpus} GPUs of {tflops:g} TFLOP/s at {utilisation:.0%} of their peak",

@@ -13,8 +13,8 @@ from torch.utils.checkpoint import checkpoint
 def timestep_embedding(time: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
     """Sinusoids of time (B,), cosines first, (B, dim); an odd dim ends in a zero (Dhariwal and Nichol 2021, code)."""
     half = dim // 2
-    exponents = torch.arange(half, dtype=torch.float32, device=time.device) / half
-    angles = time.float()[:, None] * torch.exp(-math.log(max_period) * exponents)
+    steps = torch.arange(half, dtype=torch.float32, device=time.device)
+    angles = time.float()[:, None] * torch.exp(-math.log(max_period) * steps / half)  # in ADM's order, to the last bit
     return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, dim % 2))
 
 

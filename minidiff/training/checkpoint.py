@@ -47,6 +47,28 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict]:
     return tensors, json.loads(header["meta"])
 
 
+def require_fit(tensors: dict[str, Tensor], own: dict[str, Tensor], where: str, what: str) -> None:
+    """Raise ValueError, naming them, when tensors are missing, unexpected, of another shape or no numbers."""
+    common = sorted(own.keys() & tensors.keys())
+    shapes = {k: (tuple(tensors[k].shape), tuple(own[k].shape)) for k in common}
+    wrong = {
+        "missing": sorted(own.keys() - tensors.keys()),
+        "unexpected": sorted(tensors.keys() - own.keys()),
+        "of another shape": [f"{k} {theirs} for {ours}" for k, (theirs, ours) in shapes.items() if theirs != ours],
+        "no floating-point numbers": [
+            k for k in common if own[k].is_floating_point() and not tensors[k].is_floating_point()
+        ],
+    }
+    problems = [f"{kind}: {_some(names)}" for kind, names in wrong.items() if names]
+    if problems:
+        raise ValueError(f"{where} does not fit {what}; {'; '.join(problems)}")
+
+
+def _some(names: list[str], most: int = 10) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def load_weights(module: nn.Module, path: Path) -> dict:
     """Load exported weights into a module and return their meta.
 
@@ -55,14 +77,7 @@ def load_weights(module: nn.Module, path: Path) -> dict:
     """
     tensors, meta = load_checkpoint(path)
     own = module.state_dict()
-    wrong = {
-        "missing": sorted(own.keys() - tensors.keys()),
-        "unexpected": sorted(tensors.keys() - own.keys()),
-        "of another shape": sorted(k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape),
-    }
-    problems = [f"{what}: {', '.join(names)}" for what, names in wrong.items() if names]
-    if problems:
-        raise ValueError(f"{path} does not fit this network; {'; '.join(problems)}")
+    require_fit(tensors, own, str(path), "this network")
     module.load_state_dict({k: v.to(own[k].dtype) for k, v in tensors.items()})
     return meta
 

@@ -15,7 +15,8 @@ from ..recipes import Recipe
 from .ema import EMA
 
 SECONDS_PER_DAY = 86400
-CPU_STEP = 1e12  # operations of a measured step on a CPU, at most: some seconds
+CPU_STEP = 1e12  # operations of a measured step on a CPU, at most: some seconds, unless one image takes more
+CPU_IMAGE = 2e12  # operations above which an image is not measured on a CPU
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def images_per_second(
         steps: Timed steps; one more goes before them.
 
     Returns:
-        None when not even one image fits.
+        None when not even one image fits, or it would take a CPU too long.
     """
     device, plan, counted = (
         torch.device("cuda" if torch.cuda.is_available() else "cpu"),
@@ -107,7 +108,7 @@ def images_per_second(
     )
     room = _free_memory(device) * 0.8 - counted.state_bytes
     batch = min(most, int(room / counted.activation_bytes))
-    if batch < 1:
+    if batch < 1 or (device.type == "cpu" and counted.flops > CPU_IMAGE):
         return None
     if device.type == "cpu":
         batch = max(1, min(batch, int(CPU_STEP / counted.flops)))

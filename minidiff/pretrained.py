@@ -1,0 +1,215 @@
+"""Released checkpoints: presets by name, their published layout read into ours, and download on request.
+
+``load("adm-imagenet64", "64x64_diffusion.pt")`` gives the system with OpenAI's weights. Nothing here is fetched unless
+``download`` is called.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .download import Downloaded, fetch
+from .models.layers import AttentionBlock
+from .recipes import Recipe, load_recipe, nearest
+from .systems.zoo import build
+from .training.checkpoint import require_fit
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a published state dict is read.
+
+    Attributes:
+        published: The published name of one of our parameters.
+        convert: ``(network, tensors)`` under our names, float32 and of our shapes, to what our network computes with.
+    """
+
+    published: Callable[[str], str] = lambda name: name
+    convert: Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]] = lambda network, tensors: tensors
+
+
+def _heads_first(network: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rows of qkv from "each head its q, k, v" to "q, k, v, each with its heads" (the legacy attention order).
+
+    Attention blocks only: the attention pool of ADM's classifiers never had the legacy order.
+    """
+    converted = dict(tensors)
+    for name, module in network.named_modules():
+        if isinstance(module, AttentionBlock):
+            for kind in ("weight", "bias"):
+                rows = tensors[f"{name}.qkv.{kind}"].unflatten(0, (module.heads, 3, -1))
+                converted[f"{name}.qkv.{kind}"] = rows.transpose(0, 1).flatten(0, 2).contiguous()
+    return converted
+
+
+# Names and shapes of ADM's networks are ours; the 64x64 model has our order of attention rows, every other the legacy
+# one. Time, label embedding, log variance between log beta-tilde and log beta, and its floor at t = 0 are as here.
+LAYOUTS = {"adm": Layout(), "adm-legacy": Layout(convert=_heads_first)}
+
+_OPENAI = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A published model.
+
+    Attributes:
+        name: Its name, which is also that of its recipe.
+        url: Where it is published.
+        layout: Its key of ``LAYOUTS``.
+        scales: Published guidance scale for each spelling of ``steps`` (Dhariwal and Nichol 2021, table 14, for the
+            classifier of the same size; the README of guided-diffusion for the unconditional model).
+        steps: Published sampling, where no classifier guides.
+    """
+
+    name: str
+    url: str
+    layout: str
+    scales: dict[str, float] = field(default_factory=dict)
+    steps: str = "250"
+
+    @property
+    def recipe(self) -> Recipe:
+        """Network, schedule and how it was trained."""
+        return load_recipe(self.name)
+
+    @property
+    def file(self) -> str:
+        """The published file name."""
+        return self.url.rpartition("/")[2]
+
+    @cached_property
+    def parameters(self) -> int:
+        """Number of parameters, counted on the network itself."""
+        return sum(p.numel() for p in build(self.recipe, empty=True).parameters())
+
+
+def _adm(name: str, file: str, *scales: float, layout: str = "adm-legacy", steps: str = "250") -> Preset:
+    return Preset(f"adm-{name}", _OPENAI + file, layout, dict(zip(("250", "ddim25"), scales, strict=False)), steps)
+
+
+_PRESETS = {
+    preset.name: preset
+    for preset in (
+        _adm("imagenet64", "64x64_diffusion.pt", 1.0, layout="adm"),
+        _adm("imagenet128", "128x128_diffusion.pt", 0.5, 1.25),
+        _adm("imagenet256", "256x256_diffusion.pt", 1.0, 2.5),
+        _adm("imagenet256-uncond", "256x256_diffusion_uncond.pt", 10.0),
+        _adm("imagenet512", "512x512_diffusion.pt", 4.0, 9.0),
+        _adm("lsun-bedroom", "lsun_bedroom.pt", steps="1000"),
+        _adm("lsun-cat", "lsun_cat.pt", steps="1000"),
+        _adm("lsun-horse", "lsun_horse.pt", steps="1000"),
+        _adm("lsun-horse-nodropout", "lsun_horse_nodropout.pt", steps="1000"),
+        _adm("upsampler-64-256", "64_256_upsampler.pt"),
+        _adm("upsampler-128-512", "128_512_upsampler.pt"),
+        _adm("classifier-64", "64x64_classifier.pt"),
+        _adm("classifier-128", "128x128_classifier.pt"),
+        _adm("classifier-256", "256x256_classifier.pt"),
+        _adm("classifier-512", "512x512_classifier.pt"),
+    )
+}
+
+
+def presets() -> dict[str, Preset]:
+    """Every published model by name."""
+    return dict(_PRESETS)
+
+
+def preset(name: str) -> Preset:
+    """A published model.
+
+    Raises:
+        ValueError: for an unknown name, with the nearest known one.
+    """
+    if name not in _PRESETS:
+        raise ValueError(f"no preset {name!r}: {nearest(name, _PRESETS)}")
+    return _PRESETS[name]
+
+
+def load(name: str, source: str | Path | Mapping[str, Tensor]) -> nn.Module:
+    """A released model as a system in evaluation mode, float32.
+
+    Args:
+        name: A name of ``presets()``.
+        source: The published file (a torch checkpoint or safetensors; float16 or float32), or its state dict.
+
+    Returns:
+        ``ClassConditional``, ``Upsampler`` or ``NoisyClassifier``.
+
+    Raises:
+        ValueError: for an unknown name; a file that is missing, damaged, or would run code when read; or tensors that
+            are missing, unexpected or of another shape, by their published names.
+    """
+    chosen = preset(name)
+    return read_into(build(chosen.recipe, empty=True), LAYOUTS[chosen.layout], source, f"preset {name!r}")
+
+
+def read_into(system: nn.Module, layout: Layout, source: str | Path | Mapping[str, Tensor], what: str) -> nn.Module:
+    """Fill an empty system (``build(recipe, empty=True)``) from a published file or state dict, see ``load``.
+
+    Args:
+        system: The system, its network without weights.
+        layout: How the published tensors are read.
+        source: The published file, or its state dict.
+        what: What the messages call the system.
+    """
+    given = isinstance(source, Mapping)
+    where = "the state dict" if given else str(source)
+    tensors = _named_tensors(source, where) if given else read_tensors(source)
+    own = {layout.published(k): v for k, v in system.network.state_dict().items()}
+    require_fit(tensors, own, where, what)
+    read = lambda name: tensors[layout.published(name)].detach().to("cpu", torch.float32, copy=given)
+    ours = {name: read(name) for name in system.network.state_dict()}
+    system.network.load_state_dict(layout.convert(system.network, ours), assign=True)
+    return system.eval().requires_grad_(False)
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a torch checkpoint or a safetensors file, by name, on the CPU. No code in the file is run.
+
+    Raises:
+        ValueError: for a file that is missing, damaged, holds anything but named tensors, or would run code when read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no checkpoint at {path}")
+    with open(path, "rb") as file:
+        head = file.read(9)
+    try:
+        if head[8:] == b"{":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ValueError(f"{path} is no checkpoint of plain tensors, and reading it could run code: {reason}") from None
+    except Exception as error:  # torch and safetensors raise whatever a damaged file makes them stumble over
+        raise ValueError(f"{path} is damaged, or no checkpoint ({type(error).__name__}: {error})") from None
+    return _named_tensors(tensors, str(path))
+
+
+def _named_tensors(tensors, where: str) -> dict[str, Tensor]:
+    if not isinstance(tensors, Mapping) or not tensors:
+        raise ValueError(f"{where} holds a {type(tensors).__name__}, not tensors by name")
+    for key, value in tensors.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise ValueError(f"{where} holds more than tensors by name: {key!r} is a {type(value).__name__}")
+    return dict(tensors)
+
+
+def download(name: str, folder: str | Path, **options) -> Downloaded:
+    """Fetch a released model into a folder, or go on where an interrupted download stands; see ``download.fetch``.
+
+    Raises:
+        ValueError: for an unknown name, or when the file cannot be had whole.
+    """
+    chosen = preset(name)
+    return fetch(chosen.url, Path(folder) / chosen.file, **options)

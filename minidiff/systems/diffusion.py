@@ -1,0 +1,165 @@
+"""What every system shares that denoises with a network at discrete levels: its prediction, loss and sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ..denoiser import Condition, as_denoiser, conditioned
+from ..guidance import LogProb, classifier_free, classifier_guidance, mean_shift_guidance, static_threshold
+from ..likelihood import hybrid_vlb, mean_flat
+from ..prediction import Prediction
+from ..process import beta_tilde, diffuse
+from ..random import randint, randn
+from ..sampler import ancestral, ddim, sample
+from ..schedule import DiscreteSchedule, NoiseLevel
+
+RULES = ("score", "adm")
+
+
+def respaced(schedule: DiscreteSchedule, steps: int | str) -> list[NoiseLevel]:
+    """The chain of levels that a number of steps, or ADM's spelling of one, stands for.
+
+    Args:
+        schedule: The schedule that the network was trained with.
+        steps: 250 or "250" evenly, "ddim25" with an integer stride from 0, or "90,60,60,20,20": the steps of each equal
+            section, data end first.
+
+    Raises:
+        ValueError: for anything else, or a number of steps that the schedule cannot give.
+    """
+    if not isinstance(steps, str):
+        return schedule.levels(steps)
+    text = steps.removeprefix("ddim")
+    if not text.replace(",", "").isdigit() or (text != steps and "," in text):
+        raise ValueError(f"steps must be a number, '250', 'ddim25' or sections such as '90,60,60,20,20', got {steps!r}")
+    if text != steps:
+        return schedule.levels(int(text), "ddim")
+    return schedule.levels(spacing=[int(count) for count in text.split(",")])
+
+
+class Diffusion(nn.Module):
+    """A network read as a denoiser. Called as a conditional model, ``system(x, level, given)``.
+
+    What is ``given`` is a tensor or a dataclass of tensors with one entry per sample. A system says what it means by
+    ``condition``, and by ``dropped`` what of it is hidden in training.
+
+    Args:
+        network: ``(x, time, condition) -> output``, with its shape in ``config``.
+        schedule: Discrete noise levels.
+        predicts: "eps", "v" or "x0".
+        variance: "fixed" or "learned_range".
+        bins: Number of values a pixel can take, for the bound.
+    """
+
+    def __init__(self, network: nn.Module, schedule: DiscreteSchedule, predicts: str, variance: str, bins: int = 256):
+        super().__init__()
+        self.network, self.schedule = network, schedule
+        self.predicts, self.variance, self.bins = predicts, variance, bins
+        self._denoise = as_denoiser(network, predicts, variance)
+        self._floor = beta_tilde(schedule.level(1), schedule.level(0))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        config = self.network.config
+        return config.out_channels // (1 + (self.variance == "learned_range")), config.size, config.size
+
+    def condition(self, given) -> Condition:
+        """What is given, as it enters the network."""
+        raise NotImplementedError
+
+    def dropped(self, given, generator=None):
+        """What of it a training step shows; all, unless a system hides some."""
+        return given
+
+    def forward(self, x: Tensor, level: NoiseLevel, given) -> Prediction:
+        """The prediction for x (B, C, H, W)."""
+        return self._denoise(x, level, self.condition(given))
+
+    def loss(self, images: Tensor, given, generator=None, times: Tensor | None = None) -> dict[str, Tensor]:
+        """L_simple in the network's own parametrisation, plus T/1000 times the bound where the variance is learned.
+
+        Nichol and Dhariwal 2021, equation 16. ``times`` (B,) are drawn uniformly when left out. Returns (B,) "loss",
+        "simple" and, with a learned variance, "vlb".
+        """
+        times = randint(self.schedule.T, len(images), generator, images.device) if times is None else times
+        t = self.schedule.level(times)
+        eps = randn(images.shape, generator, images.dtype, images.device)
+        x_t = diffuse(images, t, eps)
+        prediction = self(x_t, t, self.dropped(given, generator))
+        target = Prediction(x_t, t, eps, "eps")
+        target = {"eps": eps, "x0": images, "v": target.v}[self.predicts]
+        simple = mean_flat((prediction.value - target) ** 2)
+        if self.variance == "fixed":
+            return {"loss": simple, "simple": simple}
+        vlb = hybrid_vlb(prediction, images, t, self.schedule.previous(t), self._floor, self.bins)
+        return {"loss": simple + vlb * self.schedule.T / 1000, "simple": simple, "vlb": vlb}
+
+    @torch.no_grad()
+    def draw_given(
+        self,
+        n: int,
+        given,
+        null,
+        scale: float = 1.0,
+        steps: int | str = 50,
+        sampler: Callable | None = None,
+        log_prob: LogProb | None = None,
+        generator=None,
+        rule: str = "score",
+    ) -> Tensor:
+        """Draw n images. What is given enters the network once, before the first step.
+
+        Args:
+            n: Number of images.
+            given: What to draw.
+            null: Its null, or None when the network knows no null.
+            scale: Guidance scale s.
+            steps: Number of steps, or ADM's spelling of one, see ``respaced``.
+            sampler: A sampler; ``ddim()`` when left out.
+            log_prob: ``(x_t, level) -> (B,)`` that guides; classifier-free guidance when left out.
+            generator: One generator, or a list with one per image.
+            rule: "score": classifier-free guidance, or log_prob shifts the score of the null (of what is given, when
+                there is no null); x_0 is clamped to [-1, 1] last. "adm": log_prob guides the model that sees what is
+                given, after x_0 is clamped, as in ADM's scripts (Dhariwal and Nichol 2021, algorithms 1 and 2):
+                ancestral steps shift the mean, a "ddim" spacing takes DDIM steps and shifts the score.
+
+        Returns:
+            (n, C, H, W).
+
+        Raises:
+            ValueError: for a rule, scale or steps out of range, or a combination that the rule does not have.
+        """
+        if rule not in RULES:
+            raise ValueError(f"rule must be one of {', '.join(RULES)}, got {rule!r}")
+        if log_prob is None and scale != 1 and (rule == "adm" or null is None):
+            what = "ADM's rule needs a classifier" if rule == "adm" else "this network knows no null condition"
+            raise ValueError(f"{what} to guide at scale {scale:g}; only scale 1 is left")
+        levels, told = respaced(self.schedule, steps), self.condition(given)
+        if rule == "adm":
+            if sampler is not None:
+                raise ValueError("ADM's rule brings its own sampler; choose it by steps, such as '250' or 'ddim25'")
+            deterministic = isinstance(steps, str) and steps.startswith("ddim")
+            denoiser = static_threshold(conditioned(self._denoise, told))
+            if log_prob is not None:
+                guide = classifier_guidance if deterministic else mean_shift_guidance
+                denoiser = guide(denoiser, log_prob, scale)
+            sampler = ddim() if deterministic else ancestral("beta" if self.variance == "fixed" else "learned")
+        else:
+            untold = None if null is None else self.condition(null)
+            if log_prob is None:
+                denoiser = classifier_free(self._denoise, told, untold, scale)
+            else:
+                base = conditioned(self._denoise, told if null is None else untold)
+                denoiser = classifier_guidance(base, log_prob, scale)
+            denoiser = static_threshold(denoiser)
+        x_T = randn((n, *self.shape), generator, device=self.device)
+        return sample(sampler or ddim(), denoiser, levels, x_T, generator)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network lies."""
+        return next(self.parameters()).device
