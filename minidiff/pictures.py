@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .training.checkpoint import write_atomically
+from .files import write_atomically
 
 
 def grid(images: Tensor, columns: int | None = None, gap: int = 1) -> Tensor:

@@ -40,6 +40,7 @@ def sample(system, weights, label, scale, classifier, rule, count, steps, seed, 
     import torch
 
     from ..metrics.processes import processes
+    from ..metrics.sources import load_system
     from ..pictures import save_grid
     from ..systems.class_conditional import ClassConditional
     from ..systems.draw import draw
@@ -49,11 +50,11 @@ def sample(system, weights, label, scale, classifier, rule, count, steps, seed, 
     if path.suffix not in (".png", ".npz"):
         raise click.UsageError(f"--out must end in .png or .npz, got {path.name}")
     with processes(cpu) as here:
-        model = _system(system, weights, here.device)
+        model = load_system(system, here.device, weights)[0]
         if not isinstance(model, ClassConditional):
             raise click.UsageError(f"{system} draws nothing by class; a classifier is named with --classifier")
         name, _, file = (classifier or "").partition("=")
-        guide = _system(name, file or None, here.device) if classifier else None
+        guide = load_system(name, here.device, file or None)[0] if classifier else None
         if guide is not None and not hasattr(guide, "classifier"):
             raise click.UsageError(f"{classifier} is no classifier")
         classes = model.n_classes or (guide.n_classes if guide else 0)
@@ -76,13 +77,3 @@ def sample(system, weights, label, scale, classifier, rule, count, steps, seed, 
     click.echo(
         f"{path}: {count} images, s = {scale:g}, {steps} steps, seed {seed}; numbers in {path.with_suffix('.json')}"
     )
-
-
-def _system(name: str, weights: str | None, device):
-    if weights is not None:
-        from ..pretrained import load
-
-        return load(name, weights).to(device)
-    from ..metrics.sources import load_system
-
-    return load_system(name, device)[0]
