@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .denoiser import ConditionalModel, Denoiser, concatenate
-from .prediction import Prediction
+from .prediction import KINDS, Prediction
 from .schedule import NoiseLevel
 
 LogProb = Callable[[Tensor, NoiseLevel], Tensor]
@@ -123,3 +123,88 @@ def static_threshold(denoiser: Denoiser, low: float = -1.0, high: float = 1.0) -
         return prediction.with_x0(prediction.x0.clamp(low, high))
 
     return thresholded
+
+
+def autoguidance(model: Denoiser, weak: Denoiser, scale: float) -> Denoiser:
+    """Extrapolate away from a weaker model: eps_w + s (eps_m - eps_w) (``eq-autoguidance``; Karras et al. 2024).
+
+    With the same network asked without its condition as ``weak`` this is classifier-free guidance in two passes. The
+    learned variance, if any, is the model's. At s = 1 the weak model is not asked.
+
+    Args:
+        model: The denoiser to improve.
+        weak: A worse version of it, told the same condition.
+        scale: s; 1 is the model alone.
+
+    Raises:
+        ValueError: when the scale is not finite.
+    """
+    _require_finite_scale(scale)
+    if scale == 1:
+        return model
+
+    def guided(x: Tensor, level: NoiseLevel) -> Prediction:
+        strong, eps = model(x, level), weak(x, level).eps
+        return strong.with_eps(eps + scale * (strong.eps - eps))
+
+    return guided
+
+
+def guidance_interval(guided: Denoiser, plain: Denoiser, low: float, high: float) -> Denoiser:
+    """Guide only where low < sigma / alpha <= high (``eq-guidance-interval``; Kynkaanniemi et al. 2024).
+
+    Levels of the whole batch ask one of the two denoisers, levels of one entry per sample ask both.
+
+    Args:
+        guided: Used inside the interval.
+        plain: Used outside, usually the conditional denoiser.
+        low: Cleaner end, as sigma / alpha; 0 guides down to the data.
+        high: Noisier end; infinity guides from pure noise.
+
+    Raises:
+        ValueError: unless 0 <= low < high.
+    """
+    if not 0 <= low < high:
+        raise ValueError(f"a guidance interval needs 0 <= low < high, as sigma / alpha; got {low} and {high}")
+
+    def limited(x: Tensor, level: NoiseLevel) -> Prediction:
+        inside = (low * level.alpha < level.sigma) & (level.sigma <= high * level.alpha)
+        if not isinstance(inside, Tensor) or not inside.ndim:
+            return (guided if inside else plain)(x, level)
+        inside = inside.to(x.device).reshape(-1, *[1] * (x.ndim - 1))
+        outside = plain(x, level)
+        return outside.with_eps(torch.where(inside, guided(x, level).eps, outside.eps))
+
+    return limited
+
+
+def rescaled(guided: Denoiser, conditional: Denoiser, phi: float = 0.7, kind: str = "v") -> Denoiser:
+    """Give the guided prediction back the standard deviation of the conditional one (``eq-rescaled``; Lin et al. 2024).
+
+    phi g std(c) / std(g) + (1 - phi) g, the deviations over all numbers of one sample. Unlike guidance itself the
+    result depends on the parametrisation, so name it.
+
+    Args:
+        guided: The guided denoiser g.
+        conditional: The conditional denoiser c; it is asked once more.
+        phi: Share of the rescaled prediction; 0 changes nothing.
+        kind: What is rescaled: "v" as in the paper, "eps", "x0" or "score".
+
+    Raises:
+        ValueError: when phi lies outside [0, 1], the kind is unknown, or a sample is a single number.
+    """
+    if not 0 <= phi <= 1:
+        raise ValueError(f"phi must lie in [0, 1], got {phi}")
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
+
+    def matched(x: Tensor, level: NoiseLevel) -> Prediction:
+        if x[0].numel() < 2:
+            raise ValueError("a sample of one number has no standard deviation to match")
+        prediction = guided(x, level)
+        g, c = getattr(prediction, kind), getattr(conditional(x, level), kind)
+        factor = c.flatten(1).std(1) / g.flatten(1).std(1)
+        factor = (phi * factor + 1 - phi).reshape(-1, *[1] * (x.ndim - 1))
+        return prediction.replace(value=factor * g, kind=kind)
+
+    return matched

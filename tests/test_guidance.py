@@ -11,10 +11,13 @@ import torch
 from minidiff.denoiser import Condition, as_denoiser, conditioned
 from minidiff.exact import GaussianMixtureDenoiser
 from minidiff.guidance import (
+    autoguidance,
     classifier_free,
     classifier_guidance,
     grad_log_prob,
+    guidance_interval,
     mean_shift_guidance,
+    rescaled,
     scale_from_w,
     static_threshold,
     w_from_scale,
@@ -34,6 +37,11 @@ def batch(world, level, n=4, seed=5):
     generator = torch.Generator().manual_seed(seed)
     x0 = world.sample(n, generator)
     return diffuse(x0, level, torch.randn(x0.shape, generator=generator, dtype=torch.float64))
+
+
+def smeared(mixture, extra=0.3):
+    """A weak version of a mixture: every component wider."""
+    return GaussianMixtureDenoiser(mixture.means, mixture.variance + extra, mixture.weights, mixture.labels)
 
 
 def autograd_score(log_prob, x, level):
@@ -336,6 +344,137 @@ def test_static_threshold_keeps_variance_and_tilt():
     assert out.fraction is full.fraction and out.tilt is full.tilt
 
 
+# --- two denoisers: autoguidance, interval, rescaling ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_autoguidance_is_the_formula(mixture, level, scale):
+    x, weak = batch(mixture, level), smeared(mixture)
+    guided = autoguidance(mixture, weak, scale)(x, level)
+    strong, poor = mixture(x, level).eps, weak(x, level).eps
+    torch.testing.assert_close(guided.eps, poor + scale * (strong - poor), rtol=1e-8, atol=1e-8)
+
+
+def test_autoguidance_at_one_is_the_model_and_asks_nobody_else(mixture):
+    assert autoguidance(mixture, None, 1) is mixture
+
+
+def test_autoguidance_by_the_unconditional_model_is_classifier_free(mixture, level):
+    x = batch(mixture, level)
+    auto = autoguidance(conditioned(mixture, LABELS), conditioned(mixture, NULL), 3.0)(x, level)
+    free = classifier_free(mixture, LABELS, NULL, 3.0)(x, level)
+    torch.testing.assert_close(auto.eps, free.eps, rtol=1e-8, atol=1e-8)
+
+
+def test_autoguidance_cancels_errors_that_are_aligned():
+    """A weak model that errs k times as far in the same direction: s = k / (k - 1) leaves the truth."""
+    x, error = torch.randn(3, 4).double(), torch.randn(3, 4).double()
+    truth = lambda x, level: Prediction(x, level, 2 * x, "eps")
+    wrong = lambda k: lambda x, level: Prediction(x, level, 2 * x + k * error, "eps")
+    for k in (2.0, 3.0, 5.0):
+        guided = autoguidance(wrong(1.0), wrong(k), k / (k - 1))(x, MIDDLE)
+        torch.testing.assert_close(guided.eps, truth(x, MIDDLE).eps)
+
+
+def test_autoguidance_keeps_the_models_variance_and_reads_any_parametrisation():
+    x = torch.randn(2, 3)
+    strong = Prediction(x, MIDDLE, x.cos(), "v", fraction=x.sigmoid())
+    weak = Prediction(x, MIDDLE, x.sin(), "x0", fraction=x.tanh())
+    guided = autoguidance(lambda x, level: strong, lambda x, level: weak, 2.0)(x, MIDDLE)
+    assert guided.fraction is strong.fraction
+    torch.testing.assert_close(guided.eps, 2 * strong.eps - weak.eps)
+
+
+def test_interval_is_open_below_and_closed_above(mixture):
+    """low < sigma / alpha <= high, so that neighbouring intervals share no level."""
+    marked = lambda name: lambda x, level: name
+    limited = guidance_interval(marked("guided"), marked("plain"), 0.5, 2.0)
+    x = torch.zeros(1, 2)
+    at = {s: limited(x, NoiseLevel(1.0, s, 0)) for s in (0.1, 0.5, 0.51, 1.0, 2.0, 2.01, 80.0)}
+    assert [s for s, name in at.items() if name == "guided"] == [0.51, 1.0, 2.0]
+
+
+def test_interval_is_the_ratio_not_sigma():
+    """The published bounds are for alpha = 1; a variance-preserving level has the same ratio, another sigma."""
+    limited = guidance_interval(lambda x, level: "guided", lambda x, level: "plain", 0.19, 1.61)
+    x = torch.zeros(1, 2)
+    names = [limited(x, NoiseLevel(1 / math.hypot(1, r), r / math.hypot(1, r), 0)) for r in (0.18, 0.2, 1.6, 1.7)]
+    assert names == ["plain", "guided", "guided", "plain"]
+
+
+def test_interval_of_everything_guides_everywhere(mixture, level):
+    x, guided = batch(mixture, level), classifier_free(mixture, LABELS, NULL, 3.0)
+    everywhere = guidance_interval(guided, conditioned(mixture, LABELS), 0.0, math.inf)(x, level)
+    torch.testing.assert_close(everywhere.eps, guided(x, level).eps, rtol=1e-8, atol=1e-8)
+
+
+def test_interval_asks_only_who_is_needed(mixture):
+    """No second pass outside: that is half of the point."""
+    never = lambda x, level: pytest.fail("asked")
+    x = batch(mixture, MIDDLE)
+    ratio = MIDDLE.sigma / MIDDLE.alpha
+    guidance_interval(never, mixture, ratio * 1.01, math.inf)(x, MIDDLE)
+    guidance_interval(mixture, never, 0.0, ratio)(x, MIDDLE)
+
+
+def test_interval_of_a_batch_with_many_levels(mixture):
+    level = linear_schedule().level(torch.tensor([10, 200, 500, 990]))
+    x = batch(mixture, level)
+    guided, plain = classifier_free(mixture, LABELS, NULL, 3.0), conditioned(mixture, LABELS)
+    ratio = level.sigma / level.alpha
+    limited = guidance_interval(guided, plain, ratio[0].item(), ratio[2].item())(x, level)
+    expected = [plain, guided, guided, plain]
+    for i, denoiser in enumerate(expected):
+        torch.testing.assert_close(limited.eps[i], denoiser(x, level).eps[i])
+
+
+@pytest.mark.parametrize("kind", ["v", "eps", "x0", "score"])
+def test_rescaling_matches_the_deviation_of_each_sample(mixture, kind):
+    x, plain = batch(mixture, MIDDLE), conditioned(mixture, LABELS)
+    guided = classifier_free(mixture, LABELS, NULL, 6.0)
+    read = lambda denoiser: getattr(denoiser(x, MIDDLE), kind)
+    half = read(rescaled(guided, plain, 0.5, kind))
+    torch.testing.assert_close(read(rescaled(guided, plain, 0.0, kind)), read(guided))
+    torch.testing.assert_close(read(rescaled(guided, plain, 1.0, kind)).std(1), read(plain).std(1))
+    torch.testing.assert_close(half.std(1), (read(guided).std(1) + read(plain).std(1)) / 2)
+    torch.testing.assert_close(half / half.norm(dim=1, keepdim=True), read(guided) / read(guided).norm(dim=1)[:, None])
+
+
+def test_rescaling_is_over_all_numbers_of_a_sample_and_no_others():
+    x = torch.randn(3, 2, 4, 4)
+    guided, plain = (Prediction(x, MIDDLE, torch.randn(3, 2, 4, 4) * s + 1, "v") for s in (5.0, 1.0))
+    out = rescaled(lambda x, level: guided, lambda x, level: plain, 0.7)(x, MIDDLE).v
+    for i in range(3):
+        g, c = guided.v[i], plain.v[i]
+        torch.testing.assert_close(out[i], 0.7 * g * c.std() / g.std() + 0.3 * g)
+
+
+def test_rescaling_depends_on_the_parametrisation(mixture):
+    x, plain, guided = (
+        batch(mixture, MIDDLE),
+        conditioned(mixture, LABELS),
+        classifier_free(mixture, LABELS, NULL, 6.0),
+    )
+    v, eps = (rescaled(guided, plain, 1.0, kind)(x, MIDDLE).x0 for kind in ("v", "eps"))
+    assert (v - eps).abs().max() > 0.01
+
+
+@pytest.mark.parametrize(("low", "high"), [(-0.1, 1.0), (1.0, 1.0), (2.0, 1.0), (math.nan, 1.0), (0.0, math.nan)])
+def test_intervals_that_are_none(mixture, low, high):
+    with pytest.raises(ValueError, match=f"0 <= low < high, as sigma / alpha; got {low} and {high}"):
+        guidance_interval(mixture, mixture, low, high)
+
+
+def test_rescaling_of_bad_input(line, mixture):
+    for phi in (-0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match=rf"phi must lie in \[0, 1\], got {phi}"):
+            rescaled(mixture, mixture, phi)
+    with pytest.raises(ValueError, match="kind must be one of x0, eps, v, score; got 'mean'"):
+        rescaled(mixture, mixture, 0.7, "mean")
+    with pytest.raises(ValueError, match="a sample of one number"):
+        rescaled(line, line)(torch.zeros(2, 1), MIDDLE)
+
+
 # --- bad input ------------------------------------------------------------------------------------------------------
 
 
@@ -345,6 +484,7 @@ def test_scales_that_are_not_finite(mixture, scale):
         lambda: classifier_free(mixture, LABELS, NULL, scale),
         lambda: classifier_guidance(mixture, mixture.classifier(1), scale),
         lambda: mean_shift_guidance(mixture, mixture.classifier(1), scale),
+        lambda: autoguidance(mixture, mixture, scale),
     ):
         with pytest.raises(ValueError, match=f"scale must be a finite number, got {scale}"):
             make()
