@@ -103,6 +103,8 @@ def alt_text(lesson: Lesson) -> Iterator[str]:
                 yield f"{here}: the figure has no alt text (mystnb: image: alt)"
             if not (cell.figure.get("name") and cell.figure.get("caption")):
                 yield f"{here}: the figure needs a name and a caption (mystnb: figure)"
+            if _shows_twice(cell):
+                yield f"{here}: end the last line with a semicolon; its value would be a second output of this figure"
         elif "live" not in cell.tags and _draws(cell):
             yield f"{here}: the cell draws, so it needs mystnb: figure (name, caption) and image: alt"
         for call in cell.calls("frames"):
@@ -118,6 +120,15 @@ def _draws(cell: Cell) -> bool:
         return True
     last = body[-1] if body else None
     return isinstance(last, ast.Expr) and isinstance(last.value, ast.Name) and last.value.id in ("fig", "figure")
+
+
+def _shows_twice(cell: Cell) -> bool:
+    """Whether the cell ends in a method call on axes, whose value the notebook shows beside the figure."""
+    last = cell.tree.body[-1] if cell.tree.body else None
+    method = (
+        isinstance(last, ast.Expr) and isinstance(last.value, ast.Call) and isinstance(last.value.func, ast.Attribute)
+    )
+    return method and _root(last.value.func) in ("ax", "axes") and not cell.source.rstrip().endswith(";")
 
 
 def _outside_functions(node: ast.AST) -> Iterator[ast.AST]:

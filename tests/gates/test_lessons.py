@@ -63,6 +63,7 @@ def cell(code: str) -> str:
         (cell('frames(lambda s: plt.figure(), [1], name="s")'), "frames() needs alt="),
         (FIGURE.format("name: fig-a, caption: Text", "''"), "the figure has no alt text"),
         (FIGURE.format("name: fig-a", "A line"), "needs a name and a caption"),
+        (FIGURE.format("name: fig-a, caption: Text", "A line").replace("\n1\n", "\nax.legend()\n"), "a semicolon"),
         (CARD, "'ex-second-new' has 0 answer cells and 1 cards"),
         (f"{CARD}\n\n{ANSWER}", "'ex-second-new' has 0 check cells and 1 cards"),
         (f"{ANSWER}\n\n{CHECK}", "'ex-second-new' has 1 answer cells and 0 cards"),
