@@ -10,6 +10,7 @@ from .. import __version__
 from .bench import bench
 from .course import claims, grade
 from .data import data
+from .download import download
 from .evaluate import evaluate
 from .info import info
 from .sample import sample
@@ -49,5 +50,5 @@ def main() -> None:
     """
 
 
-for command in (train, sample, evaluate, bench, data, info, grade, claims):
+for command in (train, sample, evaluate, bench, data, download, info, grade, claims):
     main.add_command(command)

@@ -102,3 +102,24 @@ def test_help_has_examples(command):
 def test_python_dash_m():
     result = subprocess.run([sys.executable, "-m", "minidiff", "--version"], capture_output=True, text=True)
     assert result.returncode == 0 and "minidiff" in result.stdout + result.stderr
+
+
+def test_presets_are_listed_with_their_parameters():
+    lines = run("info", "--presets").output.splitlines()
+    assert any(line.split()[:3] == ["adm-imagenet64", "295.90", "M"] for line in lines)
+    assert any(line.split()[:3] == ["adm-classifier-128", "42.57", "M"] for line in lines)
+    assert len(lines) >= 14
+
+
+def test_download_fetches_by_name(tmp_path, monkeypatch):
+    from minidiff import pretrained
+    from minidiff.download import Downloaded
+
+    asked = []
+    fetched = lambda url, target, **options: asked.append(url) or Downloaded(target, 5, "its size is right")
+    monkeypatch.setattr(pretrained, "fetch", fetched)
+    result = run("download", "adm-imagenet64", "--out", tmp_path)
+    assert result.exit_code == 0 and "its size is right" in result.output
+    assert asked[0].endswith("64x64_diffusion.pt")
+    refused = run("download", "adm-imagenet65", "--out", tmp_path)
+    assert refused.exit_code == 2 and "adm-imagenet64" in refused.output
