@@ -1,4 +1,4 @@
-"""ADM's architecture changes, one at a time, at equal parameters and steps (about an hour on one CPU core).
+"""ADM's architecture changes, one at a time, at equal parameters and steps (about half an hour on one CPU core).
 
 Usage: python tools/ablation.py [--out data/ablation.json]. Runs that are finished are not repeated, so it can be
 interrupted. What each change is worth is computed from the file by the book's page on it, not here.

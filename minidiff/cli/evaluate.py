@@ -90,20 +90,16 @@ def _plan_system(source, system, recipe, weights, options: dict, here, batch: in
     """Real images first, then what the system draws at each scale."""
     import torch
 
+    from ..files import sha256
     from ..metrics.evaluation import Plan, real_rows, references
-    from ..metrics.networks import default_features, feature_network, sha256
-    from ..metrics.sources import as_stored, load_system
+    from ..metrics.networks import default_features, feature_network
+    from ..metrics.sources import as_stored, load_classifier
     from ..sampler import ancestral, ddim
     from ..systems.draw import draw
 
     if recipe.system != "class_conditional":
         raise click.UsageError(f"{source} is a {recipe.system}; a class_conditional system can be judged")
-    guide = None
-    if options["classifier"]:
-        guide_name, _, released = options["classifier"].partition("=")
-        guide = load_system(guide_name, here.device, released or None)[0]
-        if not hasattr(guide, "classifier"):
-            raise click.UsageError(f"{guide_name} is no classifier")
+    guide = load_classifier(options["classifier"], here.device) if options["classifier"] else None
     network = feature_network(options["features"] or default_features(recipe), here.device)
     reference, name, other = references(options["reference"], recipe.data, recipe.network.size, network)
     count, steps = options["images"] or 1000, options["steps"]

@@ -40,7 +40,7 @@ def sample(system, weights, label, scale, classifier, rule, count, steps, seed, 
     import torch
 
     from ..metrics.processes import processes
-    from ..metrics.sources import load_system
+    from ..metrics.sources import load_classifier, load_system
     from ..pictures import save_grid
     from ..systems.class_conditional import ClassConditional
     from ..systems.draw import draw
@@ -53,10 +53,7 @@ def sample(system, weights, label, scale, classifier, rule, count, steps, seed, 
         model = load_system(system, here.device, weights)[0]
         if not isinstance(model, ClassConditional):
             raise click.UsageError(f"{system} draws nothing by class; a classifier is named with --classifier")
-        name, _, file = (classifier or "").partition("=")
-        guide = load_system(name, here.device, file or None)[0] if classifier else None
-        if guide is not None and not hasattr(guide, "classifier"):
-            raise click.UsageError(f"{classifier} is no classifier")
+        guide = load_classifier(classifier, here.device) if classifier else None
         classes = model.n_classes or (guide.n_classes if guide else 0)
         given = torch.arange(count) % classes if classes else torch.full((count,), -1)
         labels = given if label is None else torch.full((count,), label)

@@ -10,7 +10,7 @@ import click
 from ..recipes import available
 
 PEAK = "peak of one, an A100's bf16 by default"
-SHARE = "share of the peak that training reaches (ADM reports .30 to .41, table 7)"
+SHARE = "share of the peak that training reaches (ADM reports .29 to .41, table 7)"
 
 
 @click.command(epilog=f"Recipes: {', '.join(available())}.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 import io
 import json
 import logging
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..files import sha256
 from .tar import read_table
 
 log = logging.getLogger(__name__)
@@ -185,15 +185,7 @@ class Samples:
 def changed(samples: Samples) -> list[str]:
     """Names of the shards whose contents no longer have the checksum in the index."""
     known = {shard["name"]: shard["sha256"] for shard in samples.index.get("shards", [])}
-    return [f.name for f in samples.files if f.name in known and _sha256(f) != known[f.name]]
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return [f.name for f in samples.files if f.name in known and sha256(f) != known[f.name]]
 
 
 def _columns(tables: list) -> dict[str, np.ndarray]:

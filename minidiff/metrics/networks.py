@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import pickle
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..files import sha256
 from ..recipes import DataRecipe, Recipe, from_dict
 from ..schedule import DATA
 from ..systems.zoo import card, checkpoints, data_folder, load
@@ -94,15 +94,6 @@ def default_features(recipe: Recipe) -> str:
             return name
     where = f"{recipe.data.name} at {recipe.network.size}x{recipe.network.size}"
     raise ValueError(f"no committed network has features for {where}; choose with --features: {', '.join(_clean())}")
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _clean() -> list[str]:

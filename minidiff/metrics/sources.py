@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from ..data.images import ImageFolder
 from ..recipes import Recipe, from_dict, nearest
 from ..systems.zoo import build, card, checkpoints, data_folder, load
-from ..training.checkpoint import load_checkpoint
+from ..training.checkpoint import averaged, load_checkpoint
 
 
 class ArrayImages(Dataset):
@@ -92,14 +92,25 @@ def load_system(
         return load(name, str(device)), from_dict(Recipe, card(name)["recipe"]), path
     tensors, meta = load_checkpoint(last)
     recipe = from_dict(Recipe, meta["recipe"])
-    prefix = f"ema {recipe.training.ema[0]}."
-    averaged = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     system = build(recipe)
     try:
-        system.load_state_dict(averaged)
+        system.load_state_dict(averaged(tensors, recipe.training.ema[0]))
     except RuntimeError:
         raise ValueError(f"{last} does not hold the averaged weights of its recipe") from None
     return system.to(device).eval().requires_grad_(False), recipe, last
+
+
+def load_classifier(text: str, device: torch.device | str = "cpu") -> nn.Module:
+    """A classifier that guides, by its name; a preset as NAME=FILE.
+
+    Raises:
+        ValueError: when it cannot be loaded, or is no classifier.
+    """
+    name, _, released = text.partition("=")
+    system = load_system(name, device, released or None)[0]
+    if not hasattr(system, "classifier"):
+        raise ValueError(f"{name} is no classifier")
+    return system
 
 
 def as_stored(images: Tensor, bins: int) -> Tensor:

@@ -83,6 +83,7 @@ class ClassConditional(Diffusion):
         classifier=None,
         generator=None,
         rule: str = "score",
+        given: Callable = lambda labels: labels,
     ) -> Tensor:
         """Draw images of the given labels, x_0 kept inside [-1, 1].
 
@@ -95,6 +96,7 @@ class ClassConditional(Diffusion):
             generator: One generator, or a list with one per image.
             rule: "score": a classifier guides the unconditional score, where the network has one. "adm": ADM-G as
                 published, the classifier guides the model that knows the label, see ``Diffusion.draw_given``.
+            given: From labels to what this system is given, where that is more than labels.
 
         Returns:
             (B, C, H, W).
@@ -102,10 +104,11 @@ class ClassConditional(Diffusion):
         Raises:
             ValueError: for labels, scale or steps out of range.
         """
-        null = self.null(len(labels)) if self.has_null else None
+        nulls = self.null(len(labels))
         log_prob = None if classifier is None else classifier.classifier(labels)
-        given = null if log_prob is not None and not self.labelled else labels
-        return self.draw_given(len(labels), given, null, scale, steps, sampler, log_prob, generator, rule)
+        shown = given(nulls if log_prob is not None and not self.labelled else labels)
+        null = given(nulls) if self.has_null else None
+        return self.draw_given(len(labels), shown, null, scale, steps, sampler, log_prob, generator, rule)
 
     def dropped(self, labels: Tensor, generator=None) -> Tensor:
         """Labels with each one replaced by the null with probability ``label_dropout``, sample by sample."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,9 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..denoiser import Condition
-from ..models.unet import UNet
 from ..prediction import Prediction
-from ..schedule import DiscreteSchedule, NoiseLevel
+from ..schedule import NoiseLevel
 from .class_conditional import ClassConditional
 from .diffusion import Diffusion
 
@@ -38,24 +36,16 @@ class Upsampler(ClassConditional):
     carries no added noise.
 
     Args:
+        arguments, options: Those of ``ClassConditional``.
         factor: Height of the large image over that of the small one.
     """
 
-    def __init__(
-        self,
-        network: UNet,
-        schedule: DiscreteSchedule,
-        predicts: str,
-        variance: str,
-        n_classes: int,
-        label_dropout: float = 0.0,
-        bins: int = 256,
-        factor: int = 4,
-    ):
-        super().__init__(network, schedule, predicts, variance, n_classes, label_dropout, bins)
-        channels, size = self.shape[0], network.config.size
-        if network.config.in_channels != 2 * channels:
-            raise ValueError(f"an upsampler needs {2 * channels} input channels, got {network.config.in_channels}")
+    def __init__(self, *arguments, factor: int = 4, **options):
+        super().__init__(*arguments, **options)
+        config = self.network.config
+        channels, size = self.shape[0], config.size
+        if config.in_channels != 2 * channels:
+            raise ValueError(f"an upsampler needs {2 * channels} input channels, got {config.in_channels}")
         if factor < 1 or size % factor:
             raise ValueError(f"size {size} must be divisible by the factor, got {factor}")
         self.factor = factor
@@ -94,27 +84,14 @@ class Upsampler(ClassConditional):
         """``Diffusion.loss``, given the labels and the images reduced."""
         return super().loss(images, Small(labels, self.reduced(images)), generator, times)
 
-    def sample(
-        self,
-        labels: Tensor,
-        image: Tensor,
-        scale: float = 1.0,
-        steps: int | str = 50,
-        sampler: Callable | None = None,
-        classifier=None,
-        generator=None,
-        rule: str = "score",
-    ) -> Tensor:
+    def sample(self, labels: Tensor, image: Tensor, *arguments, **options) -> Tensor:
         """Enlarge images (B, C, H / factor, W / factor) of the given labels; the rest as ``ClassConditional.sample``.
 
         Returns:
             (B, C, H, W).
         """
         image = image.to(self.device)
-        null = Small(self.null(len(labels)), image) if self.has_null else None
-        log_prob = None if classifier is None else classifier.classifier(labels)
-        given = Small(null.labels if log_prob is not None and not self.labelled else labels, image)
-        return self.draw_given(len(labels), given, null, scale, steps, sampler, log_prob, generator, rule)
+        return super().sample(labels, *arguments, given=lambda shown: Small(shown, image), **options)
 
 
 def eight_bit(images: Tensor) -> Tensor:

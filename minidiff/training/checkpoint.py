@@ -47,6 +47,17 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict]:
     return tensors, json.loads(header["meta"])
 
 
+def average_prefix(decay: float) -> str:
+    """What the names of an average's tensors begin with."""
+    return f"ema {decay}."
+
+
+def averaged(tensors: dict[str, Tensor], decay: float) -> dict[str, Tensor]:
+    """The averaged weights among the tensors of a checkpoint, by their own names."""
+    prefix = average_prefix(decay)
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
 def require_fit(tensors: dict[str, Tensor], own: dict[str, Tensor], where: str, what: str) -> None:
     """Raise ValueError, naming them, when tensors are missing, unexpected, of another shape or no numbers."""
     common = sorted(own.keys() & tensors.keys())

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..random import sample_generators
 from ..recipes import Recipe, TrainingRecipe, from_dict
-from .checkpoint import load_checkpoint, save_checkpoint
+from .checkpoint import average_prefix, load_checkpoint, save_checkpoint
 from .data import Order, batches, load_dataset
 from .ema import EMA
 from .parallel import parallel, placed, share_of, whole
@@ -142,7 +142,7 @@ def train(
 def _state(system: nn.Module, optimizer, ema: EMA, times) -> dict[str, Tensor]:
     """Everything that the next step depends on, by name; sharded tensors are gathered, so every process takes part."""
     tensors = {f"model.{k}": v for k, v in system.state_dict().items()}
-    tensors |= {f"ema {decay}.{k}": v for decay, average in ema.averages.items() for k, v in average.items()}
+    tensors |= {average_prefix(decay) + k: v for decay, average in ema.averages.items() for k, v in average.items()}
     tensors |= {f"times.{k}": v for k, v in times.state().items()}
     names = {p: name for name, p in system.named_parameters()}
     for parameter, state in _inner(optimizer).state.items():
@@ -165,7 +165,7 @@ def _resume(path: Path, recipe: Recipe, system: nn.Module, optimizer, ema: EMA, 
             f"{path} was made by another recipe (different: {', '.join(different)}); choose another folder or move it"
         )
     own = lambda prefix: {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
-    targets = {"model.": system.state_dict()} | {f"ema {decay}.": a for decay, a in ema.averages.items()}
+    targets = {"model.": system.state_dict()} | {average_prefix(decay): a for decay, a in ema.averages.items()}
     for prefix, target in targets.items():
         saved = own(prefix)
         for name, tensor in target.items():

@@ -12,7 +12,7 @@ from torch import nn
 from ..files import write_atomically
 from ..random import sample_generators
 from ..recipes import Recipe
-from .checkpoint import export_weights, load_checkpoint, load_weights
+from .checkpoint import averaged, export_weights, load_checkpoint, load_weights
 from .data import load_dataset, load_set
 
 HELDOUT = 2000  # images that the losses on a card are measured on, at most
@@ -51,10 +51,8 @@ def publish(recipe: Recipe, system: nn.Module, run: str | Path, folder: str | Pa
     tensors, meta = load_checkpoint(Path(run) / "last.safetensors")
     if meta["step"] != recipe.training.steps:
         raise ValueError(f"{run} stands at step {meta['step']} of {recipe.training.steps}; finish it first")
-    prefix = f"ema {recipe.training.ema[0]}."
-    averaged = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     path = Path(folder) / "model.safetensors"
-    export_weights(averaged, path, {"name": recipe.name})
+    export_weights(averaged(tensors, recipe.training.ema[0]), path, {"name": recipe.name})
     load_weights(system, path)
     if recipe.system == "classifier" and not recipe.noisy:
         export_weights(_reference(system, recipe), Path(folder) / "reference.safetensors", {"name": recipe.name})
