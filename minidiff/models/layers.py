@@ -18,11 +18,16 @@ def timestep_embedding(time: Tensor, dim: int, max_period: float = 10000.0) -> T
     return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, dim % 2))
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v for q, k, v of shape (B, heads, L, d)."""
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v for q (B, heads, L, d), k and v (B, heads, K, d).
+
+    ``mask`` (B, K) bool is True for the keys that count.
+    """
+    mask = None if mask is None else mask[:, None, None]
     if q.device.type == "cpu" and q.dtype is torch.bfloat16:  # the fused kernel's backward pass takes twice as long
-        return (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1) @ v
-    return F.scaled_dot_product_attention(q, k, v)
+        logits = q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)
+        return (logits if mask is None else logits.masked_fill(~mask, -math.inf)).softmax(-1) @ v
+    return F.scaled_dot_product_attention(q, k, v, mask)
 
 
 def zeroed(module: nn.Module) -> nn.Module:
@@ -32,9 +37,9 @@ def zeroed(module: nn.Module) -> nn.Module:
     return module
 
 
-def split_heads(qkv: Tensor, heads: int) -> list[Tensor]:
-    """(B, L, 3C) with q, k, v one after another -> three (B, heads, L, C / heads)."""
-    return [part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=-1)]
+def split_heads(fused: Tensor, heads: int, parts: int = 3) -> list[Tensor]:
+    """(B, L, parts C) with q, k, v (or k, v) one after another -> ``parts`` tensors (B, heads, L, C / heads)."""
+    return [part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in fused.chunk(parts, dim=-1)]
 
 
 def pointwise(conv: nn.Conv1d, x: Tensor) -> Tensor:
@@ -108,24 +113,42 @@ class ResBlock(nn.Module):
 class AttentionBlock(nn.Module):
     """Self-attention over the pixels, residual, zero at the start (Dhariwal and Nichol 2021).
 
-    The rows of ``qkv`` are q, k, v, each with its heads in order ("new attention order"); the order of older
-    checkpoints is mended where weights are read, never here.
+    The pixels may attend to tokens as well, whose keys and values stand before their own (Nichol et al. 2022, 2.2). The
+    rows of ``qkv`` are q, k, v, and those of ``encoder_kv`` k, v, each with its heads in order ("new attention order");
+    the order of older checkpoints is mended where weights are read, never here.
+
+    Args:
+        channels: Channels.
+        heads: Attention heads.
+        groups: Group-norm groups.
+        rescale: The sum of both paths is divided by sqrt 2.
+        tokens: Width of the tokens that are attended to, or None.
     """
 
-    def __init__(self, channels: int, heads: int, groups: int = 32, rescale: bool = False):
+    def __init__(self, channels: int, heads: int, groups: int = 32, rescale: bool = False, tokens: int | None = None):
         super().__init__()
         if channels % heads:
             raise ValueError(f"{channels} channels do not divide into {heads} heads")
         self.heads, self.factor = heads, 0.5**0.5 if rescale else 1.0
         self.norm = nn.GroupNorm(groups, channels)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.encoder_kv = None if tokens is None else nn.Conv1d(tokens, 2 * channels, 1)
         self.proj_out = zeroed(nn.Conv1d(channels, channels, 1))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
+    def forward(self, x: Tensor, tokens: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W); tokens (B, L, W) join the keys, of which those count where mask (B, L) is True.
+
+        A block without an entrance for tokens ignores them.
+        """
         pixels = self.norm(x).permute(0, 2, 3, 1).flatten(1, 2)
         q, k, v = split_heads(pointwise(self.qkv, pixels), self.heads)
-        out = pointwise(self.proj_out, attention(q, k, v).transpose(1, 2).flatten(2))
+        if self.encoder_kv is None or tokens is None:
+            mask = None
+        else:
+            told = split_heads(pointwise(self.encoder_kv, tokens), self.heads, 2)
+            k, v = (torch.cat(pair, dim=2) for pair in zip(told, (k, v), strict=True))
+            mask = None if mask is None else F.pad(mask, (0, pixels.shape[1]), value=True)
+        out = pointwise(self.proj_out, attention(q, k, v, mask).transpose(1, 2).flatten(2))
         return residual(x, out.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2), self.factor)
 
 
@@ -176,7 +199,7 @@ class Upsample(nn.Module):
 
 
 class Stage(nn.Sequential):
-    """A sequence in which residual blocks are also told the time.
+    """A sequence in which residual blocks are also told the time, and attention the tokens.
 
     Attributes:
         checkpointing: Keep only the input for the backward pass and compute the rest again.
@@ -184,13 +207,16 @@ class Stage(nn.Sequential):
 
     checkpointing = False
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """(B, C, H, W), (B, embedding) -> (B, C', H', W')."""
+    def forward(self, x: Tensor, embedding: Tensor, tokens: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """(B, C, H, W), (B, embedding), (B, L, W), (B, L) -> (B, C', H', W')."""
         if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(self._run, x, embedding, use_reentrant=False)
-        return self._run(x, embedding)
+            return checkpoint(self._run, x, embedding, tokens, mask, use_reentrant=False)
+        return self._run(x, embedding, tokens, mask)
 
-    def _run(self, x: Tensor, embedding: Tensor) -> Tensor:
+    def _run(self, x: Tensor, embedding: Tensor, tokens: Tensor | None, mask: Tensor | None) -> Tensor:
         for layer in self:
-            x = layer(x, embedding) if isinstance(layer, ResBlock) else layer(x)
+            if isinstance(layer, ResBlock):
+                x = layer(x, embedding)
+            else:
+                x = layer(x, tokens, mask) if isinstance(layer, AttentionBlock) else layer(x)
         return x

@@ -1,4 +1,4 @@
-"""ADM's U-Net (Dhariwal and Nichol 2021), and the encoder half that its noisy classifier shares."""
+"""ADM's U-Net (Dhariwal and Nichol 2021), with GLIDE's text (Nichol et al. 2022); the classifier shares its encoder."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..denoiser import Condition
 from .layers import AttentionBlock, Downsample, ResBlock, Stage, Upsample, timestep_embedding, zeroed
+from .text import TextConfig, TextTransformer
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class UNetConfig:
         scale_shift: Adaptive group norm.
         resample_blocks: Residual blocks do the up- and downsampling (BigGAN), else convolutions.
         rescale: Residual sums are divided by sqrt 2.
+        text: Shape of the text transformer that reads captions, or None.
+        image_level: A second time embedding, for the noise level of what comes through the image door.
     """
 
     size: int
@@ -48,6 +51,8 @@ class UNetConfig:
     scale_shift: bool = True
     resample_blocks: bool = True
     rescale: bool = False
+    text: TextConfig | None = None
+    image_level: bool = False
 
     def __post_init__(self):
         deepest = 2 ** (len(self.channel_mult) - 1)
@@ -73,7 +78,8 @@ class UNetConfig:
 
     def attention_block(self, channels: int) -> AttentionBlock:
         """An attention block of this network."""
-        return AttentionBlock(channels, self.head_count(channels), self.groups, self.rescale)
+        tokens = None if self.text is None or self.text.pooled else self.text.width
+        return AttentionBlock(channels, self.head_count(channels), self.groups, self.rescale, tokens)
 
     def resampler(self, channels: int, direction: str) -> nn.Module:
         """What ends a level: a resampling residual block, or a convolution."""
@@ -143,6 +149,10 @@ class UNet(nn.Module):
         self.time_embed = time_embedding(config.channels)
         if config.classes is not None:
             self.label_emb = nn.Embedding(config.classes, 4 * config.channels)
+        if config.text is not None:
+            self.text = TextTransformer(config.text, 4 * config.channels)
+        if config.image_level:
+            self.image_level_embed = time_embedding(config.channels)
         self.input_blocks, self.middle_block, skips = encoder(config)
         self.output_blocks = decoder(config, skips)
         width = int(config.channel_mult[0] * config.channels)
@@ -158,11 +168,12 @@ class UNet(nn.Module):
         Args:
             x: Noisy images.
             time: Network times of their levels.
-            condition: ``vector`` (B, 4 channels) joins the time embedding, ``image`` (B, C', H, W) joins the channels.
+            condition: ``vector`` (B, 4 channels) joins the time embedding, ``tokens`` (B, L, W) the keys and values of
+                attention, ``image`` (B, C', H, W) the channels.
         """
         condition = condition or Condition()
-        if condition.tokens is not None:
-            raise ValueError("this U-Net has no door for tokens; it takes a vector and an image")
+        tokens, mask = condition.tokens, condition.tokens_mask
+        check_tokens(tokens, self.config)
         if condition.image is not None:
             x = torch.cat([x, condition.image], dim=1)
         check_images(x, self.config)
@@ -172,12 +183,16 @@ class UNet(nn.Module):
         h = x.contiguous(memory_format=self.memory_format)
         skips = []
         for block in self.input_blocks:
-            h = block(h, embedding)
+            h = block(h, embedding, tokens, mask)
             skips.append(h)
-        h = self.middle_block(h, embedding)
+        h = self.middle_block(h, embedding, tokens, mask)
         for block in self.output_blocks:
-            h = block(torch.cat([h, skips.pop()], dim=1), embedding)
+            h = block(torch.cat([h, skips.pop()], dim=1), embedding, tokens, mask)
         return self.out(h)
+
+    def embed_image_level(self, time: Tensor) -> Tensor:
+        """Network times (B,) of the noise in the image door -> (B, 4 channels), to be added to the vector."""
+        return self.image_level_embed(timestep_embedding(time, self.config.channels))
 
 
 def check_images(x: Tensor, config: UNetConfig) -> None:
@@ -185,3 +200,13 @@ def check_images(x: Tensor, config: UNetConfig) -> None:
     expected = (config.in_channels, config.size, config.size)
     if x.ndim != 4 or tuple(x.shape[1:]) != expected:
         raise ValueError(f"this network takes (B, {', '.join(map(str, expected))}), got {tuple(x.shape)}")
+
+
+def check_tokens(tokens: Tensor | None, config: UNetConfig) -> None:
+    """Raise ValueError for tokens of another width than the network attends to, or where it attends to none."""
+    if tokens is None:
+        return
+    if config.text is None or config.text.pooled:
+        raise ValueError("this U-Net has no door for tokens; it takes a vector and an image")
+    if tokens.ndim != 3 or tokens.shape[2] != config.text.width:
+        raise ValueError(f"this network attends to tokens (B, L, {config.text.width}), got {tuple(tokens.shape)}")

@@ -20,7 +20,8 @@ class DataRecipe:
     """Which images to learn from.
 
     Attributes:
-        name: "digits", "shapes", "cifar10", "folder" (or a zip archive), "shards", or a data set of torchvision.
+        name: "digits", "shapes", "scenes" (with captions), "cifar10", "folder" (or a zip archive), "shards", or a data
+            set of torchvision.
         images: Number of images to render, for sets without a fixed size.
         seed: Seed of that rendering.
         bins: Number of values a pixel can take.
@@ -29,6 +30,7 @@ class DataRecipe:
         heldout: The same for the images to evaluate on.
         mirror: Every image is also seen flipped left to right.
         workers: Processes that decode images, per training process.
+        tokenizer: Who reads the captions, of images that have some.
     """
 
     name: str
@@ -40,6 +42,7 @@ class DataRecipe:
     heldout: str = "test"
     mirror: bool = False
     workers: int = 0
+    tokenizer: str = ""
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ class Recipe:
         schedule: Noise levels.
         predicts: What a denoiser predicts, "eps", "v" or "x0".
         variance: "fixed" or "learned_range".
-        label_dropout: Probability with which a label is replaced by the null, per sample.
+        label_dropout: Probability with which a label or caption is replaced by the null, per sample.
         noisy: Whether a classifier sees noise.
     """
 

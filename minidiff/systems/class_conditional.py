@@ -83,20 +83,16 @@ class ClassConditional(Diffusion):
         classifier=None,
         generator=None,
         rule: str = "score",
-        given: Callable = lambda labels: labels,
+        **options,
     ) -> Tensor:
         """Draw images of the given labels, x_0 kept inside [-1, 1].
 
         Args:
             labels: (B,) classes; -1 for none, without a classifier.
-            scale: Guidance scale s.
-            steps: Number of steps; or ADM's "250", "ddim25", or sections, see ``respaced``.
-            sampler: A sampler; ``ddim()`` when left out.
+            scale, steps, sampler, generator, options: Those of ``Diffusion.sample``.
             classifier: A ``NoisyClassifier`` that guides; classifier-free guidance otherwise.
-            generator: One generator, or a list with one per image.
             rule: "score": a classifier guides the unconditional score, where the network has one. "adm": ADM-G as
                 published, the classifier guides the model that knows the label, see ``Diffusion.draw_given``.
-            given: From labels to what this system is given, where that is more than labels.
 
         Returns:
             (B, C, H, W).
@@ -104,11 +100,10 @@ class ClassConditional(Diffusion):
         Raises:
             ValueError: for labels, scale or steps out of range.
         """
-        nulls = self.null(len(labels))
         log_prob = None if classifier is None else classifier.classifier(labels)
-        shown = given(nulls if log_prob is not None and not self.labelled else labels)
-        null = given(nulls) if self.has_null else None
-        return self.draw_given(len(labels), shown, null, scale, steps, sampler, log_prob, generator, rule)
+        if log_prob is not None and not self.labelled:
+            labels = self.null(len(labels))
+        return super().sample(labels, scale, steps, sampler, log_prob, generator, rule, **options)
 
     def dropped(self, labels: Tensor, generator=None) -> Tensor:
         """Labels with each one replaced by the null with probability ``label_dropout``, sample by sample."""

@@ -43,8 +43,10 @@ def respaced(schedule: DiscreteSchedule, steps: int | str) -> list[NoiseLevel]:
 class Diffusion(nn.Module):
     """A network read as a denoiser. Called as a conditional model, ``system(x, level, given)``.
 
-    What is ``given`` is a tensor or a dataclass of tensors with one entry per sample. A system says what it means by
-    ``condition``, and by ``dropped`` what of it is hidden in training.
+    What is *told*, a label or the tokens of a caption, names the content of an image. What is *given* is all that the
+    system sees beside x: what is told, or a dataclass of tensors with one entry per sample that also holds images. A
+    system says by ``condition`` what it means, by ``dropped`` what of it is hidden in training, by ``null`` what stands
+    for nothing told.
 
     Args:
         network: ``(x, time, condition) -> output``, with its shape in ``config``.
@@ -67,6 +69,12 @@ class Diffusion(nn.Module):
         config = self.network.config
         return config.out_channels // (1 + (self.variance == "learned_range")), config.size, config.size
 
+    has_null = True  # whether what is told can be nothing
+
+    def null(self, n: int):
+        """What n samples are told when they are told nothing."""
+        raise NotImplementedError
+
     def condition(self, given) -> Condition:
         """What is given, as it enters the network."""
         raise NotImplementedError
@@ -79,6 +87,10 @@ class Diffusion(nn.Module):
         """The prediction for x (B, C, H, W)."""
         return self._denoise(x, level, self.condition(given))
 
+    def noise_level(self, times: Tensor, generator=None) -> NoiseLevel:
+        """The level that a training image is noised to at each of the times (B,)."""
+        return self.schedule.level(times)
+
     def loss(self, images: Tensor, given, generator=None, times: Tensor | None = None) -> dict[str, Tensor]:
         """L_simple in the network's own parametrisation, plus T/1000 times the bound where the variance is learned.
 
@@ -86,7 +98,7 @@ class Diffusion(nn.Module):
         "simple" and, with a learned variance, "vlb".
         """
         times = randint(self.schedule.T, len(images), generator, images.device) if times is None else times
-        t = self.schedule.level(times)
+        t = self.noise_level(times, generator)
         eps = randn(images.shape, generator, images.dtype, images.device)
         x_t = diffuse(images, t, eps)
         prediction = self(x_t, t, self.dropped(given, generator))
@@ -97,6 +109,39 @@ class Diffusion(nn.Module):
             return {"loss": simple, "simple": simple}
         vlb = hybrid_vlb(prediction, images, t, self.schedule.previous(t), self._floor, self.bins)
         return {"loss": simple + vlb * self.schedule.T / 1000, "simple": simple, "vlb": vlb}
+
+    def sample(
+        self,
+        told: Tensor,
+        scale: float = 1.0,
+        steps: int | str = 50,
+        sampler: Callable | None = None,
+        log_prob: LogProb | None = None,
+        generator=None,
+        rule: str = "score",
+        given: Callable = lambda told: told,
+    ) -> Tensor:
+        """Draw images of what is told, x_0 kept inside [-1, 1].
+
+        Args:
+            told: (B, ...) what to draw.
+            scale: Guidance scale s.
+            steps: Number of steps; or ADM's "250", "ddim25", or sections, see ``respaced``.
+            sampler: A sampler; ``ddim()`` when left out.
+            log_prob: ``(x_t, level) -> (B,)`` that guides; classifier-free guidance otherwise.
+            generator: One generator, or a list with one per image.
+            rule: "score": log_prob guides the score of the null, where there is one. "adm": it guides the model that
+                knows what is told, see ``draw_given``.
+            given: From what is told to what this system is given, where that is more.
+
+        Returns:
+            (B, C, H, W).
+
+        Raises:
+            ValueError: for what cannot be told, or scale or steps out of range.
+        """
+        null = given(self.null(len(told))) if self.has_null else None
+        return self.draw_given(len(told), given(told), null, scale, steps, sampler, log_prob, generator, rule)
 
     @torch.no_grad()
     def draw_given(

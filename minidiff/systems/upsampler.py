@@ -1,8 +1,8 @@
-"""ADM's upsampler: a class-conditional U-Net that also sees a small version of the image, and the two-stage cascade."""
+"""Upsamplers: systems that also see a small version of the image; ADM's, and its two-stage cascade."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -20,23 +20,23 @@ class Small:
     """What an upsampler is given.
 
     Attributes:
-        labels: (B,) classes, -1 for the null where there is one.
+        told: (B,) labels, or (B, L) tokens of captions.
         image: (B, C, H / factor, W / factor) in [-1, 1].
     """
 
-    labels: Tensor
+    told: Tensor
     image: Tensor
 
 
-class Upsampler(ClassConditional):
-    """A denoiser of images given a label and a small image (Dhariwal and Nichol 2021, section 2.3 and table 13).
+class Enlarging(Diffusion):
+    """A denoiser that also sees a small version of the image: mixed into a system that says what it is told.
 
-    Called as a conditional model, ``system(x, level, Small(labels, image))``. The network takes twice the channels: x,
+    Called as a conditional model, ``system(x, level, Small(told, image))``. The network takes twice the channels: x,
     then the small image, enlarged bilinearly. In training the small image is the area average of the large one, and
     carries no added noise.
 
     Args:
-        arguments, options: Those of ``ClassConditional``.
+        arguments, options: Those of the system that this is mixed into.
         factor: Height of the large image over that of the small one.
     """
 
@@ -56,17 +56,24 @@ class Upsampler(ClassConditional):
         channels, height, width = self.shape
         return channels, height // self.factor, width // self.factor
 
-    def condition(self, given: Small) -> Condition:
-        """The label through the vector door, the enlarged image through the image door.
+    def enlarged(self, image: Tensor) -> Tensor:
+        """The small image (B, C, H / factor, W / factor) in the size of the large one, bilinearly.
 
         Raises:
-            ValueError: for labels out of range, or a small image of another shape.
+            ValueError: for another shape.
         """
-        if tuple(given.image.shape[1:]) != self.small_shape:
+        if tuple(image.shape[1:]) != self.small_shape:
             expected = ", ".join(map(str, self.small_shape))
-            raise ValueError(f"this upsampler enlarges (B, {expected}), got {tuple(given.image.shape)}")
-        large = F.interpolate(given.image, self.shape[1:], mode="bilinear", align_corners=False)
-        return Condition(vector=super().condition(given.labels).vector, image=large)
+            raise ValueError(f"this upsampler enlarges (B, {expected}), got {tuple(image.shape)}")
+        return F.interpolate(image, self.shape[1:], mode="bilinear", align_corners=False)
+
+    def condition(self, given: Small) -> Condition:
+        """What is told through its own doors, the enlarged image through the image door.
+
+        Raises:
+            ValueError: for what cannot be told, or a small image of another shape.
+        """
+        return replace(super().condition(given.told), image=self.enlarged(given.image))
 
     def forward(self, x: Tensor, level: NoiseLevel, given: Small) -> Prediction:
         """The prediction for x (B, C, H, W)."""
@@ -77,21 +84,25 @@ class Upsampler(ClassConditional):
         return F.interpolate(images, self.small_shape[1:], mode="area")
 
     def dropped(self, given: Small, generator=None) -> Small:
-        """The labels dropped as ``ClassConditional`` drops them; the small image stays."""
-        return Small(super().dropped(given.labels, generator), given.image)
+        """What is told is dropped as its system drops it; the small image stays."""
+        return replace(given, told=super().dropped(given.told, generator))
 
-    def loss(self, images: Tensor, labels: Tensor, generator=None, times: Tensor | None = None) -> dict[str, Tensor]:
-        """``Diffusion.loss``, given the labels and the images reduced."""
-        return super().loss(images, Small(labels, self.reduced(images)), generator, times)
+    def loss(self, images: Tensor, told: Tensor, generator=None, times: Tensor | None = None) -> dict[str, Tensor]:
+        """``Diffusion.loss``, given what is told and the images reduced."""
+        return super().loss(images, Small(told, self.reduced(images)), generator, times)
 
-    def sample(self, labels: Tensor, image: Tensor, *arguments, **options) -> Tensor:
-        """Enlarge images (B, C, H / factor, W / factor) of the given labels; the rest as ``ClassConditional.sample``.
+    def sample(self, told: Tensor, image: Tensor, *arguments, **options) -> Tensor:
+        """Enlarge images (B, C, H / factor, W / factor) of what is told; the rest as in the system mixed into.
 
         Returns:
             (B, C, H, W).
         """
         image = image.to(self.device)
-        return super().sample(labels, *arguments, given=lambda shown: Small(shown, image), **options)
+        return super().sample(told, *arguments, given=lambda shown: Small(shown, image), **options)
+
+
+class Upsampler(Enlarging, ClassConditional):
+    """ADM's: given a label and a small image (Dhariwal and Nichol 2021, section 2.3 and table 13)."""
 
 
 def eight_bit(images: Tensor) -> Tensor:

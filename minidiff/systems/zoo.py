@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .. import schedule as schedules
+from ..data.tokenizer import tokenizer
 from ..models.classifier import Classifier
 from ..models.unet import UNet
 from ..recipes import Recipe, from_dict, nearest
 from ..training.checkpoint import load_checkpoint, load_weights
 from .class_conditional import ClassConditional
 from .classifier import NoisyClassifier
+from .glide import Glide, GlideUpsampler
 from .upsampler import Upsampler
 
 SCHEDULES = {
@@ -36,6 +38,15 @@ def _upsampler(recipe: Recipe, schedule, network: UNet) -> Upsampler:
     return _class_conditional(recipe, schedule, network, Upsampler)
 
 
+def _glide(recipe: Recipe, schedule, network: UNet, kind=Glide) -> Glide:
+    options = (tokenizer(recipe.data.tokenizer), recipe.label_dropout, recipe.data.bins)
+    return kind(network, schedule, recipe.predicts, recipe.variance, *options)
+
+
+def _glide_upsampler(recipe: Recipe, schedule, network: UNet) -> GlideUpsampler:
+    return _glide(recipe, schedule, network, GlideUpsampler)
+
+
 def _classifier(recipe: Recipe, schedule, network: Classifier) -> NoisyClassifier:
     return NoisyClassifier(network, schedule, recipe.noisy)
 
@@ -44,6 +55,8 @@ SYSTEMS = {
     "class_conditional": (UNet, _class_conditional),
     "upsampler": (UNet, _upsampler),
     "classifier": (Classifier, _classifier),
+    "glide": (UNet, _glide),
+    "glide_upsampler": (UNet, _glide_upsampler),
 }
 
 

@@ -26,6 +26,15 @@ def _shapes(recipe: DataRecipe, split: str, size: int) -> Dataset:
     return TensorDataset(*shapes(count, size, sample_generators(recipe.seed, [index])[0]))
 
 
+def _scenes(recipe: DataRecipe, split: str, size: int) -> Dataset:
+    from ..data.captioned import captioned_scenes
+
+    index = {"train": 0, "heldout": 1}[split]
+    count = recipe.images if split == "train" else 2000
+    found = captioned_scenes(count, size, sample_generators(recipe.seed, [index])[0], "seen")
+    return TensorDataset(found.images, _tokenizer(recipe)(found.captions))
+
+
 def _cifar10(recipe: DataRecipe, split: str, size: int) -> Dataset:
     from ..data.cifar import cifar10
 
@@ -54,6 +63,7 @@ def _torchvision(recipe: DataRecipe, split: str, size: int) -> Dataset:
 SETS = {
     "digits": _digits,
     "shapes": _shapes,
+    "scenes": _scenes,
     "cifar10": _cifar10,
     "folder": _folder,
     "shards": _shards,
@@ -67,12 +77,20 @@ def _path(recipe: DataRecipe) -> str:
     return recipe.path
 
 
+def _tokenizer(recipe: DataRecipe):
+    from ..data.tokenizer import tokenizer
+
+    if not recipe.tokenizer:
+        raise ValueError(f"data {recipe.name!r} come with captions: name who reads them with data.tokenizer=...")
+    return tokenizer(recipe.tokenizer)
+
+
 def _part(recipe: DataRecipe, split: str) -> str:
     return {"train": recipe.train, "heldout": recipe.heldout}[split]
 
 
 def load_dataset(recipe: DataRecipe, size: int, split: str = "train") -> Dataset:
-    """A map-style data set whose items are an image (C, size, size) in [-1, 1] and a label.
+    """A map-style data set whose items are an image (C, size, size) in [-1, 1] and a label, or the tokens of a caption.
 
     Args:
         recipe: Which images; "torchvision:NAME" names a set of torchvision.

@@ -1,0 +1,55 @@
+"""Rendered scenes with captions: what a text-to-image model learns from here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .captions import sample_captions
+from .render import render
+from .scenes import sample_scenes
+
+ONE_OBJECT = 0.25  # share of the scenes that hold a single object
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """N pictures and what is said of them.
+
+    Attributes:
+        images: (N, 3, S, S) float32 in [-1, 1].
+        captions: N captions of the grammar.
+        objects: (N,) long, 1 or 2: how many objects each picture holds.
+    """
+
+    images: Tensor
+    captions: list[str]
+    objects: Tensor
+
+
+def captioned_scenes(n: int, size: int, generator: torch.Generator, split: str = "all") -> Captioned:
+    """n scenes, one in four with one object and the others with two, each with a caption drawn from the grammar.
+
+    Args:
+        n: Number of scenes.
+        size: Side in pixels.
+        generator: Decides everything.
+        split: "all", "seen" or "heldout" combinations of shape and colour, as ``sample_scenes`` takes it.
+
+    Raises:
+        ValueError: as ``sample_scenes`` and ``render`` do.
+    """
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ValueError(f"n = {n!r} scenes asked for; a whole number >= 1 is accepted")
+    objects = 2 - (torch.rand(n, generator=generator) < ONE_OBJECT).long()
+    images, captions = torch.empty(n, 3, size, size), [""] * n
+    for count in (1, 2):
+        places = (objects == count).nonzero()[:, 0]
+        if len(places):
+            scenes = sample_scenes(len(places), generator, count, split)
+            images[places] = render(scenes, size)
+            for i, caption in zip(places.tolist(), sample_captions(scenes, generator), strict=True):
+                captions[i] = caption
+    return Captioned(images, captions, objects)

@@ -1,0 +1,157 @@
+"""Tokenizers: captions into numbers, all of them behind one interface.
+
+A tokenizer is called with a list of captions and returns (B, context) long, -1 where there is no token. So the mask is
+``tokens >= 0``, the empty caption is all -1, and what stands for a missing token is the network's business.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from functools import cache, cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..recipes import nearest
+from .captions import MAX_WORDS, VOCABULARY
+
+
+class Tokenizer:
+    """Captions (a list of B) to tokens (B, context) long, -1 where there is none.
+
+    Attributes:
+        name: Name.
+        size: Number of tokens.
+        context: Length that captions are cut or filled to.
+    """
+
+    name: str
+    size: int
+    context: int
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of one caption, as many as it takes."""
+        raise NotImplementedError
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """(B, context) tokens of B captions.
+
+        Raises:
+            ValueError: for a single string, or what ``encode`` refuses.
+        """
+        if isinstance(texts, str):
+            raise ValueError(f"a list of captions is accepted, got the string {texts!r}")
+        out = torch.full((len(texts), self.context), -1)
+        for row, text in zip(out, texts, strict=True):
+            tokens = self.encode(text)[: self.context]
+            row[: len(tokens)] = torch.tensor(tokens, dtype=torch.long)
+        return out
+
+
+class WordTokenizer(Tokenizer):
+    """One token a word, case aside.
+
+    Args:
+        name: Name.
+        words: The vocabulary; token i is word i.
+        context: Longest caption, in words.
+    """
+
+    def __init__(self, name: str, words: Sequence[str], context: int):
+        self.name, self.words, self.context, self.size = name, tuple(words), context, len(words)
+        self._index = {word: i for i, word in enumerate(self.words)}
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of one caption.
+
+        Raises:
+            ValueError: for a word outside the vocabulary, naming the nearest one, or too many words.
+        """
+        words = text.lower().split()
+        for word in words:
+            if word not in self._index:
+                raise ValueError(f"{text!r}: no word {word!r} here: {nearest(word, self._index)}")
+        if len(words) > self.context:
+            raise ValueError(f"{text!r} has {len(words)} words; up to {self.context} are accepted")
+        return [self._index[word] for word in words]
+
+    def decode(self, tokens: Tensor) -> list[str]:
+        """(B, context) -> B captions."""
+        return [" ".join(self.words[token] for token in row if token >= 0) for row in tokens.tolist()]
+
+
+class ClipTokenizer(Tokenizer):
+    """CLIP's byte-pair encoding as open_clip has it, without its start and end tokens."""
+
+    name, size, context = "clip", 49408, 77
+
+    @cached_property
+    def _bpe(self):
+        from open_clip.tokenizer import SimpleTokenizer
+
+        return SimpleTokenizer()
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of one caption."""
+        return self._bpe.encode(text)
+
+    def decode(self, tokens: Tensor) -> list[str]:
+        """(B, context) -> B captions."""
+        return [self._bpe.decode([token for token in row if token >= 0]).strip() for row in tokens.tolist()]
+
+
+class GlideTokenizer(Tokenizer):
+    """GLIDE's byte-pair encoding: GPT-2's, on lower case.
+
+    Its two files, ``encoder.json`` and ``vocab.bpe``, are published by OpenAI and are not part of this package: the
+    environment variable MINIDIFF_GPT2 names the folder that holds them. Written for, not run here with those files.
+    """
+
+    name, size, context = "glide", 50257, 128
+    PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+
+    @cached_property
+    def _bpe(self):
+        from tiktoken import Encoding
+        from tiktoken.load import data_gym_to_mergeable_bpe_ranks
+
+        folder = os.environ.get("MINIDIFF_GPT2")
+        files = {} if folder is None else {n: Path(folder) / n for n in ("vocab.bpe", "encoder.json")}
+        if not files or not all(path.is_file() for path in files.values()):
+            where = "MINIDIFF_GPT2 is not set" if folder is None else f"{folder} lacks them"
+            raise ValueError(f"GLIDE reads captions by GPT-2's files encoder.json and vocab.bpe: {where}")
+        ranks = data_gym_to_mergeable_bpe_ranks(str(files["vocab.bpe"]), str(files["encoder.json"]))
+        return Encoding("glide", pat_str=self.PATTERN, mergeable_ranks=ranks, special_tokens={})
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of one caption.
+
+        Raises:
+            ValueError: when the files are not there.
+        """
+        return self._bpe.encode(text.lower())
+
+    def decode(self, tokens: Tensor) -> list[str]:
+        """(B, context) -> B captions."""
+        return [self._bpe.decode([token for token in row if token >= 0]) for row in tokens.tolist()]
+
+
+TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
+    "scenes": lambda: WordTokenizer("scenes", VOCABULARY, MAX_WORDS),
+    "clip": ClipTokenizer,
+    "glide": GlideTokenizer,
+}
+
+
+@cache
+def tokenizer(name: str) -> Tokenizer:
+    """A tokenizer by name: "scenes" (words of the caption grammar), "clip", "glide".
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if name not in TOKENIZERS:
+        raise ValueError(f"no tokenizer {name!r}: {nearest(name, TOKENIZERS)}")
+    return TOKENIZERS[name]()

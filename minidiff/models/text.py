@@ -1,0 +1,126 @@
+"""GLIDE's text transformer: one vector for the time embedding, one token for each word for the attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .layers import attention, split_heads
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Shape of a text transformer.
+
+    Attributes:
+        vocabulary: Number of tokens.
+        context: Length of a caption, in tokens.
+        width: Width.
+        layers: Residual blocks.
+        heads: Attention heads.
+        pooled: Only the vector enters the U-Net; nothing is attended to.
+    """
+
+    vocabulary: int
+    context: int
+    width: int
+    layers: int
+    heads: int
+    pooled: bool = False
+
+    def __post_init__(self):
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} does not divide into {self.heads} heads")
+
+
+class _SelfAttention(nn.Module):
+    """Every token attends to every token; rows of ``c_qkv`` are q, k, v, each with its heads in order."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.c_qkv = nn.Linear(width, 3 * width)
+        self.c_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, L, W) -> (B, L, W)."""
+        q, k, v = split_heads(self.c_qkv(x), self.heads)
+        return self.c_proj(attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class _Perceptron(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.c_fc = nn.Linear(width, 4 * width)
+        self.c_proj = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, L, W) -> (B, L, W)."""
+        return self.c_proj(nn.functional.gelu(self.c_fc(x)))
+
+
+class _Block(nn.Module):
+    """A pre-norm transformer block."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.ln_1, self.attn = nn.LayerNorm(width), _SelfAttention(width, heads)
+        self.ln_2, self.mlp = nn.LayerNorm(width), _Perceptron(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, L, W) -> (B, L, W)."""
+        x = x + self.attn(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+class _Transformer(nn.Module):
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.resblocks = nn.ModuleList(_Block(config.width, config.heads) for _ in range(config.layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, L, W) -> (B, L, W)."""
+        for block in self.resblocks:
+            x = block(x)
+        return x
+
+
+class TextTransformer(nn.Module):
+    """Captions into a vector and a sequence (Nichol et al. 2022, section 2.2; names as in the released checkpoints).
+
+    A place without a token (-1) holds a learned padding embedding of that place. Nothing is masked: padding is attended
+    to, and the vector comes from the last place, which is padding for all but the longest captions.
+
+    Args:
+        config: Shape.
+        out_features: Width of the vector, that of the time embedding.
+    """
+
+    def __init__(self, config: TextConfig, out_features: int):
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.vocabulary, config.width)
+        self.positional_embedding = nn.Parameter(0.02 * torch.randn(config.context, config.width))
+        self.padding_embedding = nn.Parameter(0.02 * torch.randn(config.context, config.width))
+        self.transformer = _Transformer(config)
+        self.final_ln = nn.LayerNorm(config.width)
+        self.transformer_proj = nn.Linear(config.width, out_features)
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, L) tokens, -1 for none -> (B, out_features) vector, (B, L, W) sequence.
+
+        Raises:
+            ValueError: for another length, or a token that the vocabulary lacks.
+        """
+        context, vocabulary = self.config.context, self.config.vocabulary
+        if tokens.ndim != 2 or tokens.shape[1] != context:
+            raise ValueError(f"this network reads captions of shape (B, {context}), got {tuple(tokens.shape)}")
+        if not tokens.is_cuda and bool(((tokens < -1) | (tokens >= vocabulary)).any()):
+            raise ValueError(f"tokens must be from -1 (none) to {vocabulary - 1}, got up to {int(tokens.max())}")
+        x = self.token_embedding(tokens.clamp(min=0)) + self.positional_embedding
+        x = torch.where((tokens >= 0)[..., None], x, self.padding_embedding)
+        sequence = self.final_ln(self.transformer(x))
+        return self.transformer_proj(sequence[:, -1]), sequence
