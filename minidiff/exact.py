@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .prediction import Prediction, require_finite
+from .process import as_known
 from .random import rand, randn
 from .schedule import NoiseLevel, broadcast
 
@@ -22,6 +23,18 @@ def _require_world(x: Tensor, shape: tuple[int, ...]) -> None:
     if tuple(x.shape[1:]) != shape:
         raise ValueError(f"this world has samples of shape {shape}, got x of shape {tuple(x.shape)}")
     require_finite(x, "x")
+
+
+def _split(image: Tensor, mask: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """(D,) which entries are known, and their values in float64."""
+    known = as_known(mask).flatten()
+    if tuple(mask.shape) != shape or tuple(image.shape) != shape:
+        raise ValueError(
+            f"image and mask must have the shape {shape}, got {tuple(image.shape)} and {tuple(mask.shape)}"
+        )
+    if bool(known.all()):
+        raise ValueError("every entry is known; there is nothing left to know")
+    return known, image.flatten()[known].double()
 
 
 class GaussianDenoiser:
@@ -77,6 +90,23 @@ class GaussianDenoiser:
         """(B,) variance of x_0 given x_t, averaged over the dimensions; here the same for every x."""
         _, alpha, variance = self._rotated(x, level)
         return (self.eigenvalues - alpha**2 * self.eigenvalues**2 / variance).mean(-1).expand(len(x))
+
+    def given(self, image: Tensor, mask: Tensor) -> GaussianDenoiser:
+        """The world of the unknown entries, in order, when the others are known (``eq-gaussian-conditional``).
+
+        Args:
+            image: (*shape); its values where the mask is 0 do not matter.
+            mask: (*shape), 1 where an entry is known, 0 elsewhere.
+
+        Raises:
+            ValueError: when the shapes differ, nothing is left to know, or the mask holds anything but 0 and 1.
+        """
+        known, value = _split(image, mask, self.shape)
+        covariance = self.basis * self.eigenvalues @ self.basis.T
+        mean = self.mean.flatten()
+        gain = covariance[~known][:, known] @ torch.linalg.pinv(covariance[known][:, known], hermitian=True)
+        rest = covariance[~known][:, ~known] - gain @ covariance[known][:, ~known]
+        return GaussianDenoiser(mean[~known] + gain @ (value - mean[known]), rest)
 
     def sample(self, n: int, generator=None) -> Tensor:
         """(n, *shape) exact draws, float64."""
@@ -195,6 +225,26 @@ class GaussianMixtureDenoiser:
         keep = self._label_mask(label, 1)[0]
         variance = self.variance if self.variance.numel() == 1 else self.variance[keep]
         return GaussianMixtureDenoiser(self.means[keep], variance, self.weights[keep], self.labels[keep])
+
+    def given(self, image: Tensor, mask: Tensor) -> GaussianMixtureDenoiser:
+        """The world of the unknown entries, in order, when the others are known: the same components, reweighted by how
+        well they explain the known (``eq-posterior-weights``).
+
+        Args:
+            image: (*shape); its values where the mask is 0 do not matter.
+            mask: (*shape), 1 where an entry is known, 0 elsewhere.
+
+        Raises:
+            ValueError: when the shapes differ, nothing is left to know, the mask holds anything but 0 and 1, or a
+                component has no variance.
+        """
+        known, value = _split(image, mask, self.shape)
+        if bool((self.variance == 0).any()):
+            raise ValueError("components without variance explain nothing but themselves; give them a bandwidth")
+        square = (value - self._flat[:, known]).square().sum(1) / self.variance
+        log_weight = self.weights.log() - 0.5 * (square + len(value) * self.variance.log())
+        weights = log_weight.softmax(0).clamp(min=1e-300)
+        return GaussianMixtureDenoiser(self._flat[:, ~known], self.variance, weights, self.labels)
 
     def sample(self, n: int, generator=None, label: Label = None) -> Tensor:
         """(n, *shape) exact draws of x_0, float64."""

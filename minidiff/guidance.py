@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .denoiser import ConditionalModel, Denoiser, concatenate
 from .prediction import KINDS, Prediction
+from .process import as_known
 from .schedule import NoiseLevel
 
 LogProb = Callable[[Tensor, NoiseLevel], Tensor]
@@ -82,6 +83,30 @@ def mean_shift_guidance(denoiser: Denoiser, log_prob: LogProb, scale: float) -> 
     return guided
 
 
+def clip_guidance(clip, captions, scale: float) -> Callable[[Denoiser], Denoiser]:
+    """Guide by a CLIP: score + s grad f(x_t) . g(c) / tau (``eq-clip-guidance``; Nichol et al. 2022, section 2.4).
+
+    A critic that estimates log p(x_t, c) / (p(x_t) p(c)) up to a constant has the gradient of log p(c | x_t), so this
+    is classifier guidance, and s = 1 is Bayes' rule as far as the critic is right. The temperature tau belongs to the
+    critic: to guide by bare cosines at scale s / tau is the same. GLIDE shifts the mean by Sigma times the gradient;
+    that is ``mean_shift_guidance(denoiser, clip.critic(captions), scale)``.
+
+    Args:
+        clip: What has a ``critic``, see ``systems.clip.CLIP``. The texts are embedded here, once.
+        captions: One caption for all samples, one for each, or their tokens.
+        scale: s.
+
+    Returns:
+        From the unconditional (or already conditional) denoiser to the guided one.
+
+    Raises:
+        ValueError: when the scale is not finite, or captions that the CLIP refuses.
+    """
+    _require_finite_scale(scale)
+    critic = clip.critic(captions)
+    return lambda denoiser: classifier_guidance(denoiser, critic, scale)
+
+
 def classifier_free(model: ConditionalModel, condition, null, scale: float) -> Denoiser:
     """eps_u + s (eps_c - eps_u), both halves in one pass (``eq-cfg``; Ho and Salimans 2022, with s = 1 + w).
 
@@ -123,6 +148,29 @@ def static_threshold(denoiser: Denoiser, low: float = -1.0, high: float = 1.0) -
         return prediction.with_x0(prediction.x0.clamp(low, high))
 
     return thresholded
+
+
+def replace_known(denoiser: Denoiser, image: Tensor, mask: Tensor) -> Denoiser:
+    """Impose known pixels on x_0; eps follows (``eq-impose``; GLIDE's released code, ``denoised_fn``).
+
+    The last step of a sampler then returns the known pixels as they are. The other pixels hear of them only through
+    the noisy x_t, unless the denoiser was also told.
+
+    Args:
+        denoiser: Any denoiser.
+        image: (B or 1, C, H, W); its values where the mask is 0 do not matter.
+        mask: (B or 1, 1 or C, H, W), **1 where a pixel is known** and kept, 0 where it is to be painted.
+
+    Raises:
+        ValueError: when the mask holds anything but 0 and 1.
+    """
+    known = as_known(mask)
+
+    def imposed(x: Tensor, level: NoiseLevel) -> Prediction:
+        prediction = denoiser(x, level)
+        return prediction.with_x0(torch.where(known, image.to(x), prediction.x0))
+
+    return imposed
 
 
 def autoguidance(model: Denoiser, weak: Denoiser, scale: float) -> Denoiser:

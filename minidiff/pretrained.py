@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from .download import Downloaded, fetch
-from .models.layers import AttentionBlock
 from .recipes import Recipe, load_recipe, nearest
 from .systems.zoo import build
 from .training.checkpoint import require_fit
@@ -29,31 +29,47 @@ class Layout:
     Attributes:
         published: The published name of one of our parameters.
         convert: ``(network, tensors)`` under our names, float32 and of our shapes, to what our network computes with.
+        fixed: Parameters that no file holds, by our names, and their published value.
     """
 
     published: Callable[[str], str] = lambda name: name
     convert: Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]] = lambda network, tensors: tensors
+    fixed: Mapping[str, float] = field(default_factory=dict)
 
 
 def _heads_first(network: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rows of qkv from "each head its q, k, v" to "q, k, v, each with its heads" (the legacy attention order).
 
-    Attention blocks only: the attention pool of ADM's classifiers never had the legacy order.
+    Modules that say what they hold ``FUSED`` only: the attention pool of ADM's classifiers never had the legacy order.
     """
     converted = dict(tensors)
     for name, module in network.named_modules():
-        if isinstance(module, AttentionBlock):
-            for kind in ("weight", "bias"):
-                rows = tensors[f"{name}.qkv.{kind}"].unflatten(0, (module.heads, 3, -1))
-                converted[f"{name}.qkv.{kind}"] = rows.transpose(0, 1).flatten(0, 2).contiguous()
+        for projection, parts in getattr(module, "FUSED", {}).items():
+            for key in (f"{name}.{projection}.weight", f"{name}.{projection}.bias"):
+                if key in tensors:
+                    rows = tensors[key].unflatten(0, (module.heads, parts, -1))
+                    converted[key] = rows.transpose(0, 1).flatten(0, 2).contiguous()
     return converted
+
+
+def _clip_name(name: str) -> str:
+    """GLIDE's noised CLIP says w and b for weight and bias, and g and b in layer norms; its towers are two files."""
+    tower, _, rest = name.partition("_tower.")
+    rest = rest.replace(".ln.weight", ".ln.g").replace(".weight", ".w").replace(".bias", ".b")
+    return f"{tower}.{rest}" if rest else name
 
 
 # Names and shapes of ADM's networks are ours; the 64x64 model has our order of attention rows, every other the legacy
 # one. Time, label embedding, log variance between log beta-tilde and log beta, and its floor at t = 0 are as here.
-LAYOUTS = {"adm": Layout(), "adm-legacy": Layout(convert=_heads_first)}
+# GLIDE's networks are ADM's with legacy rows; the text transformer's parameters stand among those of the U-Net.
+LAYOUTS = {
+    "adm": Layout(),
+    "adm-legacy": Layout(convert=_heads_first),
+    "glide": Layout(lambda name: name.removeprefix("text."), _heads_first),
+    "glide-clip": Layout(_clip_name, fixed={"logit_scale": math.log(100)}),  # config.yaml of the released code
+}
 
-_OPENAI = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/"
+_OPENAI = "https://openaipublic.blob.core.windows.net/diffusion/"
 
 
 @dataclass(frozen=True)
@@ -62,15 +78,16 @@ class Preset:
 
     Attributes:
         name: Its name, which is also that of its recipe.
-        url: Where it is published.
+        url: Where it is published; of a model in several files, where each part is.
         layout: Its key of ``LAYOUTS``.
         scales: Published guidance scale for each spelling of ``steps`` (Dhariwal and Nichol 2021, table 14, for the
-            classifier of the same size; the README of guided-diffusion for the unconditional model).
+            classifier of the same size; the README of guided-diffusion for the unconditional model; the notebooks of
+            glide-text2im).
         steps: Published sampling, where no classifier guides.
     """
 
     name: str
-    url: str
+    url: str | Mapping[str, str]
     layout: str
     scales: dict[str, float] = field(default_factory=dict)
     steps: str = "250"
@@ -81,9 +98,19 @@ class Preset:
         return load_recipe(self.name)
 
     @property
+    def urls(self) -> dict[str, str]:
+        """Where each part is published; a model in one file has the part ""."""
+        return {"": self.url} if isinstance(self.url, str) else dict(self.url)
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The published file name of each part."""
+        return {part: url.rpartition("/")[2] for part, url in self.urls.items()}
+
+    @property
     def file(self) -> str:
-        """The published file name."""
-        return self.url.rpartition("/")[2]
+        """The published file names, as they are told to a reader."""
+        return " and ".join(self.files.values())
 
     @cached_property
     def parameters(self) -> int:
@@ -92,7 +119,12 @@ class Preset:
 
 
 def _adm(name: str, file: str, *scales: float, layout: str = "adm-legacy", steps: str = "250") -> Preset:
-    return Preset(f"adm-{name}", _OPENAI + file, layout, dict(zip(("250", "ddim25"), scales, strict=False)), steps)
+    scales = dict(zip(("250", "ddim25"), scales, strict=False))
+    return Preset(f"adm-{name}", f"{_OPENAI}jul-2021/{file}", layout, scales, steps)
+
+
+def _glide(name: str, file: str, steps: str, scale: float) -> Preset:
+    return Preset(f"glide-{name}", f"{_OPENAI}dec-2021/{file}", "glide", {steps: scale}, steps)
 
 
 _PRESETS = {
@@ -113,6 +145,15 @@ _PRESETS = {
         _adm("classifier-128", "128x128_classifier.pt"),
         _adm("classifier-256", "256x256_classifier.pt"),
         _adm("classifier-512", "512x512_classifier.pt"),
+        _glide("base", "base.pt", "100", 3.0),
+        _glide("upsampler", "upsample.pt", "fast27", 1.0),
+        _glide("base-inpaint", "base_inpaint.pt", "100", 5.0),
+        _glide("upsampler-inpaint", "upsample_inpaint.pt", "fast27", 1.0),
+        Preset(
+            "glide-clip",
+            {part: f"{_OPENAI}dec-2021/clip_{part}_enc.pt" for part in ("image", "text")},
+            "glide-clip",
+        ),
     )
 }
 
@@ -133,21 +174,24 @@ def preset(name: str) -> Preset:
     return _PRESETS[name]
 
 
-def load(name: str, source: str | Path | Mapping[str, Tensor]) -> nn.Module:
+def load(name: str, source: str | Path | Mapping) -> nn.Module:
     """A released model as a system in evaluation mode, float32.
 
     Args:
         name: A name of ``presets()``.
-        source: The published file (a torch checkpoint or safetensors; float16 or float32), or its state dict.
+        source: The published file (a torch checkpoint or safetensors; float16 or float32), or its state dict. Of a
+            model in several files the folder that holds them, or a file or state dict for each part.
 
     Returns:
-        ``ClassConditional``, ``Upsampler`` or ``NoisyClassifier``.
+        The system of its recipe: ``ClassConditional``, ``NoisyClassifier``, ``Glide``, ...
 
     Raises:
         ValueError: for an unknown name; a file that is missing, damaged, or would run code when read; or tensors that
             are missing, unexpected or of another shape, by their published names.
     """
     chosen = preset(name)
+    if "" not in chosen.files:
+        source = _joined(chosen, source)
     return read_into(build(chosen.recipe, empty=True), LAYOUTS[chosen.layout], source, f"preset {name!r}")
 
 
@@ -164,11 +208,29 @@ def read_into(system: nn.Module, layout: Layout, source: str | Path | Mapping[st
     where = "the state dict" if given else str(source)
     tensors = _named_tensors(source, where) if given else read_tensors(source)
     own = {layout.published(k): v for k, v in system.network.state_dict().items()}
+    fixed = {layout.published(k): value for k, value in layout.fixed.items()}
+    tensors = tensors | {k: torch.full(own[k].shape, value) for k, value in fixed.items()}
     require_fit(tensors, own, where, what)
     read = lambda name: tensors[layout.published(name)].detach().to("cpu", torch.float32, copy=given)
     ours = {name: read(name) for name in system.network.state_dict()}
     system.network.load_state_dict(layout.convert(system.network, ours), assign=True)
     return system.eval().requires_grad_(False)
+
+
+def _joined(chosen: Preset, source: str | Path | Mapping) -> dict[str, Tensor]:
+    """The tensors of all parts, each name after that of its part."""
+    if not isinstance(source, Mapping):
+        source = {part: Path(source) / file for part, file in chosen.files.items()}
+    if source.keys() != chosen.files.keys():
+        raise ValueError(
+            f"preset {chosen.name!r} is published in parts, {' and '.join(chosen.files)}; "
+            f"a folder with {chosen.file}, or a mapping by part is accepted"
+        )
+    tensors = {}
+    for part, one in source.items():
+        named = _named_tensors(one, f"the state dict of {part}") if isinstance(one, Mapping) else read_tensors(one)
+        tensors |= {f"{part}.{name}": tensor for name, tensor in named.items()}
+    return tensors
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
@@ -205,11 +267,11 @@ def _named_tensors(tensors, where: str) -> dict[str, Tensor]:
     return dict(tensors)
 
 
-def download(name: str, folder: str | Path, **options) -> Downloaded:
-    """Fetch a released model into a folder, or go on where an interrupted download stands; see ``download.fetch``.
+def download(name: str, folder: str | Path, **options) -> list[Downloaded]:
+    """Fetch the files of a released model into a folder, or go on where a download stands; see ``download.fetch``.
 
     Raises:
-        ValueError: for an unknown name, or when the file cannot be had whole.
+        ValueError: for an unknown name, or when a file cannot be had whole.
     """
     chosen = preset(name)
-    return fetch(chosen.url, Path(folder) / chosen.file, **options)
+    return [fetch(url, Path(folder) / chosen.files[part], **options) for part, url in chosen.urls.items()]

@@ -34,6 +34,30 @@ def renoise(x_s: Tensor, s: NoiseLevel, t: NoiseLevel, eps: Tensor) -> Tensor:
     return broadcast(scale, x_s) * x_s + broadcast(variance**0.5, x_s) * eps
 
 
+def as_known(mask: Tensor) -> Tensor:
+    """A mask as booleans, True where a pixel is known (1) and kept, False where it is to be painted (0).
+
+    Raises:
+        ValueError: when the mask holds anything but 0 and 1.
+    """
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        raise ValueError("a mask holds 1 where a pixel is known and 0 where it is to be painted, and nothing else")
+    return mask.bool()
+
+
+def paste(x: Tensor, level: NoiseLevel, image: Tensor, known: Tensor, eps: Tensor) -> Tensor:
+    """x_t with its known pixels drawn from q(x_t | image), at the level of x_t itself (``eq-paste``).
+
+    Args:
+        x: (B, C, H, W) at the level.
+        level: The level of x, not the one before.
+        image: (B or 1, C, H, W), clean; its values where nothing is known do not matter.
+        known: Booleans that broadcast to x, see ``as_known``.
+        eps: Standard normal noise, shaped as x.
+    """
+    return torch.where(known, diffuse(image.to(x).expand_as(x), level, eps), x)
+
+
 def beta(t: NoiseLevel, s: NoiseLevel) -> float | Tensor:
     """Variance of q(x_t | x_s): the largest sensible reverse variance, right for N(0, I) (``eq-variance-bounds``)."""
     return transition(s, t)[1]

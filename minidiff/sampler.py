@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .denoiser import Denoiser
 from .prediction import Prediction, require_finite
-from .process import beta_tilde, beta_tilde_floor, posterior_mean, reverse_log_variance
+from .process import as_known, beta_tilde, beta_tilde_floor, paste, posterior_mean, renoise, reverse_log_variance
 from .random import randn
 from .schedule import NoiseLevel
 
@@ -158,3 +158,57 @@ def heun() -> Sampler:
 def _refuse_tilt(prediction: Prediction, name: str) -> None:
     if prediction.tilt is not None:
         raise ValueError(f"{name} has no reverse variance to shift a mean by; use classifier_guidance instead")
+
+
+def replacing(sampler: Sampler, image: Tensor, mask: Tensor, resamplings: int = 1, jump: int = 1) -> Sampler:
+    """The replacement method: known pixels, noised to the level of the sample, are pasted in after every step.
+
+    Song et al. 2021b, appendix I.2 (``eq-paste``). With more resamplings this is RePaint (Lugmayr et al. 2022): after
+    ``jump`` steps the sample is noised again and the steps repeated (``eq-transition``), so that painted and known
+    pixels can come to terms. See ``walk`` for the way through the levels; each step is one call of the sampler.
+
+    Args:
+        sampler: Any sampler; it is run one step at a time.
+        image: (B or 1, C, H, W); its values where the mask is 0 do not matter.
+        mask: (B or 1, 1 or C, H, W), **1 where a pixel is known** and kept, 0 where it is to be painted.
+        resamplings: How often each stretch of steps is taken; 1 is plain replacement, RePaint takes 10.
+        jump: Length of a stretch in steps; RePaint takes 10.
+
+    Raises:
+        ValueError: when the mask holds anything but 0 and 1, or resamplings or jump are no positive integers.
+    """
+    known = as_known(mask)
+    walk(1, resamplings, jump)
+
+    def run(denoiser: Denoiser, levels: Sequence[NoiseLevel], x: Tensor, generator=None) -> Iterator[State]:
+        _check(levels, x)
+        noise = lambda: randn(x.shape, generator, x.dtype, x.device)
+        x = paste(x, levels[0], image, known, noise())
+        for i, j in pairwise(walk(len(levels) - 1, resamplings, jump)):
+            if j < i:
+                x = renoise(x, levels[i], levels[j], noise())
+            else:
+                (state,) = sampler(denoiser, levels[i : j + 1], x, generator)
+                x = paste(state.x, state.level, image, known, noise())
+                yield State(x, state.prediction, state.level)
+
+    return run
+
+
+def walk(n: int, resamplings: int = 1, jump: int = 1) -> list[int]:
+    """Where RePaint goes in a chain of n steps: 0 is pure noise, n the data (Lugmayr et al. 2022, algorithm 1, 4.2).
+
+    Each stretch of ``jump`` steps is taken ``resamplings`` times, with a leap back to its beginning in between. The
+    stretches end at n - 1: the step to the data, which has no noise left to take back, is taken once.
+
+    Raises:
+        ValueError: when an argument is no positive integer.
+    """
+    if any(not isinstance(v, int) or v < 1 for v in (n, resamplings, jump)):
+        raise ValueError(f"steps, resamplings and jump must be positive integers, got {n}, {resamplings} and {jump}")
+    start = (n - 1) % jump
+    path = list(range(start + 1))
+    for first in range(start, n - 1, jump):
+        once = list(range(first + 1, first + jump + 1))
+        path += once + (resamplings - 1) * [first, *once]
+    return [*path, n]

@@ -133,16 +133,17 @@ class DiscreteSchedule:
         Args:
             n: Number of steps, 1 ... T (all of them when left out).
             spacing: "even" (first and last time kept, rounded fractional stride), "ddim" (integer stride from 0, as
-                in Song et al. 2021a) or a list with the number of steps of each equal section, data end first
-                (Nichol and Dhariwal 2021, section 4).
+                in Song et al. 2021a), "fast27" (GLIDE's upsampler: sections of 10, 10, 3, 2, 2 steps, but from T - 3
+                instead of T - 1) or a list with the number of steps of each equal section, data end first (Nichol and
+                Dhariwal 2021, section 4).
 
         Raises:
             ValueError: when n is outside 1 ... T, or no such spacing exists.
         """
-        if not isinstance(spacing, str):
-            times = _sections(self.T, list(spacing))
+        if not isinstance(spacing, str) or spacing == "fast27":
+            times = _fast27(self.T) if spacing == "fast27" else _sections(self.T, list(spacing))
             if n is not None and n != len(times):
-                raise ValueError(f"n is {n}, but the sections {list(spacing)} have {len(times)} steps")
+                raise ValueError(f"n is {n}, but the spacing {spacing!r} has {len(times)} steps")
         else:
             n = self.T if n is None else n
             _steps_in_range(n, self.T)
@@ -151,7 +152,7 @@ class DiscreteSchedule:
             elif spacing == "ddim":
                 times = _integer_stride(self.T, n)
             else:
-                raise ValueError(f"spacing must be 'even', 'ddim' or a list of sections, got {spacing!r}")
+                raise ValueError(f"spacing must be 'even', 'ddim', 'fast27' or a list of sections, got {spacing!r}")
         chain = self.level(torch.tensor(times[::-1]))
         columns = (column.tolist() for column in (chain.alpha, chain.sigma, chain.time))
         return [NoiseLevel(*row) for row in zip(*columns, strict=True)] + [DATA]
@@ -167,6 +168,10 @@ def _integer_stride(T: int, n: int) -> list[int]:
         if len(range(0, T, stride)) == n:
             return list(range(0, T, stride))
     raise ValueError(f"no integer stride divides {T} times into {n} steps; use spacing='even'")
+
+
+def _fast27(T: int) -> list[int]:
+    return [*_sections(T, [10, 10, 3, 2, 2])[:-1], T - 3]
 
 
 def _sections(T: int, counts: list[int]) -> list[int]:
@@ -187,14 +192,17 @@ def _check_length(T: int) -> None:
         raise ValueError(f"T must be a positive integer, got {T!r}")
 
 
-def linear_schedule(T: int = 1000) -> DiscreteSchedule:
-    """Betas linear from 1e-4 to 0.02 for T = 1000, scaled by 1000 / T otherwise (Ho et al. 2020; ADM).
+def linear_schedule(T: int = 1000, start: float | None = None, end: float | None = None) -> DiscreteSchedule:
+    """Betas linear from start to end (Ho et al. 2020).
+
+    When left out they are 1e-4 and 0.02 for T = 1000, scaled by 1000 / T otherwise, as in ADM.
 
     Raises:
-        ValueError: when T is so small that the scaled betas reach 1.
+        ValueError: for betas outside (0, 1), which the scaled ones reach when T is small.
     """
     _check_length(T)
-    return DiscreteSchedule(torch.linspace(1e-4 * 1000 / T, 0.02 * 1000 / T, T, dtype=torch.float64))
+    start, end = 1e-4 * 1000 / T if start is None else start, 0.02 * 1000 / T if end is None else end
+    return DiscreteSchedule(torch.linspace(start, end, T, dtype=torch.float64))
 
 
 def sqrt_linear_schedule(T: int = 1000, start: float = 0.00085, end: float = 0.012) -> DiscreteSchedule:

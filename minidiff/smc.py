@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .denoiser import Denoiser
 from .prediction import require_finite
-from .process import beta_tilde_floor, posterior_mean, reverse_log_variance, transition
+from .process import as_known, beta_tilde_floor, posterior_mean, renoise, reverse_log_variance, transition
 from .random import rand, randn
 from .schedule import NoiseLevel
 
@@ -129,15 +129,7 @@ def corrected(
         ValueError: for an x_T that is not finite or does not hold whole populations, a chain without a step, an unknown
             variance, or a threshold outside [0, 1].
     """
-    require_finite(x_T, "x_T")
-    count = len(x_T) if particles is None else particles
-    if count < 1 or not len(x_T) or len(x_T) % count:
-        raise ValueError(f"a batch of {len(x_T)} does not hold whole populations of {count} particles")
-    if len(levels) < 2 or variance not in ("beta", "beta_tilde") or not 0 <= threshold <= 1:
-        raise ValueError(
-            "needs two levels or more, variance 'beta' or 'beta_tilde' and a threshold in [0, 1]; got "
-            f"{len(levels)} levels, {variance!r} and {threshold}"
-        )
+    count = _particles(levels, x_T, particles, variance, threshold)
     floor, x = beta_tilde_floor(levels), x_T
     log_weight = torch.full((len(x) // count, count), -math.log(count), dtype=torch.float64, device=x.device)
     for t, r in pairwise(levels):
@@ -153,13 +145,89 @@ def corrected(
             keep, forward = transition(r, t)
             back = ((x - keep * after) ** 2 / forward).flatten(1).sum(1)
             step = log_density(after, r) - log_density(x, t) + ((noise**2).flatten(1).sum(1) - back) / 2
-        log_weight = (log_weight + step.double().reshape(log_weight.shape)).log_softmax(1)
-        moved = Particles(after, log_weight, r)
-        poor = moved.effective < threshold * count
-        if r.sigma > 0 and bool(poor.any()):
-            moved = _resampled(moved, poor, generator)
+        moved = _reweighted(after, log_weight, step, r, threshold, generator)
         x, log_weight = moved.x, moved.log_weight
         yield moved
+
+
+def filtered_replacement(
+    denoiser: Denoiser,
+    image: Tensor,
+    mask: Tensor,
+    levels: Sequence[NoiseLevel],
+    x_T: Tensor,
+    generator=None,
+    *,
+    particles: int | None = None,
+    variance: str = "beta",
+    threshold: float = 0.5,
+) -> Iterator[Particles]:
+    """The replacement method with the weights that it forgets; the weighted particles tend to p(unknown | known).
+
+    SMCDiff (Trippe et al. 2023, algorithm 1): one noised path of the known pixels is drawn forwards for each
+    population; a particle's weight is how likely its reverse step was to meet that path (``eq-replacement-weight``).
+    Exact in the limit of small steps and many particles, each population for its own path.
+
+    Args:
+        denoiser: Denoiser of all pixels, that was never told of masks.
+        image: (P or 1, *shape), one for each population; its values where the mask is 0 do not matter.
+        mask: (P or 1, ...) that broadcasts to the image, 1 where a pixel is known, 0 elsewhere.
+        levels: At least two scalar levels, from noise to data.
+        x_T: (P * K, *shape), drawn from N(0, sigma_T^2 I).
+        generator: One generator.
+        particles, variance, threshold: As for ``corrected``.
+
+    Yields:
+        The particles after each step, the data last.
+
+    Raises:
+        ValueError: as ``corrected``, and when the mask holds anything but 0 and 1.
+    """
+    count = _particles(levels, x_T, particles, variance, threshold)
+    populations, floor = len(x_T) // count, beta_tilde_floor(levels)
+    each = lambda part: part.expand(populations, *x_T.shape[1:]).repeat_interleave(count, 0)
+    known = each(as_known(mask))
+    path = [image.to(x_T).expand(populations, *x_T.shape[1:])]
+    for r, t in pairwise(levels[::-1]):
+        path.append(renoise(path[-1], r, t, randn(path[0].shape, generator, x_T.dtype, x_T.device)))
+    x = torch.where(known, each(path.pop()), x_T)
+    log_weight = torch.full((populations, count), -math.log(count), dtype=torch.float64, device=x.device)
+    for t, r in pairwise(levels):
+        with torch.no_grad():
+            mean = posterior_mean(x, denoiser(x, t).x0, t, r)
+        spread, there = math.exp(reverse_log_variance(None, t, r, variance, floor)), each(path.pop())
+        missed = torch.where(known, there - mean, 0.0).flatten(1).square().sum(1)
+        noise = randn(x.shape, generator, x.dtype, x.device) if r.sigma > 0 else torch.zeros_like(x)
+        after = torch.where(known, there, mean + math.sqrt(spread) * noise)
+        moved = _reweighted(after, log_weight, -missed / (2 * spread), r, threshold, generator)
+        x, log_weight = moved.x, moved.log_weight
+        yield moved
+
+
+def _particles(
+    levels: Sequence[NoiseLevel], x_T: Tensor, particles: int | None, variance: str, threshold: float
+) -> int:
+    """The particles of a population; raises ValueError for arguments that no chain of particles can have."""
+    require_finite(x_T, "x_T")
+    count = len(x_T) if particles is None else particles
+    if count < 1 or not len(x_T) or len(x_T) % count:
+        raise ValueError(f"a batch of {len(x_T)} does not hold whole populations of {count} particles")
+    if len(levels) < 2 or variance not in ("beta", "beta_tilde") or not 0 <= threshold <= 1:
+        raise ValueError(
+            "needs two levels or more, variance 'beta' or 'beta_tilde' and a threshold in [0, 1]; got "
+            f"{len(levels)} levels, {variance!r} and {threshold}"
+        )
+    return count
+
+
+def _reweighted(
+    x: Tensor, log_weight: Tensor, step: Tensor, level: NoiseLevel, threshold: float, generator
+) -> Particles:
+    """Particles with the weights of one more step (B,) multiplied in, resampled where they have become poor."""
+    log_weight = (log_weight + step.double().reshape(log_weight.shape)).log_softmax(1)
+    moved = Particles(x, log_weight, level)
+    poor = moved.effective < threshold * log_weight.shape[1]
+    return _resampled(moved, poor, generator) if level.sigma > 0 and bool(poor.any()) else moved
 
 
 def _resampled(particles: Particles, poor: Tensor, generator) -> Particles:

@@ -163,6 +163,6 @@ def test_offline_says_what_to_do(tmp_path):
 def test_a_preset_is_downloaded_by_name(server, tmp_path, monkeypatch):
     here = pretrained.Preset("adm-imagenet64", server.url, "adm")
     monkeypatch.setitem(pretrained._PRESETS, "adm-imagenet64", here)
-    assert pretrained.download("adm-imagenet64", tmp_path, quiet=True).path == tmp_path / "file.pt"
+    assert [d.path for d in pretrained.download("adm-imagenet64", tmp_path, quiet=True)] == [tmp_path / "file.pt"]
     with pytest.raises(ValueError, match="did you mean 'adm-imagenet64'"):
         pretrained.download("adm-imagenet65", tmp_path)

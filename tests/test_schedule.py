@@ -287,9 +287,9 @@ def test_steps_of_a_continuous_schedule(continuous, n):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n": 10, "spacing": "leading"}, "'even', 'ddim' or a list of sections, got 'leading'"),
+        ({"n": 10, "spacing": "leading"}, "'even', 'ddim', 'fast27' or a list of sections, got 'leading'"),
         ({"n": 300, "spacing": "ddim"}, "no integer stride divides 1000 times into 300 steps"),
-        ({"n": 5, "spacing": [2, 2]}, r"n is 5, but the sections \[2, 2\] have 4 steps"),
+        ({"n": 5, "spacing": [2, 2]}, r"n is 5, but the spacing \[2, 2\] has 4 steps"),
         ({"spacing": [600, 1]}, "a section of 500 times cannot hold 600 steps"),
         ({"spacing": []}, r"positive integers.*got \[\]"),
         ({"spacing": [3, 0]}, r"positive integers.*got \[3, 0\]"),

@@ -9,7 +9,8 @@ import click
 
 
 def _source(where: str, size: int | None, split: str | None, root: str | None, download: bool):
-    """The data set that a folder, an archive, shards, or a name of torchvision's stands for."""
+    """The data set that a folder, an archive, shards, "emoji", or a name of torchvision's stands for."""
+    from ..data.emoji import Emoji
     from ..data.images import ImageFolder, torchvision_set
     from ..data.shards import Shards
 
@@ -20,9 +21,11 @@ def _source(where: str, size: int | None, split: str | None, root: str | None, d
         return Shards(where, size)
     if path.exists():
         return ImageFolder(path, size, within=split or "")
+    if where == "emoji":
+        return Emoji(root, size, split or "all")
     if not where.isidentifier():
         raise ValueError(
-            f"{where} does not exist; a folder, a zip archive, shards or a data set of torchvision is accepted"
+            f"{where} does not exist; a folder, a zip archive, shards, emoji or a data set of torchvision is accepted"
         )
     return torchvision_set(where, root or os.environ.get("MINIDIFF_DATA", "."), split or "train", size, download)
 
@@ -53,13 +56,13 @@ def data() -> None:
 @click.argument("out", type=click.Path(file_okay=False))
 @click.option("--size", type=click.IntRange(min=1), help="Resize and crop to squares (default: files as they are).")
 @click.option("--per-shard", type=click.IntRange(min=1), default=10_000, show_default=True, help="Images per shard.")
-@click.option("--split", help="Only the images below this folder of SOURCE; or torchvision's split.")
+@click.option("--split", help="Only the images below this folder of SOURCE; or the set's split.")
 @click.option("--captions", type=click.Path(exists=True, dir_okay=False), help="CSV or JSONL: file_name, text.")
 @click.option("--quality", type=click.IntRange(1, 100), help="Encode as JPEG (default: losslessly).")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the order in which images are packed.")
 @click.option("--in-order", is_flag=True, help="Do not shuffle.")
 @click.option(
-    "--root", type=click.Path(file_okay=False), help="Where torchvision's sets lie (default: $MINIDIFF_DATA)."
+    "--root", type=click.Path(file_okay=False), help="Where emoji and torchvision's sets lie (default: $MINIDIFF_DATA)."
 )
 @click.option("--download", is_flag=True, help="Let torchvision fetch its set.")
 @click.option("--workers", type=click.IntRange(min=0), default=0, help="Processes that decode and encode.")
@@ -67,9 +70,9 @@ def data() -> None:
 def pack(
     source, out, size, per_shard, split, captions, quality, seed, in_order, root, download, workers, quiet
 ) -> None:
-    """Pack a folder, a zip archive or a data set of torchvision into webdataset shards.
+    """Pack a folder, a zip archive, emoji or a data set of torchvision into webdataset shards.
 
-    Broken images are skipped and counted. An interrupted run goes on where it stood.
+    Broken images are skipped and counted. An interrupted run goes on where it stood. Emoji come with captions.
 
     \b
     Examples:
@@ -77,6 +80,7 @@ def pack(
       minidiff data pack cifar10.zip shards/cifar10 --split train
       minidiff data pack pictures/ shards/pictures --captions pictures/metadata.csv
       minidiff data pack CIFAR10 shards/cifar10 --root ~/torchvision --download
+      minidiff data pack emoji shards/emoji/train --split train
     """
     from ..data.pack import pack as run
     from ..data.pack import read_captions
@@ -85,9 +89,26 @@ def pack(
     found = _source(source, size, split, root, download)
     if isinstance(found, Shards):
         raise click.UsageError(f"{source} holds shards already")
-    texts = read_captions(captions) if captions else None
+    texts = read_captions(captions) if captions else getattr(found, "captions", None)
     index = run(found, out, per_shard, texts, quality, None if in_order else seed, workers, progress=not quiet)
     _done(index, out)
+
+
+@data.command()
+@click.argument("name", type=click.Choice(["emoji"]))
+@click.option("--root", type=click.Path(file_okay=False), help="Folder (default: $MINIDIFF_DATA, or here).")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+def download(name, root, quiet) -> None:
+    """Fetch a data set that is published as one archive: emoji, the release of Noto Emoji.
+
+    \b
+    Example:
+      minidiff data download emoji --root ~/data
+    """
+    from ..data.emoji import download as fetch
+
+    found = fetch(root or os.environ.get("MINIDIFF_DATA", "."), quiet)
+    click.echo(f"{found.path}: {found.bytes / 1e6:.1f} MB; {found.checked}")
 
 
 @data.command()

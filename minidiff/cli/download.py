@@ -10,7 +10,7 @@ import click
 @click.option("--out", type=click.Path(file_okay=False), default="weights", show_default=True, help="Folder.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def download(preset, out, quiet) -> None:
-    """Fetch the released file of a PRESET (see info --presets); a broken transfer goes on where it stood.
+    """Fetch the released files of a PRESET (see info --presets); a broken transfer goes on where it stood.
 
     \b
     Examples:
@@ -19,5 +19,5 @@ def download(preset, out, quiet) -> None:
     """
     from ..pretrained import download as fetch
 
-    found = fetch(preset, out, quiet=quiet)
-    click.echo(f"{found.path}: {found.bytes / 1e6:.1f} MB; {found.checked}")
+    for found in fetch(preset, out, quiet=quiet):
+        click.echo(f"{found.path}: {found.bytes / 1e6:.1f} MB; {found.checked}")

@@ -41,7 +41,7 @@ def train(recipe, overrides, out, target, cpu, threads, dry_run, gpus, tflops, u
     import torch
 
     from ..recipes import load_recipe
-    from ..systems.zoo import build
+    from ..systems.zoo import begun, build
     from ..training.loop import train as run
 
     if threads:
@@ -51,7 +51,7 @@ def train(recipe, overrides, out, target, cpu, threads, dry_run, gpus, tflops, u
         click.echo(report(plan, gpus, tflops, utilisation))
         return
     folder = Path(out or f"runs/{plan.name}")
-    run(plan, build, folder, cpu=cpu, quiet=quiet)
+    run(plan, begun, folder, cpu=cpu, quiet=quiet)
     click.echo(f"{plan.name}: {plan.training.steps} steps done, weights in {folder / 'last.safetensors'}")
     if target and int(os.environ.get("RANK", 0)) == 0:
         from ..training.publish import publish

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,8 +41,7 @@ def load_encoder(name: str, device: str = "cpu", text: bool = False) -> Encoder:
 
     Args:
         name: a committed classifier ("cifar16-classifier-clean"), whose pooled features are taken; or a model of
-            open_clip: "ViT-B-32:TAG" (published weights, fetched when they are not in the cache unless the environment
-            variable HF_HUB_OFFLINE is 1), "ViT-B-32:/path/weights.safetensors", "local-dir:/path" or "hf-hub:org/name".
+            open_clip, named as ``models.open_clip.load_open_clip`` has it.
         device: where it computes.
         text: the text half of a model of open_clip.
 
@@ -79,39 +77,12 @@ def _committed(name: str, device: str, text: bool) -> Encoder:
 
 
 def _open_clip(name: str, device: str, text: bool) -> Encoder:
-    try:
-        import open_clip
-    except ImportError as error:
-        raise ValueError(f"{name}: open_clip is not installed; pip install open-clip-torch") from error
-    local = name.startswith(("local-dir:", "hf-hub:"))
-    model_name, weights = (name, None) if local else name.split(":", 1)
-    if not local and model_name not in open_clip.list_models():
-        from ..recipes import nearest
+    from ..models.open_clip import image_size, load_open_clip, normalised
 
-        raise ValueError(f"open_clip has no model {model_name!r}: {nearest(model_name, open_clip.list_models())}")
-    logging.disable(logging.ERROR)  # it logs what it then raises
-    try:
-        model = open_clip.create_model(model_name, pretrained=weights, device=device, require_pretrained=True)
-    except Exception as error:  # each way to fetch weights has errors of its own
-        reason = " ".join(str(error).split())[:200]
-        offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
-        offline = "HF_HUB_OFFLINE is set, so nothing is fetched; " if offline else ""
-        raise ValueError(
-            f"the weights of {name} are not here or cannot be read ({reason}); {offline}"
-            f"a local file is named MODEL:/path/weights.safetensors"
-        ) from error
-    finally:
-        logging.disable(logging.NOTSET)
-    model = model.eval().requires_grad_(False)
+    model, tokenizer = load_open_clip(name, device)
     if text:
-        tokenizer = open_clip.get_tokenizer(model_name)
         return Encoder(f"{name} text", None, lambda texts: model.encode_text(tokenizer(texts).to(device)), "txt")
-    size = model.visual.image_size
-    size = size if isinstance(size, int) else size[0]
-    mean, std = (
-        torch.tensor(v, device=device).view(3, 1, 1) for v in (model.visual.image_mean, model.visual.image_std)
-    )
-    return Encoder(name, size, lambda images: model.encode_image(((images.to(device) + 1) / 2 - mean) / std))
+    return Encoder(name, image_size(model), lambda images: model.encode_image(normalised(model, images.to(device))))
 
 
 def embed(

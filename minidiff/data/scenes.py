@@ -179,7 +179,32 @@ def sample_scenes(n: int, generator: torch.Generator, objects: int = 1, split: s
         if split != "all":
             scenes = scenes.select(held_out(scenes.shape, scenes.color).any(1) == (split == "heldout"))
         found.append(scenes)
-    return Scenes(*(torch.cat([getattr(s, f.name) for s in found])[:n] for f in fields(Scenes)))
+    return joined(found).select(slice(n))
+
+
+def joined(parts: Sequence[Scenes]) -> Scenes:
+    """Scenes one after the other; all parts hold the same number of objects."""
+    return Scenes(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Scenes)))
+
+
+def arranged(shape: Tensor, color: Tensor, size: Tensor, relation: Tensor, generator: torch.Generator) -> Scenes:
+    """Scenes with these named attributes; all that is not named is drawn as in ``sample_scenes``.
+
+    Args:
+        shape, color, size: (N, K) long, the attributes of K = 1 or 2 objects.
+        relation: (N,) long, of the first to the second; ignored for one object.
+        generator: Draws radii, places and backgrounds.
+    """
+    s, c = len(SHAPES), len(COLORS)
+    u = torch.rand(len(shape), DRAWS, generator=generator, device=generator.device).cpu()
+    middle = lambda index, n: (index + 0.5) / n  # what _choice reads as this index
+    u[:, 0], u[:, 2] = middle(shape[:, 0], s), middle(color[:, 0], c)
+    u[:, 4 : 4 + size.shape[1]] = middle(size, len(SIZES))
+    if shape.shape[1] == 2:
+        u[:, 1] = middle(shape[:, 1] - (shape[:, 1] > shape[:, 0]).long(), s - 1)
+        u[:, 3] = middle(color[:, 1] - (color[:, 1] > color[:, 0]).long(), c - 1)
+        u[:, 12] = middle(relation, len(RELATIONS))
+    return _scenes(u, shape.shape[1])
 
 
 def _scenes(u: Tensor, objects: int) -> Scenes:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..recipes import nearest
+from . import emoji
 from .captions import MAX_WORDS, VOCABULARY
 
 
@@ -140,6 +141,7 @@ class GlideTokenizer(Tokenizer):
 
 TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
     "scenes": lambda: WordTokenizer("scenes", VOCABULARY, MAX_WORDS),
+    "emoji": lambda: WordTokenizer("emoji", emoji.words(), emoji.CONTEXT),
     "clip": ClipTokenizer,
     "glide": GlideTokenizer,
 }
@@ -147,7 +149,7 @@ TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
 
 @cache
 def tokenizer(name: str) -> Tokenizer:
-    """A tokenizer by name: "scenes" (words of the caption grammar), "clip", "glide".
+    """A tokenizer by name: "scenes" (words of the caption grammar), "emoji" (words of their names), "clip", "glide".
 
     Raises:
         ValueError: for an unknown name.

@@ -1,4 +1,4 @@
-"""What ``minidiff evaluate`` does: sets of images through a feature network, beside a reference."""
+"""What ``minidiff evaluate`` does: sets of images through what judges them, beside a reference."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..random import sample_generators
 from ..recipes import DataRecipe, Recipe
 from ..systems.zoo import reference
 from ..training.data import load_dataset, load_set
-from .intervals import bootstrap, subset
+from .intervals import Interval, bootstrap, subset
 from .networks import FeatureNetwork
 from .processes import Processes
 from .quality import bits_per_dim
@@ -28,46 +28,77 @@ Parts = Iterable[tuple[Tensor, Tensor, Tensor]]  # indices, images (b, C, H, W) 
 
 @dataclass
 class Plan:
-    """What is to be judged, and how.
+    """What is to be judged; a kind of plan says how: what is kept of an image, and how two sets compare.
+
+    Attributes:
+        rows: (what it is, guidance scale or None, its images) of each row.
+        count: Number of images in each row.
+        reference: Real images, or what was kept of them.
+        reference_name: What to call them.
+        facts: What else belongs into the record.
+        seed: For intervals.
+        draws: Resamples of an interval.
+        batch: Images at a time.
+        quiet: No progress bar.
+    """
+
+    rows: list[tuple[str, float | None, Parts]]
+    count: int
+    reference: Dataset | tuple[Tensor, ...]
+    reference_name: str
+    facts: dict = field(default_factory=dict, kw_only=True)
+    seed: int = field(default=0, kw_only=True)
+    draws: int = field(default=200, kw_only=True)
+    batch: int = field(default=64, kw_only=True)
+    quiet: bool = field(default=False, kw_only=True)
+
+    @property
+    def available(self) -> int:
+        """Number of reference images."""
+        return len(self.reference[0] if isinstance(self.reference, tuple) else self.reference)
+
+    def see(self, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        """What is kept of images (b, C, H, W) with labels (b,): rows of several tensors."""
+        raise NotImplementedError
+
+    def measure(self, found: tuple[Tensor, ...], against: tuple[Tensor, ...]) -> dict[str, Interval]:
+        """The measures, by name, of what was kept of a row, beside what was kept of the reference."""
+        raise NotImplementedError
+
+    def about(self) -> dict:
+        """What the images were compared in: name, width, sha256."""
+        raise NotImplementedError
+
+
+@dataclass
+class ByClass(Plan):
+    """Sets of images in the features of a network that knows classes.
 
     Attributes:
         network: What images are compared in.
-        reference: Real images, or how the network sees them.
-        reference_name: What to call them.
-        count: Number of images in each row.
-        rows: (what it is, guidance scale or None, its images) of each row.
-        facts: What else belongs into the record.
         labelled: Whether the labels of images are classes of the network.
-        seed: For intervals.
-        draws: Resamples of an interval.
         neighbours: For precision and recall.
-        batch: Images at a time.
-        quiet: No progress bar.
 
     Raises:
         ValueError: for sets too small, see ``check_counts``.
     """
 
     network: FeatureNetwork
-    reference: Dataset | Described
-    reference_name: str
-    count: int
-    rows: list[tuple[str, float | None, Parts]]
-    facts: dict = field(default_factory=dict)
     labelled: bool = True
-    seed: int = 0
-    draws: int = 200
-    neighbours: int = 3
-    batch: int = 64
-    quiet: bool = False
+    neighbours: int = field(default=3, kw_only=True)
 
     def __post_init__(self):
         check_counts(self.count, self.available, self.network.width)
 
-    @property
-    def available(self) -> int:
-        """Number of reference images."""
-        return len(self.reference.labels if isinstance(self.reference, Described) else self.reference)
+    def see(self, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        return *self.network(images), labels
+
+    def measure(self, found: tuple[Tensor, ...], against: tuple[Tensor, ...]) -> dict[str, Interval]:
+        options = {"seed": self.seed, "draws": self.draws, "k": self.neighbours, "accuracy": self.labelled}
+        return measure(Described(*found), Described(*against), **options)
+
+    def about(self) -> dict:
+        return {"name": self.network.name, "width": self.network.width, "sha256": self.network.sha256}
 
 
 def references(
@@ -137,51 +168,43 @@ def real_rows(found: Dataset | None, count: int, *args) -> list[tuple[str, None,
     return [("real", None, some(found, count, *args))] if enough else []
 
 
-def describe(parts: Parts, count: int, plan: Plan, here: Processes, what: str) -> Described | None:
-    """A set as the network sees it, in the first process; None in the others, which help."""
+def describe(parts: Parts, count: int, plan: Plan, here: Processes, what: str) -> tuple[Tensor, ...] | None:
+    """What a plan keeps of a set of images, in the first process; None in the others, which help."""
 
     def seen() -> Iterator[tuple[Tensor, ...]]:
         share = len(here.share(count))
         with tqdm(total=share, desc=what, unit="image", disable=plan.quiet or here.rank > 0, leave=False) as bar:
             for index, images, labels in parts:
-                features, log_prob = plan.network(images.to(here.device))
-                yield index, features, log_prob, labels
+                yield index, *plan.see(images.to(here.device), labels)
                 bar.update(len(index))
 
     found = here.gathered(seen())
-    return None if found is None else Described(*found)
+    return None if found is None else tuple(tensor.to(here.device) for tensor in found)
 
 
 def judge(plan: Plan, here: Processes) -> dict | None:
     """The record of a plan: its measures row by row; None in all processes but the first.
 
     Raises:
-        ValueError: for images that do not fit the network, or fewer images than processes.
+        ValueError: for images that do not fit, or fewer images than processes.
     """
     if here.world > min(plan.count, plan.available):
         raise ValueError(f"{here.world} processes are too many for {min(plan.count, plan.available)} images")
     against = plan.reference
-    if not isinstance(against, Described):
+    if isinstance(against, Dataset):
         against = describe(read(against, here, plan.batch), plan.available, plan, here, plan.reference_name)
-    against = None if against is None else Described(*(tensor.to(here.device) for tensor in against))
+    else:
+        against = tuple(tensor.to(here.device) for tensor in against)
     rows = []
     for what, scale, parts in plan.rows:
         found = describe(parts, plan.count, plan, here, what)
         if found is not None:
-            options = {"seed": plan.seed, "draws": plan.draws, "k": plan.neighbours, "accuracy": plan.labelled}
-            found = Described(*(tensor.to(here.device) for tensor in found))
-            measures = measure(found, against, **options)
-            ends = {name: interval._asdict() for name, interval in measures.items()}
+            ends = {name: interval._asdict() for name, interval in plan.measure(found, against).items()}
             rows.append({"what": what, "scale": scale, "measures": ends})
     if here.rank > 0:
         return None
-    network = plan.network
-    return plan.facts | {
-        "images": plan.count,
-        "reference": {"name": plan.reference_name, "images": plan.available},
-        "features": {"name": network.name, "width": network.width, "sha256": network.sha256},
-        "rows": rows,
-    }
+    reference = {"name": plan.reference_name, "images": plan.available}
+    return plan.facts | {"images": plan.count, "reference": reference, "features": plan.about(), "rows": rows}
 
 
 def bound(

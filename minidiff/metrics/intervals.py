@@ -123,4 +123,4 @@ def proportion(successes: Tensor, level: float = 0.95) -> Interval:
     p, z = float(successes.double().mean()), math.sqrt(2) * float(torch.erfinv(torch.tensor(level).double()))
     centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     width = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    return Interval(p, min(p, centre - width), max(p, centre + width))
+    return Interval(p, max(0.0, min(p, centre - width)), min(1.0, max(p, centre + width)))

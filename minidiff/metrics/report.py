@@ -112,12 +112,17 @@ def _strata(labels: Tensor) -> Tensor:
     return labels.cpu() if int(labels.unique(return_counts=True)[1].min()) >= 4 else torch.zeros(len(labels))
 
 
-def table(rows: dict[str, dict[str, dict[str, float]]]) -> str:
-    """Rows of measures (value, low, high by name) as aligned text: values, and below each its interval."""
-    cells = [["", *COLUMNS.values()]]
+def table(rows: dict[str, dict[str, dict[str, float]]], columns: dict[str, str] = COLUMNS) -> str:
+    """Rows of measures (value, low, high by name) as aligned text: values, and below each its interval.
+
+    Args:
+        rows: Measures by row.
+        columns: Headings by measure.
+    """
+    cells = [["", *columns.values()]]
     for name, measures in rows.items():
         values, ends = [name], [""]
-        for key in COLUMNS:
+        for key in columns:
             found = measures.get(key)
             texts = [] if found is None else [f"{x:.3g}" for x in found.values()]
             values.append(texts[0] if texts else "-")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -115,7 +116,7 @@ class AttentionBlock(nn.Module):
 
     The pixels may attend to tokens as well, whose keys and values stand before their own (Nichol et al. 2022, 2.2). The
     rows of ``qkv`` are q, k, v, and those of ``encoder_kv`` k, v, each with its heads in order ("new attention order");
-    the order of older checkpoints is mended where weights are read, never here.
+    the order of older checkpoints is mended where weights are read, never here (``FUSED`` says which, of how many).
 
     Args:
         channels: Channels.
@@ -124,6 +125,8 @@ class AttentionBlock(nn.Module):
         rescale: The sum of both paths is divided by sqrt 2.
         tokens: Width of the tokens that are attended to, or None.
     """
+
+    FUSED: ClassVar[dict[str, int]] = {"qkv": 3, "encoder_kv": 2}
 
     def __init__(self, channels: int, heads: int, groups: int = 32, rescale: bool = False, tokens: int | None = None):
         super().__init__()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,8 @@ class TextConfig:
 
 class _SelfAttention(nn.Module):
     """Every token attends to every token; rows of ``c_qkv`` are q, k, v, each with its heads in order."""
+
+    FUSED: ClassVar[dict[str, int]] = {"c_qkv": 3}
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -118,7 +121,7 @@ class TextTransformer(nn.Module):
         context, vocabulary = self.config.context, self.config.vocabulary
         if tokens.ndim != 2 or tokens.shape[1] != context:
             raise ValueError(f"this network reads captions of shape (B, {context}), got {tuple(tokens.shape)}")
-        if not tokens.is_cuda and bool(((tokens < -1) | (tokens >= vocabulary)).any()):
+        if tokens.device.type == "cpu" and bool(((tokens < -1) | (tokens >= vocabulary)).any()):
             raise ValueError(f"tokens must be from -1 (none) to {vocabulary - 1}, got up to {int(tokens.max())}")
         x = self.token_embedding(tokens.clamp(min=0)) + self.positional_embedding
         x = torch.where((tokens >= 0)[..., None], x, self.padding_embedding)

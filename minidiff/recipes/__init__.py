@@ -6,10 +6,12 @@ import dataclasses
 import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
+from ..models.clip import CLIPConfig
 from ..models.unet import UNetConfig
 
 FOLDER = Path(__file__).parent
@@ -20,8 +22,8 @@ class DataRecipe:
     """Which images to learn from.
 
     Attributes:
-        name: "digits", "shapes", "scenes" (with captions), "cifar10", "folder" (or a zip archive), "shards", or a data
-            set of torchvision.
+        name: "digits", "shapes", "scenes" and "emoji" (with captions), "cifar10", "folder" (or a zip archive), "shards"
+            (with captions where a tokenizer is named), or a data set of torchvision.
         images: Number of images to render, for sets without a fixed size.
         seed: Seed of that rendering.
         bins: Number of values a pixel can take.
@@ -47,10 +49,17 @@ class DataRecipe:
 
 @dataclass(frozen=True)
 class ScheduleRecipe:
-    """A discrete noise schedule: "linear", "sqrt_linear" or "clipped_cosine", with T levels."""
+    """A discrete noise schedule with T levels.
+
+    Attributes:
+        name: "linear", "sqrt_linear" or "clipped_cosine".
+        T: Number of levels.
+        betas: First and last beta of a linear schedule; those of its paper when left out.
+    """
 
     name: str = "clipped_cosine"
     T: int = 1000
+    betas: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -111,11 +120,16 @@ class Recipe:
         variance: "fixed" or "learned_range".
         label_dropout: Probability with which a label or caption is replaced by the null, per sample.
         noisy: Whether a classifier sees noise.
+        factor: Height of an upsampler's image over that of the small one.
+        augment: Largest standard deviation of the noise added to the small image of a cascade's upsampler.
+        directions: Of a CLIP's loss: "both", "image-to-text" or "text-to-image".
+        start: Checkpoint whose weights training starts from, by name or as a path to its ``model.safetensors``; input
+            channels that it lacks start at zero. "" starts from nothing.
     """
 
     name: str
     system: str
-    network: UNetConfig
+    network: UNetConfig | CLIPConfig
     data: DataRecipe
     training: TrainingRecipe
     schedule: ScheduleRecipe = field(default_factory=ScheduleRecipe)
@@ -123,6 +137,10 @@ class Recipe:
     variance: str = "fixed"
     label_dropout: float = 0.0
     noisy: bool = True
+    factor: int = 4
+    augment: float = 1.0
+    directions: str = "both"
+    start: str = ""
 
     def to_dict(self) -> dict:
         """The recipe as plain dicts and lists, as it would stand in YAML."""
@@ -174,6 +192,8 @@ def _value(hint, value, where: str):
     options = get_args(hint) if get_origin(hint) not in (tuple, None) or _is_union(hint) else ()
     if options and type(None) in options:
         return None if value is None else _value(next(o for o in options if o is not type(None)), value, where)
+    if options:
+        return from_dict(_nearest_shape(options, value), value, where)
     if get_origin(hint) is tuple:
         if not isinstance(value, (list, tuple)):
             value = [value]
@@ -188,8 +208,14 @@ def _value(hint, value, where: str):
     return value
 
 
+def _nearest_shape(options: tuple[type, ...], value) -> type:
+    """The dataclass that shares the most keys with a mapping, the first of equals."""
+    keys = set(value) if isinstance(value, dict) else set()
+    return max(options, key=lambda option: len(keys & {f.name for f in dataclasses.fields(option)}))
+
+
 def _is_union(hint) -> bool:
-    return type(None) in get_args(hint)
+    return isinstance(hint, UnionType)
 
 
 def load_recipe(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,22 +19,30 @@ from ..schedule import DiscreteSchedule, NoiseLevel
 RULES = ("score", "adm")
 
 
-def respaced(schedule: DiscreteSchedule, steps: int | str) -> list[NoiseLevel]:
+Steps = int | str | Sequence[NoiseLevel]
+
+
+def respaced(schedule: DiscreteSchedule, steps: Steps) -> Sequence[NoiseLevel]:
     """The chain of levels that a number of steps, or ADM's spelling of one, stands for.
 
     Args:
         schedule: The schedule that the network was trained with.
-        steps: 250 or "250" evenly, "ddim25" with an integer stride from 0, or "90,60,60,20,20": the steps of each equal
-            section, data end first.
+        steps: 250 or "250" evenly, "ddim25" with an integer stride from 0, "90,60,60,20,20": the steps of each equal
+            section, data end first; "fast27", those of GLIDE's upsampler; or a chain of one's own, from noise to data.
 
     Raises:
         ValueError: for anything else, or a number of steps that the schedule cannot give.
     """
+    if isinstance(steps, Sequence) and not isinstance(steps, str):
+        return steps
     if not isinstance(steps, str):
-        return schedule.levels(steps)
+        return steps if isinstance(steps, list) else schedule.levels(steps)
+    if steps == "fast27":
+        return schedule.levels(spacing=steps)
     text = steps.removeprefix("ddim")
     if not text.replace(",", "").isdigit() or (text != steps and "," in text):
-        raise ValueError(f"steps must be a number, '250', 'ddim25' or sections such as '90,60,60,20,20', got {steps!r}")
+        accepted = "a number, '250', 'ddim25', 'fast27' or sections such as '90,60,60,20,20'"
+        raise ValueError(f"steps must be {accepted}, got {steps!r}")
     if text != steps:
         return schedule.levels(int(text), "ddim")
     return schedule.levels(spacing=[int(count) for count in text.split(",")])
@@ -54,6 +62,9 @@ class Diffusion(nn.Module):
         predicts: "eps", "v" or "x0".
         variance: "fixed" or "learned_range".
         bins: Number of values a pixel can take, for the bound.
+
+    Raises:
+        ValueError: for a network that takes another number of channels than this system shows it.
     """
 
     def __init__(self, network: nn.Module, schedule: DiscreteSchedule, predicts: str, variance: str, bins: int = 256):
@@ -62,6 +73,9 @@ class Diffusion(nn.Module):
         self.predicts, self.variance, self.bins = predicts, variance, bins
         self._denoise = as_denoiser(network, predicts, variance)
         self._floor = beta_tilde(schedule.level(1), schedule.level(0))
+        shown = self.shape[0] + self.image_channels
+        if network.config.in_channels != shown:
+            raise ValueError(f"this system needs {shown} input channels, got {network.config.in_channels}")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -74,6 +88,11 @@ class Diffusion(nn.Module):
     def null(self, n: int):
         """What n samples are told when they are told nothing."""
         raise NotImplementedError
+
+    @property
+    def image_channels(self) -> int:
+        """Channels that enter the network through the image door, beside those of x."""
+        return 0
 
     def condition(self, given) -> Condition:
         """What is given, as it enters the network."""
@@ -91,12 +110,17 @@ class Diffusion(nn.Module):
         """The level that a training image is noised to at each of the times (B,)."""
         return self.schedule.level(times)
 
-    def loss(self, images: Tensor, given, generator=None, times: Tensor | None = None) -> dict[str, Tensor]:
+    def shown(self, images: Tensor, told, generator=None):
+        """What a training step is given of images and what is told of them: what is told, unless a system sees more."""
+        return told
+
+    def loss(self, images: Tensor, told, generator=None, times: Tensor | None = None) -> dict[str, Tensor]:
         """L_simple in the network's own parametrisation, plus T/1000 times the bound where the variance is learned.
 
         Nichol and Dhariwal 2021, equation 16. ``times`` (B,) are drawn uniformly when left out. Returns (B,) "loss",
         "simple" and, with a learned variance, "vlb".
         """
+        given = self.shown(images, told, generator)
         times = randint(self.schedule.T, len(images), generator, images.device) if times is None else times
         t = self.noise_level(times, generator)
         eps = randn(images.shape, generator, images.dtype, images.device)
@@ -114,11 +138,12 @@ class Diffusion(nn.Module):
         self,
         told: Tensor,
         scale: float = 1.0,
-        steps: int | str = 50,
+        steps: Steps = 50,
         sampler: Callable | None = None,
         log_prob: LogProb | None = None,
         generator=None,
         rule: str = "score",
+        temperature: float = 1.0,
         given: Callable = lambda told: told,
     ) -> Tensor:
         """Draw images of what is told, x_0 kept inside [-1, 1].
@@ -126,12 +151,14 @@ class Diffusion(nn.Module):
         Args:
             told: (B, ...) what to draw.
             scale: Guidance scale s.
-            steps: Number of steps; or ADM's "250", "ddim25", or sections, see ``respaced``.
+            steps: Number of steps; or "250", "ddim25", "fast27", or sections, see ``respaced``.
             sampler: A sampler; ``ddim()`` when left out.
             log_prob: ``(x_t, level) -> (B,)`` that guides; classifier-free guidance otherwise.
             generator: One generator, or a list with one per image.
             rule: "score": log_prob guides the score of the null, where there is one. "adm": it guides the model that
                 knows what is told, see ``draw_given``.
+            temperature: Standard deviation of the noise to start from, over that of the process; GLIDE's upsampler
+                takes .997.
             given: From what is told to what this system is given, where that is more.
 
         Returns:
@@ -141,7 +168,8 @@ class Diffusion(nn.Module):
             ValueError: for what cannot be told, or scale or steps out of range.
         """
         null = given(self.null(len(told))) if self.has_null else None
-        return self.draw_given(len(told), given(told), null, scale, steps, sampler, log_prob, generator, rule)
+        chosen = (scale, steps, sampler, log_prob, generator, rule, temperature)
+        return self.draw_given(len(told), given(told), null, *chosen)
 
     @torch.no_grad()
     def draw_given(
@@ -150,11 +178,12 @@ class Diffusion(nn.Module):
         given,
         null,
         scale: float = 1.0,
-        steps: int | str = 50,
+        steps: Steps = 50,
         sampler: Callable | None = None,
         log_prob: LogProb | None = None,
         generator=None,
         rule: str = "score",
+        temperature: float = 1.0,
     ) -> Tensor:
         """Draw n images. What is given enters the network once, before the first step.
 
@@ -171,6 +200,7 @@ class Diffusion(nn.Module):
                 there is no null); x_0 is clamped to [-1, 1] last. "adm": log_prob guides the model that sees what is
                 given, after x_0 is clamped, as in ADM's scripts (Dhariwal and Nichol 2021, algorithms 1 and 2):
                 ancestral steps shift the mean, a "ddim" spacing takes DDIM steps and shifts the score.
+            temperature: Standard deviation of the noise to start from, over that of the process.
 
         Returns:
             (n, C, H, W).
@@ -201,7 +231,7 @@ class Diffusion(nn.Module):
                 base = conditioned(self._denoise, told if null is None else untold)
                 denoiser = classifier_guidance(base, log_prob, scale)
             denoiser = static_threshold(denoiser)
-        x_T = randn((n, *self.shape), generator, device=self.device)
+        x_T = temperature * randn((n, *self.shape), generator, device=self.device)
         return sample(sampler or ddim(), denoiser, levels, x_T, generator)
 
     @property

@@ -114,7 +114,8 @@ class Glide(Diffusion):
         """
         tokens = captions if isinstance(captions, Tensor) else self.tokens(captions)
         if clip is not None:
-            log_prob = clip.critic(tokens)
+            shared = clip.tokenizer is self.tokenizer
+            log_prob = clip.critic(tokens if shared else self.tokenizer.decode(tokens))
         return super().sample(tokens, *arguments, log_prob=log_prob, **options)
 
 

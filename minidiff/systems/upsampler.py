@@ -1,7 +1,8 @@
-"""Upsamplers: systems that also see a small version of the image; ADM's, and its two-stage cascade."""
+"""Upsamplers: systems that also see a small version of the image; ADM's."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -38,17 +39,24 @@ class Enlarging(Diffusion):
     Args:
         arguments, options: Those of the system that this is mixed into.
         factor: Height of the large image over that of the small one.
+
+    Attributes:
+        mode: How the small image is enlarged.
     """
+
+    mode = "bilinear"
 
     def __init__(self, *arguments, factor: int = 4, **options):
         super().__init__(*arguments, **options)
-        config = self.network.config
-        channels, size = self.shape[0], config.size
-        if config.in_channels != 2 * channels:
-            raise ValueError(f"an upsampler needs {2 * channels} input channels, got {config.in_channels}")
+        size = self.shape[1]
         if factor < 1 or size % factor:
             raise ValueError(f"size {size} must be divisible by the factor, got {factor}")
         self.factor = factor
+
+    @property
+    def image_channels(self) -> int:
+        """Channels that enter the network through the image door, beside those of x."""
+        return super().image_channels + self.shape[0]
 
     @property
     def small_shape(self) -> tuple[int, int, int]:
@@ -57,7 +65,7 @@ class Enlarging(Diffusion):
         return channels, height // self.factor, width // self.factor
 
     def enlarged(self, image: Tensor) -> Tensor:
-        """The small image (B, C, H / factor, W / factor) in the size of the large one, bilinearly.
+        """The small image (B, C, H / factor, W / factor) in the size of the large one.
 
         Raises:
             ValueError: for another shape.
@@ -65,7 +73,7 @@ class Enlarging(Diffusion):
         if tuple(image.shape[1:]) != self.small_shape:
             expected = ", ".join(map(str, self.small_shape))
             raise ValueError(f"this upsampler enlarges (B, {expected}), got {tuple(image.shape)}")
-        return F.interpolate(image, self.shape[1:], mode="bilinear", align_corners=False)
+        return F.interpolate(image, self.shape[1:], mode=self.mode, align_corners=False)
 
     def condition(self, given: Small) -> Condition:
         """What is told through its own doors, the enlarged image through the image door.
@@ -87,18 +95,24 @@ class Enlarging(Diffusion):
         """What is told is dropped as its system drops it; the small image stays."""
         return replace(given, told=super().dropped(given.told, generator))
 
-    def loss(self, images: Tensor, told: Tensor, generator=None, times: Tensor | None = None) -> dict[str, Tensor]:
-        """``Diffusion.loss``, given what is told and the images reduced."""
-        return super().loss(images, Small(told, self.reduced(images)), generator, times)
+    def shown(self, images: Tensor, told: Tensor, generator=None) -> Small:
+        """What a training step is given: what is told, and the images reduced."""
+        return Small(told, self.reduced(images))
 
-    def sample(self, told: Tensor, image: Tensor, *arguments, **options) -> Tensor:
+    def sample(self, told: Tensor, image: Tensor, *arguments, given: Callable = Small, **options) -> Tensor:
         """Enlarge images (B, C, H / factor, W / factor) of what is told; the rest as in the system mixed into.
+
+        Args:
+            told: What to draw.
+            image: The small images.
+            arguments, options: Those of the system mixed into.
+            given: From what is told and the small images to what this system is given.
 
         Returns:
             (B, C, H, W).
         """
         image = image.to(self.device)
-        return super().sample(told, *arguments, given=lambda shown: Small(shown, image), **options)
+        return super().sample(told, *arguments, given=lambda shown: given(shown, image), **options)
 
 
 class Upsampler(Enlarging, ClassConditional):
@@ -108,33 +122,3 @@ class Upsampler(Enlarging, ClassConditional):
 def eight_bit(images: Tensor) -> Tensor:
     """What is left of images in [-1, 1] after ADM stored them: 256 values, rounded down."""
     return torch.floor((images + 1) * 127.5).clamp(0, 255) / 127.5 - 1
-
-
-def cascade(
-    base: ClassConditional,
-    upsampler: Upsampler,
-    labels: Tensor,
-    generator=None,
-    first: dict | None = None,
-    second: dict | None = None,
-) -> Tensor:
-    """Draw small images and enlarge them, by way of eight bits as in ADM's scripts (Dhariwal and Nichol 2021, 4.4).
-
-    Args:
-        base: Draws the small images.
-        upsampler: Enlarges them.
-        labels: (B,) classes.
-        generator: One generator, or a list with one per image; it serves both stages.
-        first: Further arguments of ``base.sample``: scale, steps, classifier, rule.
-        second: Further arguments of ``upsampler.sample``.
-
-    Returns:
-        (B, C, H, W) in the size of the upsampler.
-
-    Raises:
-        ValueError: when the upsampler does not take what the base draws.
-    """
-    if base.shape != upsampler.small_shape:
-        raise ValueError(f"the base draws {base.shape}, the upsampler enlarges {upsampler.small_shape}")
-    small = base.sample(labels, generator=generator, **(first or {}))
-    return upsampler.sample(labels, eight_bit(small), generator=generator, **(second or {}))

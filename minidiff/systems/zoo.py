@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,11 +16,14 @@ from ..data.tokenizer import tokenizer
 from ..models.classifier import Classifier
 from ..models.unet import UNet
 from ..recipes import Recipe, from_dict, nearest
-from ..training.checkpoint import load_checkpoint, load_weights
+from ..training.checkpoint import load_checkpoint, load_weights, require_fit
+from .cascade import CDM, SR3, Augmented, GlideCDM, Regression
 from .class_conditional import ClassConditional
 from .classifier import NoisyClassifier
+from .clip import CLIP, clip_network
 from .glide import Glide, GlideUpsampler
-from .upsampler import Upsampler
+from .inpainting import GlideInpainter, GlideUpsamplerInpainter, Inpainter, widened
+from .upsampler import Enlarging, Upsampler
 
 SCHEDULES = {
     "linear": schedules.linear_schedule,
@@ -27,36 +32,50 @@ SCHEDULES = {
 }
 
 
-def _class_conditional(recipe: Recipe, schedule, network: UNet, kind=ClassConditional) -> ClassConditional:
+def _class_conditional(recipe: Recipe, schedule, network: UNet, kind=ClassConditional, **more) -> ClassConditional:
     rows = recipe.network.classes
     n_classes = 0 if rows is None else rows - (recipe.label_dropout > 0)
     options = (n_classes, recipe.label_dropout, recipe.data.bins)
-    return kind(network, schedule, recipe.predicts, recipe.variance, *options)
+    return kind(network, schedule, recipe.predicts, recipe.variance, *options, **more)
 
 
-def _upsampler(recipe: Recipe, schedule, network: UNet) -> Upsampler:
-    return _class_conditional(recipe, schedule, network, Upsampler)
-
-
-def _glide(recipe: Recipe, schedule, network: UNet, kind=Glide) -> Glide:
+def _glide(recipe: Recipe, schedule, network: UNet, kind=Glide, **more) -> Glide:
     options = (tokenizer(recipe.data.tokenizer), recipe.label_dropout, recipe.data.bins)
-    return kind(network, schedule, recipe.predicts, recipe.variance, *options)
+    return kind(network, schedule, recipe.predicts, recipe.variance, *options, **more)
 
 
-def _glide_upsampler(recipe: Recipe, schedule, network: UNet) -> GlideUpsampler:
-    return _glide(recipe, schedule, network, GlideUpsampler)
+def _enlarging(system: Callable, kind: type) -> Callable:
+    """The same with an upsampler in place of the system that it is mixed into."""
+
+    def upsampler(recipe: Recipe, schedule, network: UNet) -> Enlarging:
+        more = {"augment": recipe.augment} if issubclass(kind, Augmented) else {}
+        return system(recipe, schedule, network, kind, factor=recipe.factor, **more)
+
+    return upsampler
 
 
 def _classifier(recipe: Recipe, schedule, network: Classifier) -> NoisyClassifier:
     return NoisyClassifier(network, schedule, recipe.noisy)
 
 
+def _clip(recipe: Recipe, schedule, network) -> CLIP:
+    return CLIP(network, schedule, tokenizer(recipe.data.tokenizer), recipe.directions)
+
+
 SYSTEMS = {
     "class_conditional": (UNet, _class_conditional),
-    "upsampler": (UNet, _upsampler),
+    "inpainter": (UNet, partial(_class_conditional, kind=Inpainter)),
+    "upsampler": (UNet, _enlarging(_class_conditional, Upsampler)),
+    "sr3": (UNet, _enlarging(_class_conditional, SR3)),
+    "cdm": (UNet, _enlarging(_class_conditional, CDM)),
+    "regression": (UNet, _enlarging(_class_conditional, Regression)),
     "classifier": (Classifier, _classifier),
+    "clip": (clip_network, _clip),
     "glide": (UNet, _glide),
-    "glide_upsampler": (UNet, _glide_upsampler),
+    "glide_inpainter": (UNet, partial(_glide, kind=GlideInpainter)),
+    "glide_upsampler_inpainter": (UNet, _enlarging(_glide, GlideUpsamplerInpainter)),
+    "glide_upsampler": (UNet, _enlarging(_glide, GlideUpsampler)),
+    "glide_cdm": (UNet, _enlarging(_glide, GlideCDM)),
 }
 
 
@@ -85,12 +104,39 @@ def build(recipe: Recipe, empty: bool = False) -> nn.Module:
         if name not in known:
             raise ValueError(f"unknown {kind} {name!r}: {nearest(name, known)}")
     network, system = SYSTEMS[recipe.system]
-    schedule = SCHEDULES[recipe.schedule.name](recipe.schedule.T)
+    if recipe.schedule.betas is not None and not recipe.schedule.name.endswith("linear"):
+        raise ValueError(f"betas are those of a linear schedule, not of {recipe.schedule.name!r}")
+    schedule = SCHEDULES[recipe.schedule.name](recipe.schedule.T, *(recipe.schedule.betas or ()))
     if not empty:
         return system(recipe, schedule, network(recipe.network))
     with torch.device("meta"), _Uninitialised():
         blank = network(recipe.network)
     return system(recipe, schedule, blank)
+
+
+FIRST = "network.input_blocks.0.0.weight"  # of the convolution that x and the image door enter
+
+
+def begun(recipe: Recipe) -> nn.Module:
+    """The system of a recipe as its training begins: with the weights of ``recipe.start``, where there is one.
+
+    Input channels that the start lacks come after those of x and have zero weights, so the system begins as the start
+    would go on (Nichol et al. 2022, section 2.4).
+
+    Raises:
+        ValueError: for a start that cannot be read or does not fit, naming the tensors.
+    """
+    system = build(recipe)
+    if not recipe.start:
+        return system
+    path = Path(recipe.start) if recipe.start.endswith(".safetensors") else weights_path(recipe.start)
+    tensors, _ = load_checkpoint(path)
+    own = system.state_dict()
+    if FIRST in tensors and FIRST in own:
+        tensors[FIRST] = widened(tensors[FIRST], own[FIRST].shape[1], system.shape[0])
+    require_fit(tensors, own, str(path), f"the network of {recipe.name!r}")
+    system.load_state_dict({k: v.to(own[k].dtype) for k, v in tensors.items()})
+    return system
 
 
 def data_folder() -> Path:
@@ -105,16 +151,24 @@ def checkpoints() -> list[str]:
     return sorted(p.parent.name for p in (data_folder() / "checkpoints").glob("*/card.json"))
 
 
+def weights_path(name: str) -> Path:
+    """Where the weights of a committed checkpoint lie, its card beside them.
+
+    Raises:
+        ValueError: when there is no such checkpoint, naming the nearest.
+    """
+    if name not in checkpoints():
+        raise ValueError(f"no checkpoint {name!r}: {nearest(name, checkpoints())}")
+    return data_folder() / "checkpoints" / name / "model.safetensors"
+
+
 def card(name: str) -> dict:
     """The card of a committed checkpoint: its recipe, seed, steps, time and metrics.
 
     Raises:
         ValueError: when there is no such checkpoint, naming the nearest.
     """
-    path = data_folder() / "checkpoints" / name / "card.json"
-    if name not in checkpoints():
-        raise ValueError(f"no checkpoint {name!r}: {nearest(name, checkpoints())}")
-    return json.loads(path.read_text())
+    return json.loads(weights_path(name).with_name("card.json").read_text())
 
 
 def load(name: str, device: str = "cpu") -> nn.Module:
@@ -124,7 +178,7 @@ def load(name: str, device: str = "cpu") -> nn.Module:
         ValueError: when there is no such checkpoint, naming the nearest, or its file is damaged.
     """
     system = build(from_dict(Recipe, card(name)["recipe"]))
-    load_weights(system, data_folder() / "checkpoints" / name / "model.safetensors")
+    load_weights(system, weights_path(name))
     return system.to(device).eval().requires_grad_(False)
 
 

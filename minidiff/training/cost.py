@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..denoiser import Condition
 from ..models.layers import Stage
 from ..recipes import Recipe
 from .ema import EMA
@@ -57,9 +58,9 @@ def cost(recipe: Recipe, build: Callable[[Recipe], nn.Module]) -> Cost:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        out = network(x, t)  # without recomputation: what is kept then is counted below
+        out = _forward(network, x, t)  # without recomputation: what is kept then is counted below
     with FlopCounterMode(display=False) as counter:
-        network(x, t).sum().backward()
+        _forward(network, x, t).sum().backward()
     parameters = sum(p.numel() for p in network.parameters())
     flops, activations = counter.get_total_flops(), sum(saved.values())
     if recipe.training.checkpointing:
@@ -74,6 +75,15 @@ def cost(recipe: Recipe, build: Callable[[Recipe], nn.Module]) -> Cost:
     )
 
 
+def _forward(network: nn.Module, x: Tensor, t: Tensor) -> Tensor:
+    """The network, and the captions where it reads some."""
+    text = getattr(network.config, "text", None)
+    if text is None:
+        return network(x, t)
+    vector, sequence = network.text(torch.zeros(len(x), text.context, dtype=torch.long, device=x.device))
+    return network(x, t, Condition(vector=vector, tokens=None if text.pooled else sequence))
+
+
 def _inputs_of_stages(network: nn.Module, x, t) -> int:
     kept = []
     hooks = [
@@ -81,7 +91,7 @@ def _inputs_of_stages(network: nn.Module, x, t) -> int:
         for m in network.modules()
         if isinstance(m, Stage)
     ]
-    network(x, t)
+    _forward(network, x, t)
     for hook in hooks:
         hook.remove()
     return sum(kept)
@@ -123,7 +133,7 @@ def images_per_second(
         began = time.perf_counter()
         optimizer.zero_grad()
         with torch.autocast(device.type, torch.bfloat16, enabled=plan.precision == "bf16"):
-            loss = network(x, t).float().square().mean()
+            loss = _forward(network, x, t).float().square().mean()
         loss.backward()
         optimizer.step()
         ema.update(network, step)

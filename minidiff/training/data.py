@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,6 +11,10 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from ..random import sample_generators
 from ..recipes import DataRecipe, nearest
+
+if TYPE_CHECKING:
+    from ..data.shards import Shards
+    from ..data.tokenizer import Tokenizer
 
 
 def _digits(recipe: DataRecipe, split: str, size: int) -> Dataset:
@@ -35,6 +40,14 @@ def _scenes(recipe: DataRecipe, split: str, size: int) -> Dataset:
     return TensorDataset(found.images, _tokenizer(recipe)(found.captions))
 
 
+def _emoji(recipe: DataRecipe, split: str, size: int) -> Dataset:
+    from ..data.emoji import Emoji
+
+    found = Emoji(recipe.path, size, split)
+    images = torch.stack([found[i][0] for i in range(len(found))])
+    return TensorDataset(images, _tokenizer(recipe)(list(found.captions.values())))
+
+
 def _cifar10(recipe: DataRecipe, split: str, size: int) -> Dataset:
     from ..data.cifar import cifar10
 
@@ -51,7 +64,10 @@ def _shards(recipe: DataRecipe, split: str, size: int) -> Dataset:
     from ..data.shards import Shards
 
     part = _part(recipe, split)
-    return Shards(f"{_path(recipe)}/{part}" if part else _path(recipe), size, recipe.mirror and split == "train")
+    where, mirror = f"{_path(recipe)}/{part}" if part else _path(recipe), recipe.mirror and split == "train"
+    if recipe.tokenizer:
+        return Tokenized(Shards(where, size, mirror, "txt"), _tokenizer(recipe))
+    return Shards(where, size, mirror)
 
 
 def _torchvision(recipe: DataRecipe, split: str, size: int) -> Dataset:
@@ -64,6 +80,7 @@ SETS = {
     "digits": _digits,
     "shapes": _shapes,
     "scenes": _scenes,
+    "emoji": _emoji,
     "cifar10": _cifar10,
     "folder": _folder,
     "shards": _shards,
@@ -120,7 +137,31 @@ def load_set(recipe: DataRecipe, size: int, split: str = "train", count: int | N
         return found.tensors
     chosen = range(n) if count is None or count >= n else [i * n // count for i in range(count)]
     images, labels = zip(*[found[i] for i in chosen], strict=True)
-    return torch.stack(images), torch.as_tensor(labels)
+    return torch.stack(images), torch.stack([torch.as_tensor(label) for label in labels])
+
+
+class Tokenized(Dataset):
+    """Pictures with captions as a network takes them: items are (image (3, H, W), tokens (L,)).
+
+    Args:
+        found: Items are (image, caption), in files of ``shard_sizes``.
+        tokenizer: Reads the captions.
+    """
+
+    def __init__(self, found: Shards, tokenizer: Tokenizer):
+        self.found, self.tokenizer, self.shard_sizes = found, tokenizer, found.shard_sizes
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        image, caption = self.found[i]
+        return image, self.tokenizer([caption])[0]
+
+    @property
+    def broken(self) -> list[str]:
+        """Names of the samples that could not be decoded so far."""
+        return self.found.broken
 
 
 class Order:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 from pathlib import Path
 
@@ -20,13 +21,20 @@ HELDOUT = 2000  # images that the losses on a card are measured on, at most
 
 @torch.no_grad()
 def heldout_metrics(system: nn.Module, recipe: Recipe, passes: int = 8) -> dict[str, float]:
-    """The system's losses on held-out images, each image seen ``passes`` times at random levels."""
+    """The system's losses on held-out images, each image seen ``passes`` times at random levels.
+
+    A contrastive loss depends on the number of pairs it sees at once: a CLIP's are equal parts no larger than a batch
+    of the recipe.
+    """
     images, labels = load_set(recipe.data, recipe.network.size, "heldout", HELDOUT)
+    parts = math.ceil(len(images) / recipe.training.batch) if recipe.system == "clip" else 1
+    batches = list(zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True))
     system.eval()
     totals: dict[str, float] = {}
     for generator in sample_generators(recipe.training.seed, [f"heldout {i}" for i in range(passes)]):
-        for name, value in system.loss(images, labels, generator).items():
-            totals[name] = totals.get(name, 0.0) + float(value.mean()) / passes
+        for shown, told in batches:
+            for name, value in system.loss(shown, told, generator).items():
+                totals[name] = totals.get(name, 0.0) + float(value.sum()) / (passes * len(images))
     return {f"heldout_{name}": round(value, 5) for name, value in totals.items()}
 
 

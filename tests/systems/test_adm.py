@@ -13,8 +13,9 @@ from minidiff.random import sample_generators
 from minidiff.recipes import load_recipe
 from minidiff.sampler import ancestral, ddim
 from minidiff.schedule import linear_schedule
+from minidiff.systems.cascade import cascade
 from minidiff.systems.diffusion import respaced
-from minidiff.systems.upsampler import Small, cascade, eight_bit
+from minidiff.systems.upsampler import Small, eight_bit
 from minidiff.systems.zoo import build
 
 TINY = ["network.size=8", "network.channels=8", "network.channel_mult=[1,2]", "network.blocks=1", "network.groups=4",
@@ -74,7 +75,7 @@ def test_sections_are_spaced_each_by_itself():
     assert all({200 * i, 200 * i + 199} <= set(times) for i in range(5))
 
 
-@pytest.mark.parametrize("steps", ["", "ddim", "fast27", "10;20", "ddim10,10", "-5", "2.5", "1001", "0", 0, 1001, True])
+@pytest.mark.parametrize("steps", ["", "ddim", "fast28", "10;20", "ddim10,10", "-5", "2.5", "1001", "0", 0, 1001, True])
 def test_other_spellings_are_refused(steps):
     with pytest.raises(ValueError):
         respaced(linear_schedule(), steps)
@@ -195,7 +196,7 @@ def test_classifier_free_sampling_is_unchanged_by_telling_the_network_once(model
         ({"rule": "adm", "scale": 2.0}, "needs a classifier to guide at scale 2"),
         ({"rule": "adm", "sampler": ddim()}, "brings its own sampler"),
         ({"scale": 2.0}, "knows no null condition to guide at scale 2"),
-        ({"steps": "fast27"}, "steps must be a number"),
+        ({"steps": "fast28"}, "steps must be a number"),
         ({"labels": torch.tensor([-1])}, r"from 0 to 4"),
         ({"labels": torch.tensor([5])}, r"from 0 to 4"),
     ],
@@ -286,17 +287,17 @@ def test_the_cascade_enlarges_what_the_base_drew_and_does_not_depend_on_the_batc
     base = tiny(
         "adm-imagenet64", "network.size=2", "network.channel_mult=[1]", "network.attention=[2]", "network.classes=5"
     )
-    labels, options = torch.tensor([0, 3, 4]), {"first": {"steps": "3", "rule": "adm"}, "second": {"steps": "ddim2"}}
-    images = cascade(base, upsampler, labels, sample_generators(0, range(3)), **options)
+    labels, stages = torch.tensor([0, 3, 4]), [(base, {"steps": "3", "rule": "adm"}), (upsampler, {"steps": "ddim2"})]
+    images = cascade(stages, labels, sample_generators(0, range(3)))
     assert images.shape == (3, 3, 8, 8)
-    alone = cascade(base, upsampler, labels[2:], sample_generators(0, [2]), **options)
+    alone = cascade(stages, labels[2:], sample_generators(0, [2]))
     torch.testing.assert_close(images[2:], alone, rtol=1e-4, atol=1e-4)
     generators = sample_generators(0, range(3))
     small = base.sample(labels, steps="3", rule="adm", generator=generators)
     stored = ((small + 1) * 127.5).clamp(0, 255).to(torch.uint8).float() / 127.5 - 1
     torch.testing.assert_close(images, upsampler.sample(labels, stored, steps="ddim2", generator=generators))
-    with pytest.raises(ValueError, match=r"the base draws \(3, 8, 8\), the upsampler enlarges \(3, 2, 2\)"):
-        cascade(tiny("adm-imagenet64", "network.classes=5"), upsampler, labels)
+    with pytest.raises(ValueError, match=r"one stage draws \(3, 8, 8\), the next enlarges \(3, 2, 2\)"):
+        cascade([(tiny("adm-imagenet64", "network.classes=5"), {}), (upsampler, {})], labels)
 
 
 def test_upsamplers_take_other_samplers_and_guidance(upsampler, classifier):

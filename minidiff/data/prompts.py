@@ -1,0 +1,155 @@
+"""Prompt sheets: captions to draw, and real pictures of them; held-out ones, so that composition is asked for.
+
+A sheet of scenes has one caption in two of a single object and the others of two. All of them name the shape and the
+colour of every object by words that fit only one (not "warm", not "shape", none left out), so a caption of the held-out
+sheet cannot be said of any scene of training, and one of the seen sheet can: they differ in nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..random import sample_generators
+from ..recipes import DataRecipe
+from .captions import COLOR_WORDS, NOUNS, RELATION_WORDS, attributes_given_caption, parse, sample_captions
+from .render import render
+from .scenes import RELATIONS, Scenes, arranged, joined, sample_scenes
+from .tokenizer import tokenizer
+
+COUNT = 500
+SHEETS = {"heldout": "heldout", "seen": "train"}  # sheet -> part of a data set
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Captions, and real pictures of them.
+
+    Attributes:
+        name: "heldout" or "seen".
+        captions: N captions.
+        pictures: Each (N, 3, S, S) in [-1, 1], the caption's picture; then others of the same captions, where there are
+            any.
+        grammar: Whether the captions are of scenes, which the oracle reads.
+    """
+
+    name: str
+    captions: list[str]
+    pictures: list[Tensor]
+    grammar: bool
+
+
+def _only(word: str, table: dict[str, dict[str, float]]) -> bool:
+    """Whether the word fits a single value."""
+    return sum(word in words for words in table.values()) == 1
+
+
+def explicit(caption: str) -> bool:
+    """Whether a caption of a scene tells the shape and the colour of every object."""
+    return all(_only(phrase.noun, NOUNS) and _only(phrase.color, COLOR_WORDS) for phrase in parse(caption).phrases)
+
+
+def relates(caption: str) -> bool:
+    """Whether a caption of a scene tells anything about where its two objects stand."""
+    said = parse(caption).relation
+    return said != "" and sum(said in words for words in RELATION_WORDS.values()) < len(RELATIONS)
+
+
+def scenes_of(captions: Sequence[str], copies: int, generator: torch.Generator, split: str = "all") -> list[Scenes]:
+    """``copies`` times a scene for each caption, from p(scene | caption).
+
+    Args:
+        captions: All of one object, or all of two.
+        copies: Number of scenes of each caption.
+        generator: Decides everything.
+        split: As ``sample_scenes`` takes it.
+
+    Raises:
+        ValueError: for a text that the grammar cannot say of a scene of the split.
+    """
+    tables = [attributes_given_caption(caption, split) for caption in captions]
+    chosen = [torch.multinomial(t.flatten(), copies, replacement=True, generator=generator) for t in tables]
+    scenes = []
+    for row in torch.stack(chosen, 1):
+        place = [torch.from_numpy(index) for index in np.unravel_index(row.numpy(), tables[0].shape)]
+        shape, color, size = (torch.stack(place[first : len(place) // 3 * 3 : 3], 1) for first in range(3))
+        scenes.append(arranged(shape, color, size, place[-1], generator))
+    return scenes
+
+
+def _explicit_scenes(n: int, objects: int, split: str, generator: torch.Generator) -> tuple[Scenes, list[str]]:
+    """The first n scenes with an explicit caption, and these captions."""
+    scenes, captions = [], []
+    while len(captions) < n:
+        drawn = sample_scenes(n, generator, objects, split)
+        said = sample_captions(drawn, generator)
+        chosen = [i for i, caption in enumerate(said) if explicit(caption)]
+        scenes.append(drawn.select(torch.tensor(chosen, dtype=torch.long)))
+        captions += [said[i] for i in chosen]
+    return joined(scenes).select(slice(n)), captions[:n]
+
+
+def scene_sheet(split: str, count: int, size: int, others: int = 3, seed: int = 0) -> Sheet:
+    """A sheet of scenes.
+
+    Args:
+        split: "heldout" or "seen", as ``sample_scenes`` takes it.
+        count: Number of captions.
+        size: Side of the pictures.
+        others: Further pictures of each caption, from p(scene | caption).
+        seed: Decides everything, with the numbers above.
+
+    Raises:
+        ValueError: for a count below 2, or as ``sample_scenes`` and ``render``.
+    """
+    if count < 2:
+        raise ValueError(f"a sheet needs at least 2 captions, one for each number of objects; got {count}")
+    captions, pictures = [""] * count, torch.empty(1 + others, count, 3, size, size)
+    for objects in (1, 2):
+        places = range(objects - 1, count, 2)
+        generator = sample_generators(seed, [f"prompts {split} {objects}"])[0]
+        scenes, said = _explicit_scenes(len(places), objects, split, generator)
+        for place, caption in zip(places, said, strict=True):
+            captions[place] = caption
+        for row, drawn in zip(pictures, [scenes, *scenes_of(said, others, generator, split)], strict=True):
+            row[places.start :: 2] = render(drawn, size)
+    return Sheet(split, captions, list(pictures), True)
+
+
+def sheets(data: DataRecipe, size: int, count: int | None = None, seed: int = 0) -> list[Sheet]:
+    """The held-out sheet and the seen one of a captioned data set, with as many captions.
+
+    Of scenes as ``scene_sheet`` makes them; else captions of the two parts of the set, with their pictures.
+
+    Args:
+        data: The data set.
+        size: Side of the pictures.
+        count: Number of captions; ``COUNT`` when left out, or as many as both parts have.
+        seed: Chooses.
+
+    Raises:
+        ValueError: for a data set without captions, or with fewer than count in one of its parts.
+    """
+    from ..training.data import load_dataset
+
+    if data.name == "scenes":
+        return [scene_sheet(name, count or COUNT, size, seed=seed) for name in SHEETS]
+    if not data.tokenizer:
+        raise ValueError(f"data {data.name!r} have no captions")
+    parts = {name: load_dataset(data, size, part) for name, part in SHEETS.items()}
+    most = min(map(len, parts.values()))
+    if most < (count or 1):
+        raise ValueError(f"{data.name} has {most} captions in one of its parts, not {count}")
+    return [_some(name, part, min(count or COUNT, most), data.tokenizer, seed) for name, part in parts.items()]
+
+
+def _some(name: str, found: Dataset, count: int, reader: str, seed: int) -> Sheet:
+    generator = sample_generators(seed, [f"prompts {name}"])[0]
+    chosen = torch.randperm(len(found), generator=generator)[:count].tolist()
+    images, tokens = zip(*(found[i] for i in chosen), strict=True)
+    return Sheet(name, tokenizer(reader).decode(torch.stack(tokens)), [torch.stack(images)], False)

@@ -1,0 +1,207 @@
+"""How well pictures fit their captions: by the oracle, by a CLIP, beside real pictures of the same captions.
+
+Each caption is drawn once, and some are drawn once more, for diversity. Captions are the independent draws: intervals
+are over captions with their pictures, so they cover what other captions of the same kind would give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..data.captions import judge, parse
+from ..data.oracle import read
+from ..data.prompts import Sheet, relates
+from ..files import sha256
+from ..recipes import DataRecipe, nearest
+from ..systems.zoo import card, checkpoints, weights_path
+from .evaluation import Plan
+from .intervals import Interval, around, bootstrap, halves, proportion
+from .networks import feature_network
+from .quality import frechet_distance
+
+FITS = {
+    "count": "count",
+    "shape": "shape",
+    "color": "colour",
+    "binding": "binding",
+    "relation": "relation",
+    "all": "all",
+}
+COLUMNS = {"clip_score": "CLIP score", "frechet": "FD", "frechet_debiased": "FD - bias", "diversity": "diversity"}
+
+
+def clip_score(images: Tensor, texts: Tensor) -> Tensor:
+    """(N,) 2.5 max(cos(image, text), 0) of embeddings (N, E) each (Hessel et al. 2021, equation 1, w = 2.5)."""
+    return 2.5 * F.cosine_similarity(images, texts).clamp(min=0)
+
+
+def diversity(features: Tensor) -> Tensor:
+    """(N,) mean Euclidean distance between two of the K >= 2 pictures of a caption, features (N, K, E).
+
+    Raises:
+        ValueError: for a single picture of each.
+    """
+    if features.ndim != 3 or features.shape[1] < 2:
+        raise ValueError(f"features must be (captions, 2 pictures or more, width), got {tuple(features.shape)}")
+    first, second = torch.triu_indices(features.shape[1], features.shape[1], 1)
+    return (features[:, first] - features[:, second]).norm(dim=2).mean(1)
+
+
+def fits(captions: Sequence[str], images: Tensor) -> dict[str, Tensor]:
+    """What of each caption the oracle finds in its picture (N, 3, S, S): (N,) bool by name, see ``captions.judge``."""
+    return judge(captions, read(images).scenes)
+
+
+def asked(captions: Sequence[str]) -> dict[str, Tensor]:
+    """For each verdict of ``fits`` the (N,) captions of scenes that ask for it.
+
+    A binding takes two objects, and a relation words that tell one ("and" does not); everything else is always asked.
+    """
+    two = torch.tensor([len(parse(caption).phrases) == 2 for caption in captions])
+    every = torch.ones(len(captions), dtype=torch.bool)
+    told = torch.tensor([relates(caption) for caption in captions])
+    return {name: {"binding": two, "relation": told}.get(name, every) for name in FITS}
+
+
+@dataclass(frozen=True)
+class Eye:
+    """What pictures are compared in.
+
+    Attributes:
+        name: Name.
+        sha256: Of its weights; None for those that are named by a tag.
+        width: Number of features.
+        features: Images (b, C, H, W) in [-1, 1] -> (b, width).
+        texts: Captions -> (b, width); None where it reads none.
+    """
+
+    name: str
+    sha256: str | None
+    width: int
+    features: Callable[[Tensor], Tensor]
+    texts: Callable[[list[str]], Tensor] | None
+
+
+def eye(name: str, device: torch.device | str = "cpu") -> Eye:
+    """A clean CLIP by name (see ``load_clip``), a committed classifier or Inception (see ``feature_network``).
+
+    Images that are a whole number of times as large as what it sees are averaged down.
+
+    Raises:
+        ValueError: for an unknown name, a CLIP for noised images, or weights that are not there.
+    """
+    known = {known: card(known)["recipe"]["system"] for known in checkpoints()}
+    released = ":" in name and not name.startswith("inception:")
+    if known.get(name) != "clip" and not released:
+        if name not in known and not name.startswith("inception"):
+            raise ValueError(f"no features {name!r}: {nearest(name, known)}")
+        network = feature_network(name, device)
+        seen = lambda images: network(_reduced(images, network.size))[0]
+        return Eye(network.name, network.sha256, network.width, seen, None)
+    from ..systems.clip import load_clip
+
+    clip = load_clip(name, str(device))
+    if clip.noisy:
+        raise ValueError(f"{name} is made for noised images; pictures are judged by a clean CLIP")
+    weights = None if released else sha256(weights_path(name))
+    size = None if released else clip.shape[1]
+    images = torch.no_grad()(lambda images: clip.embed_images(_reduced(images, size)))
+    texts = torch.no_grad()(clip.embed_texts)
+    return Eye(name, weights, texts([""]).shape[1], images, texts)
+
+
+def default_eye(data: DataRecipe) -> str:
+    """Name of the committed clean CLIP that knows a data set.
+
+    Raises:
+        ValueError: when there is none.
+    """
+    for name in checkpoints():
+        recipe = card(name)["recipe"]
+        if recipe["system"] == "clip" and not recipe["network"]["levels"] and recipe["data"]["name"] == data.name:
+            return name
+    raise ValueError(f"no committed CLIP knows {data.name}: choose what pictures are compared in with --features")
+
+
+def _reduced(images: Tensor, size: int | None) -> Tensor:
+    if size is None or images.shape[2] == size or images.shape[2] % size:
+        return images
+    return F.avg_pool2d(images, images.shape[2] // size)
+
+
+@dataclass
+class ByCaption(Plan):
+    """Pictures of a sheet of captions. A row draws caption i at i, and the first captions again after that.
+
+    The label of a picture is the number of its caption. The reference holds real pictures of all captions, perhaps
+    several of each: those of all, then again of all.
+
+    Attributes:
+        sheet: The captions.
+        eye: What pictures are compared in.
+    """
+
+    sheet: Sheet
+    eye: Eye
+
+    def __post_init__(self):
+        if self.count < len(self.sheet.captions):
+            raise ValueError(f"{self.count} pictures do not draw each of {len(self.sheet.captions)} captions")
+        self._texts = None if self.eye.texts is None else self.eye.texts(self.sheet.captions)
+
+    @property
+    def least(self) -> int:
+        """Captions that a Frechet distance needs: half of them still have a covariance."""
+        return 2 * (self.eye.width + 1)
+
+    def see(self, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        """Features (b, E), verdicts of the oracle (b, 6), CLIP score (b,)."""
+        features = self.eye.features(images)
+        captions = [self.sheet.captions[i] for i in labels]
+        verdicts, score = torch.zeros(len(images), 0), torch.zeros(len(images), 0)
+        if self.sheet.grammar:
+            found = fits(captions, images.cpu())
+            verdicts = torch.stack([found[name] for name in FITS], 1)
+        if self._texts is not None:
+            score = clip_score(features, self._texts[labels])
+        return features, verdicts, score
+
+    def measure(self, found: tuple[Tensor, ...], against: tuple[Tensor, ...]) -> dict[str, Interval]:
+        """The measures that there are: the verdicts, and ``COLUMNS``; "all_one" and "all_two" by number of objects."""
+        features, verdicts, score = found
+        n, theirs, out = len(self.sheet.captions), against[0], {}
+        if self.sheet.grammar:
+            masks = asked(self.sheet.captions)
+            for column, (name, mask) in enumerate(masks.items()):
+                if mask.any():
+                    out[name] = proportion(verdicts[:n, column][mask])
+            for name, mask in (("all_one", ~masks["binding"]), ("all_two", masks["binding"])):
+                if mask.any():
+                    out[name] = proportion(verdicts[:n, -1][mask])
+        if self._texts is not None:
+            out["clip_score"] = self._interval(lambda i: score[i].mean(), n)
+        copies = theirs.unflatten(0, (-1, n))
+        distance = lambda i: frechet_distance(features[i], copies[:, i].flatten(0, 1))
+        if n >= self.least:
+            value, scattered = distance(torch.arange(n)), halves(distance, torch.arange(n), **self._halves())
+            out["frechet"] = around(value, scattered)
+            out["frechet_debiased"] = around(2 * value - float(scattered.mean()), scattered)
+        twice = self.count - n
+        if twice >= 4:
+            apart = diversity(torch.stack([features[:twice], features[n:]], 1))
+            out["diversity"] = self._interval(lambda i: apart[i].mean(), twice)
+        return out
+
+    def about(self) -> dict:
+        return {"name": self.eye.name, "width": self.eye.width, "sha256": self.eye.sha256}
+
+    def _halves(self) -> dict:
+        return {"generator": torch.Generator().manual_seed(self.seed), "draws": self.draws}
+
+    def _interval(self, statistic: Callable, n: int) -> Interval:
+        return bootstrap(statistic, torch.arange(n), **self._halves())

@@ -1,0 +1,266 @@
+"""GLIDE as a system: captions in, nulls and dropout, guidance by captions or by a CLIP, its upsampler and recipes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from minidiff.data.captioned import captioned_scenes
+from minidiff.data.captions import VOCABULARY
+from minidiff.data.tokenizer import tokenizer
+from minidiff.denoiser import conditioned
+from minidiff.guidance import classifier_guidance, mean_shift_guidance, static_threshold
+from minidiff.models.text import TextConfig
+from minidiff.models.unet import UNet, UNetConfig
+from minidiff.random import randn, sample_generators
+from minidiff.recipes import load_recipe
+from minidiff.sampler import ancestral, ddim, sample
+from minidiff.schedule import clipped_cosine_schedule
+from minidiff.systems.glide import Glide, GlideUpsampler
+from minidiff.systems.upsampler import Small
+from minidiff.systems.zoo import build
+
+CAPTIONS = ["a red ring above a blue square", "a small star", "an orange heart and a disc", "a tiny teal cross"]
+TEXT = TextConfig(vocabulary=len(VOCABULARY), context=12, width=16, layers=1, heads=2)
+
+
+def network(**changes):
+    """A U-Net for 8x8 pictures in which no branch is silent."""
+    shape = {"size": 8, "channels": 8, "channel_mult": (1, 2), "blocks": 1, "attention": (4,), "groups": 4}
+    torch.manual_seed(0)
+    made = UNet(UNetConfig(**shape, head_channels=8, **({"text": TEXT} | changes)))
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=(parameter.shape[1:].numel() or 1) ** -0.5)
+    return made.eval()
+
+
+def glide(kind=Glide, dropout=0.2, **changes):
+    return kind(network(**changes), clipped_cosine_schedule(), "eps", "fixed", tokenizer("scenes"), dropout)
+
+
+@pytest.fixture
+def system():
+    return glide()
+
+
+@pytest.fixture
+def x():
+    return randn((4, 3, 8, 8), torch.Generator().manual_seed(1))
+
+
+# --- captions -------------------------------------------------------------------------------------------------------
+
+
+def test_captions_are_words_of_the_vocabulary(system):
+    tokens = system.tokens(CAPTIONS)
+    assert tokens.shape == (4, 12) and tokens.dtype == torch.long
+    for row, caption in zip(tokens.tolist(), CAPTIONS, strict=True):
+        words = caption.split()
+        assert [VOCABULARY[t] for t in row[: len(words)]] == words and set(row[len(words) :]) <= {-1}
+
+
+def test_the_null_is_the_empty_caption(system, x):
+    level = system.schedule.level(400)
+    assert bool((system.null(4) == -1).all()) and system.has_null
+    assert torch.equal(system(x, level).value, system(x, level, system.tokens([""] * 4)).value)
+    assert not torch.allclose(system(x, level).value, system(x, level, system.tokens(CAPTIONS)).value, atol=1e-3)
+
+
+def test_one_caption_serves_a_batch(system, x):
+    level, tokens = system.schedule.level(400), system.tokens(CAPTIONS[:1])
+    torch.testing.assert_close(system(x, level, tokens).value, system(x, level, tokens.repeat(4, 1)).value)
+
+
+def test_a_prediction_does_not_depend_on_its_batch(system, x):
+    level, tokens = system.schedule.level(400), system.tokens(CAPTIONS)
+    together = system(x, level, tokens).value
+    for i in range(4):
+        alone = system(x[i : i + 1], level, tokens[i : i + 1]).value
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_tokens_of_another_vocabulary_are_refused(system):
+    with pytest.raises(ValueError, match="no word 'ringg' here: did you mean 'ring'"):
+        system.sample(["a red ringg"], steps=1)
+    with pytest.raises(ValueError, match=rf"from -1 \(none\) to {len(VOCABULARY) - 1}, got up to 400"):
+        system.sample(torch.full((2, 12), 400), steps=1)
+    with pytest.raises(ValueError, match=r"of shape \(B, 12\), got \(2, 77\)"):
+        system.sample(tokenizer("clip")(CAPTIONS[:2]), steps=1)
+    with pytest.raises(ValueError, match="a list of captions is accepted, got the string"):
+        system.sample("a red ring", steps=1)
+
+
+def test_a_network_of_another_tokenizer_or_without_text_is_refused():
+    with pytest.raises(ValueError, match="text is missing"):
+        glide(text=None)
+    arguments = (network(), clipped_cosine_schedule(), "eps", "fixed", tokenizer("clip"))
+    with pytest.raises(ValueError, match=r"reads 12 of \d+ tokens, but the tokenizer 'clip' writes 77 of 49408"):
+        Glide(*arguments)
+
+
+# --- training -------------------------------------------------------------------------------------------------------
+
+
+def test_captions_are_dropped_whole_and_one_by_one(system):
+    tokens = system.tokens(CAPTIONS).repeat(5000, 1)
+    shown = system.dropped(tokens, torch.Generator().manual_seed(0))
+    empty, kept = (shown == -1).all(1), (shown == tokens).all(1)
+    assert bool((empty | kept).all()), "a caption is shown as it is or not at all"
+    rate, n = empty.double().mean().item(), len(tokens)
+    assert abs(rate - 0.2) < 4 * math.sqrt(0.2 * 0.8 / n)
+    alternations = (empty[1:] != empty[:-1]).double().mean().item()
+    assert abs(alternations - 2 * 0.2 * 0.8) < 0.02, "dropped captions do not come in runs"
+    assert torch.equal(shown, system.dropped(tokens, torch.Generator().manual_seed(0)))
+
+
+def test_the_loss_drops_captions(x):
+    images, tokens = x.clamp(-1, 1), glide().tokens(CAPTIONS)
+    losses = {
+        p: glide(dropout=p).loss(images, tokens, torch.Generator().manual_seed(3))["loss"] for p in (0.0, 0.5, 1.0)
+    }
+    nothing = glide(dropout=0.0).loss(images, torch.full_like(tokens, -1), torch.Generator().manual_seed(3))["loss"]
+    torch.testing.assert_close(losses[1.0], nothing)
+    assert bool((losses[0.0] != nothing).all()), "a caption changes the loss"
+    for some, told, untold in zip(losses[0.5], losses[0.0], nothing, strict=True):
+        assert torch.isclose(some, told) or torch.isclose(some, untold), "there is no half caption"
+
+
+def test_training_data_fit_the_system(system):
+    data = captioned_scenes(3, 8, torch.Generator().manual_seed(2))
+    loss = system.loss(data.images, system.tokens(data.captions), torch.Generator().manual_seed(3))["loss"]
+    assert loss.shape == (3,) and bool(loss.isfinite().all())
+
+
+# --- guidance -------------------------------------------------------------------------------------------------------
+
+
+def noise_of(system, n=4):
+    """The x_T that ``sample`` starts from."""
+    return randn((n, *system.shape), torch.Generator().manual_seed(5))
+
+
+def test_at_scale_one_not_a_bit_is_guided(system):
+    tokens = system.tokens(CAPTIONS)
+    plain = static_threshold(conditioned(system, tokens))
+    expected = sample(ddim(), plain, system.schedule.levels(4), noise_of(system))
+    drawn = system.sample(CAPTIONS, scale=1.0, steps=4, generator=torch.Generator().manual_seed(5))
+    assert torch.equal(drawn, expected)
+
+
+@pytest.mark.parametrize("scale", [0.0, 3.0])
+def test_guidance_extrapolates_from_the_empty_caption(system, scale):
+    def by_hand(x, level):
+        c, u = system(x, level, system.tokens(CAPTIONS)), system(x, level, torch.full((len(x), 12), -1))
+        return c.with_eps((1 - scale) * u.eps + scale * c.eps)
+
+    expected = sample(ddim(), static_threshold(by_hand), system.schedule.levels(4), noise_of(system))
+    drawn = system.sample(CAPTIONS, scale=scale, steps=4, generator=torch.Generator().manual_seed(5))
+    torch.testing.assert_close(drawn, expected, rtol=1e-4, atol=1e-4)
+    assert drawn.abs().max() <= 1
+
+
+def test_captions_and_their_tokens_draw_the_same(system):
+    options = {"scale": 2.0, "steps": 3}
+    drawn = [
+        system.sample(told, generator=torch.Generator().manual_seed(5), **options)
+        for told in (CAPTIONS, tuple(CAPTIONS), system.tokens(CAPTIONS))
+    ]
+    assert torch.equal(drawn[0], drawn[1]) and torch.equal(drawn[0], drawn[2])
+
+
+def test_a_picture_does_not_depend_on_its_batch(system):
+    many = system.sample(CAPTIONS, 2.0, 3, generator=sample_generators(0, range(4)))
+    one = system.sample(CAPTIONS[2:3], 2.0, 3, generator=sample_generators(0, [2]))
+    torch.testing.assert_close(many[2:3], one, rtol=1e-4, atol=1e-4)
+
+
+class Brighter:
+    """Stands in for a CLIP: its critic wants brighter pictures, the more words the more."""
+
+    def __init__(self):
+        self.asked = []
+
+    def critic(self, tokens):
+        self.asked.append(tokens)
+        wanted = (tokens >= 0).sum(1).float()
+        return lambda x, level: wanted * x.mean((1, 2, 3))
+
+
+@pytest.mark.parametrize("told, rule, steps", [(False, "score", 4), (True, "adm", "ddim4"), (True, "adm", 4)])
+def test_a_clip_guides_the_model_that_its_rule_says(system, told, rule, steps):
+    """By "score" the empty caption's score is shifted; GLIDE's scripts shift the mean of the caption's own."""
+    clip, tokens = Brighter(), system.tokens(CAPTIONS)
+    generator = torch.Generator().manual_seed(5)
+    drawn = system.sample(CAPTIONS, 2.0, steps, clip=clip, rule=rule, generator=generator)
+    assert len(clip.asked) == 1 and torch.equal(clip.asked[0], tokens), "the text is embedded once"
+
+    critic, base = clip.critic(tokens), conditioned(system, tokens if told else system.null(4))
+    generator, levels = (
+        torch.Generator().manual_seed(5),
+        system.schedule.levels(4, "ddim" if steps == "ddim4" else "even"),
+    )
+    if rule == "score":
+        denoiser, sampler = static_threshold(classifier_guidance(base, critic, 2.0)), ddim()
+    elif steps == "ddim4":
+        denoiser, sampler = classifier_guidance(static_threshold(base), critic, 2.0), ddim()
+    else:
+        denoiser, sampler = mean_shift_guidance(static_threshold(base), critic, 2.0), ancestral("beta")
+    x_T = randn((4, *system.shape), generator)
+    torch.testing.assert_close(drawn, sample(sampler, denoiser, levels, x_T, generator))
+    plain = system.sample(CAPTIONS, 0.0, steps, clip=clip, rule=rule, generator=torch.Generator().manual_seed(5))
+    assert bool((drawn.mean((1, 2, 3)) > plain.mean((1, 2, 3))).all()), "guidance goes up the critic, not down"
+
+
+def test_a_captions_critic_must_answer_for_every_picture(system):
+    class Scalar:
+        def critic(self, tokens):
+            return lambda x, level: x.sum()
+
+    with pytest.raises(ValueError, match=r"must return shape \(4,\)"):
+        system.sample(CAPTIONS, 2.0, 2, clip=Scalar())
+
+
+# --- upsampler ------------------------------------------------------------------------------------------------------
+
+
+def test_an_upsampler_sees_caption_and_picture(x):
+    system = glide(GlideUpsampler, in_channels=6)
+    small = randn((4, 3, 2, 2), torch.Generator().manual_seed(6))
+    tokens, level = system.tokens(CAPTIONS), system.schedule.level(400)
+    out = system(x, level, Small(tokens, small)).value
+    assert not torch.allclose(out, system(x, level, Small(tokens.flip(0), small)).value, atol=1e-3)
+    assert not torch.allclose(out, system(x, level, Small(tokens, small.flip(0))).value, atol=1e-3)
+    by_hand = system.network(
+        torch.cat([x, torch.nn.functional.interpolate(small, (8, 8), mode="bilinear")], 1),
+        torch.full((4,), 400),
+        Glide.condition(system, tokens),
+    )
+    torch.testing.assert_close(out, by_hand)
+    with pytest.raises(ValueError, match=r"enlarges \(B, 3, 2, 2\), got \(4, 3, 4, 4\)"):
+        system(x, level, Small(tokens, x[..., ::2, ::2]))
+
+
+def test_guiding_an_upsampler_hides_the_caption_and_keeps_the_picture(x):
+    system = glide(GlideUpsampler, in_channels=6)
+    small = randn((4, 3, 2, 2), torch.Generator().manual_seed(6))
+
+    def by_hand(x, level):
+        c, u = (system(x, level, Small(told, small)) for told in (system.tokens(CAPTIONS), system.null(4)))
+        return c.with_eps(u.eps + 2.0 * (c.eps - u.eps))
+
+    expected = sample(ddim(), static_threshold(by_hand), system.schedule.levels(3), noise_of(system))
+    drawn = system.sample(CAPTIONS, small, 2.0, 3, generator=torch.Generator().manual_seed(5))
+    torch.testing.assert_close(drawn, expected, rtol=1e-4, atol=1e-4)
+
+
+# --- recipes --------------------------------------------------------------------------------------------------------
+
+
+def test_the_two_small_recipes_differ_in_how_the_caption_enters_alone():
+    attended, pooled = (load_recipe(name) for name in ("glide", "glide-pooled"))
+    assert attended.training == pooled.training and attended.data == pooled.data
+    assert not attended.network.text.pooled and pooled.network.text.pooled
+    assert load_recipe("glide", ["network.text.pooled=true"]).network == pooled.network
+    assert type(build(attended, empty=True)) is type(build(pooled, empty=True)) is Glide
