@@ -43,7 +43,7 @@ MILLIONS = {  # as published, to the last digit given
     "glide-upsampler": "398.36",
     "glide-base-inpaint": "385.04",
     "glide-upsampler-inpaint": "398.37",
-    "glide-clip": "158.12",  # 71.68 and 86.44, see tests/models/test_clip.py
+    "glide-clip": "158.12",  # 71.68 and 86.44, see tests/models/test_clip_networks.py
 }
 GLIDES = {
     "glide-base": Glide,

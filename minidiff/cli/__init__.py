@@ -43,6 +43,7 @@ def main() -> None:
     \b
     Examples:
       minidiff sample digits --label 7 --scale 3
+      minidiff sample glide "a small red ring above a blue square"
       minidiff train digits training.steps=200 --out runs/try
       minidiff evaluate digits --scale 1 --scale 3
       minidiff grade hand-ins/ --csv grades.csv

@@ -28,7 +28,9 @@ INTERVALS = (
 @click.option("--classifier", help="Guide by this classifier instead of classifier-free; a preset as NAME=FILE.")
 @click.option("--clip", help="Guide by this CLIP instead of classifier-free, a system that reads captions.")
 @click.option("--rule", type=click.Choice(["score", "adm"]), default="score", show_default=True, help="Guidance rule.")
-@click.option("--reference", default="heldout", show_default=True, help="heldout, train, or a folder, zip or npz file.")
+@click.option(
+    "--reference", default="heldout", show_default=True, help="heldout, train, a folder, zip or npz file; shards."
+)
 @click.option("--features", help="A classifier, inception[:WEIGHTS], or for captions a CLIP (default: the data set's).")
 @click.option("--bits-per-dim", "bound_images", type=click.IntRange(min=4), help="Bound on so many held-out images.")
 @click.option(
@@ -58,6 +60,7 @@ def evaluate(context, source, out, card, cpu, bound_images, **options) -> None:
       minidiff evaluate runs/mine --images 2000 --bits-per-dim 64
       minidiff evaluate drawn.npz --features digits-classifier-clean
       minidiff evaluate glide --captions 500 --scale 1 --scale 3
+      minidiff evaluate glide-base --weights base.pt --reference coco/val --captions 30000 --features inception
       torchrun --standalone --nproc-per-node 2 -m minidiff evaluate shapes16 --images 5000
     """
     from ..files import sha256, write_atomically
@@ -153,7 +156,12 @@ def _of_classes(system, recipe, facts: dict, options: dict, here) -> list:
 
 
 def _of_captions(system, recipe, facts: dict, options: dict, here) -> list:
-    """For the held-out and for the seen captions: real pictures first, then what the system draws at each scale."""
+    """For the held-out and for the seen captions: real pictures first, then what the system draws at each scale.
+
+    With shards as the reference: for captions of theirs, beside their pictures.
+    """
+    from dataclasses import replace
+
     import torch
     from torch.utils.data import TensorDataset
 
@@ -162,9 +170,12 @@ def _of_captions(system, recipe, facts: dict, options: dict, here) -> list:
     from ..metrics.evaluation import read
     from ..systems.clip import load_clip
 
+    data = recipe.data
+    if options["reference"] != "heldout":
+        data = replace(data, name="shards", path=options["reference"], train="", heldout="")
     guide = load_clip(options["clip"], str(here.device)) if options["clip"] else None
-    judged_by = eye(options["features"] or default_eye(recipe.data), here.device)
-    found = sheets(recipe.data, recipe.network.size, options["captions"], options["seed"])
+    judged_by = eye(options["features"] or default_eye(data), here.device)
+    found = sheets(data, recipe.network.size, options["captions"], options["seed"])
     n, again = len(found[0].captions), options["again"]
     again = min(n, 100 if again is None else again)
     number = torch.cat([torch.arange(n), torch.arange(again)])
@@ -187,7 +198,7 @@ def _of_captions(system, recipe, facts: dict, options: dict, here) -> list:
         for scale in options["scales"] or (1.0,):
             rows.append((f"{sheet.name}, s = {scale:g}", scale, drawn(tokens, scale)))
         reference = TensorDataset(torch.cat(reference), torch.arange(n).repeat(len(reference)))
-        name = f"real pictures of the same {recipe.data.name} captions"
+        name = f"real pictures of the same {data.name} captions"
         plan = ByCaption(rows, len(number), reference, name, sheet, judged_by, facts=facts, **_common(options))
         plans.append(plan)
     return plans
@@ -216,7 +227,7 @@ def _of_images(source: str, options: dict, here):
 
 
 MODELS = {"weights", "scales", "steps", "sampler", "rule", "bound_images"}
-CLASSES = {"images", "classifier", "reference", "neighbours"}
+CLASSES = {"images", "classifier", "neighbours"}
 CAPTIONS = {"captions", "again", "clip"}
 PLANNERS = {"class_conditional": (_of_classes, CAPTIONS), "glide": (_of_captions, CLASSES)}
 
@@ -256,6 +267,10 @@ def _show(found: dict, path: Path) -> None:
         value, low, high = bits["total"].values()
         click.echo(f"bits/dim {value:.3f} [{low:.3f}, {high:.3f}] on {bits['images']} held-out images")
     reference, features = found["reference"], found["features"]
+    if "captions" in found and not any("frechet" in row for row in rows.values()):
+        click.echo(f"no Frechet distance: {features['width']} features take {2 * features['width'] + 2} captions")
+    if features["name"] == found["options"]["clip"]:
+        click.echo(f"{features['name']} guides what it judges: its score says little")
     click.echo(
         f"{found['images']} images a row against {reference['images']} of {reference['name']}; {features['width']}"
         f" features of {features['name']}; {found['seconds']:g} s; all numbers in {path}"

@@ -31,7 +31,7 @@ class Sheet:
     """Captions, and real pictures of them.
 
     Attributes:
-        name: "heldout" or "seen".
+        name: "heldout", "seen", or "all".
         captions: N captions.
         pictures: Each (N, 3, S, S) in [-1, 1], the caption's picture; then others of the same captions, where there are
             any.
@@ -124,7 +124,8 @@ def scene_sheet(split: str, count: int, size: int, others: int = 3, seed: int = 
 def sheets(data: DataRecipe, size: int, count: int | None = None, seed: int = 0) -> list[Sheet]:
     """The held-out sheet and the seen one of a captioned data set, with as many captions.
 
-    Of scenes as ``scene_sheet`` makes them; else captions of the two parts of the set, with their pictures.
+    Of scenes as ``scene_sheet`` makes them; else captions of the two parts of the set, with their pictures. A set that
+    has no parts gives one sheet, "all".
 
     Args:
         data: The data set.
@@ -141,7 +142,8 @@ def sheets(data: DataRecipe, size: int, count: int | None = None, seed: int = 0)
         return [scene_sheet(name, count or COUNT, size, seed=seed) for name in SHEETS]
     if not data.tokenizer:
         raise ValueError(f"data {data.name!r} have no captions")
-    parts = {name: load_dataset(data, size, part) for name, part in SHEETS.items()}
+    names = SHEETS if data.train != data.heldout else {"all": "train"}
+    parts = {name: load_dataset(data, size, part) for name, part in names.items()}
     most = min(map(len, parts.values()))
     if most < (count or 1):
         raise ValueError(f"{data.name} has {most} captions in one of its parts, not {count}")

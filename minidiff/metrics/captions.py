@@ -24,7 +24,7 @@ from .intervals import Interval, around, bootstrap, halves, proportion
 from .networks import feature_network
 from .quality import frechet_distance
 
-FITS = {
+FITS = {  # the verdicts of captions.judge, and their headings
     "count": "count",
     "shape": "shape",
     "color": "colour",
@@ -152,7 +152,9 @@ class ByCaption(Plan):
     def __post_init__(self):
         if self.count < len(self.sheet.captions):
             raise ValueError(f"{self.count} pictures do not draw each of {len(self.sheet.captions)} captions")
-        self._texts = None if self.eye.texts is None else self.eye.texts(self.sheet.captions)
+        captions, texts = self.sheet.captions, self.eye.texts
+        parts = range(0, len(captions), self.batch)
+        self._texts = None if texts is None else torch.cat([texts(captions[i : i + self.batch]) for i in parts])
 
     @property
     def least(self) -> int:

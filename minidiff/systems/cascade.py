@@ -22,8 +22,8 @@ from ..random import rand, randn
 from ..schedule import DiscreteSchedule, NoiseLevel
 from .class_conditional import ClassConditional
 from .diffusion import Diffusion, Steps, respaced
-from .glide import Glide
-from .upsampler import Enlarging, Small, Upsampler, eight_bit
+from .glide import GlideUpsampler
+from .upsampler import Enlarging, Small, Upsampler
 
 TOLD = 1000
 
@@ -159,7 +159,7 @@ class CDM(Augmented, ClassConditional):
     """A class-conditional upsampler with noise-conditioning augmentation (Ho et al. 2022)."""
 
 
-class GlideCDM(Augmented, Glide):
+class GlideCDM(Augmented, GlideUpsampler):
     """A text-conditioned upsampler with noise-conditioning augmentation."""
 
 
@@ -194,22 +194,19 @@ def truncated(schedule: DiscreteSchedule, steps: Steps, sigma: float) -> list[No
     return [*chain, end]
 
 
-def cascade(
-    stages: Sequence[tuple[Diffusion, dict]], told, generator=None, truncate: bool = False, store=eight_bit
-) -> Tensor:
+def cascade(stages: Sequence[tuple[Diffusion, dict]], told, generator=None, truncate: bool = False) -> Tensor:
     """Draw small images and enlarge them, stage by stage.
 
     A stage with a ``level`` among its options enlarges images with that much noise in them. Without truncation the
     stage before samples to its end and the noise is added (Ho et al. 2022, section 4.2.2); with it, that stage stops
     where its own chain has so much noise left (section 4.2.1). Images that are sampled to the end are handed on by way
-    of eight bits, as in ADM's scripts (Dhariwal and Nichol 2021, section 4.4).
+    of eight bits, as the next stage has them ``stored``.
 
     Args:
         stages: Systems, the base first, each with further arguments of its ``sample``: scale, steps, sampler, level.
         told: Labels or captions, told to every stage.
         generator: One generator, or a list with one per image; it serves all stages.
         truncate: Stop chains early.
-        store: What handing on makes of an image.
 
     Returns:
         (B, C, H, W) in the size of the last stage.
@@ -222,13 +219,13 @@ def cascade(
     for (before, _), (after, _) in pairwise(stages):
         if before.shape != after.small_shape:
             raise ValueError(f"one stage draws {before.shape}, the next enlarges {after.small_shape}")
-    image, inherited = (), {}
+    drawn, noisy = None, {}
     for (system, own), (_, following) in zip(stages, [*stages[1:], (None, {})], strict=True):
-        options = {**own, **inherited}
-        inherited, stop = {}, following.get("level", 0.0) if truncate else 0.0
+        options = {**own, **noisy}
+        small = [] if drawn is None else [drawn if noisy else system.stored(drawn)]
+        stop, noisy = following.get("level", 0.0) if truncate else 0.0, {}
         if stop:
             options["steps"] = truncated(system.schedule, options.get("steps", 50), stop)
-            inherited = {"level": options["steps"][-1].sigma, "noisy": True}
-        drawn = system.sample(told, *image, generator=generator, **options)
-        image = (drawn if stop else store(drawn),)
+            noisy = {"level": options["steps"][-1].sigma, "noisy": True}
+        drawn = system.sample(told, *small, generator=generator, **options)
     return drawn

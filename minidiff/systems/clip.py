@@ -141,24 +141,31 @@ class CLIP(nn.Module):
 
 
 def load_clip(name: str, device: str = "cpu") -> CLIP:
-    """A CLIP by name, ready to use: a committed checkpoint, or a released one through open_clip.
+    """A CLIP by name, ready to use.
 
-    Released CLIPs have never seen noise. They take images in [-1, 1] of any size, and bring them to their own.
+    Those of open_clip have never seen noise. They take images in [-1, 1] of any size, and bring them to their own.
 
     Args:
-        name: "scenes-clip"; or a model of open_clip, "ViT-B-32:TAG", "ViT-B-32:/path/weights.safetensors" or
+        name: A committed checkpoint, "scenes-clip-noisy"; a preset and the folder of its released files,
+            "glide-clip=/path"; or a model of open_clip, "ViT-B-32:TAG", "ViT-B-32:/path/weights.safetensors" or
             "local-dir:/path", see ``models.open_clip.load_open_clip``.
         device: Where it computes.
 
     Raises:
         ValueError: for an unknown name, a checkpoint that is no CLIP, or weights that are not there.
     """
-    if ":" in name:
-        model, tokenizer = load_open_clip(name, device)
-        return CLIP(ReleasedCLIP(model), None, tokenizer).eval().requires_grad_(False)
-    from .zoo import load
+    preset, _, released = name.partition("=")
+    if released:
+        from ..pretrained import load as load_preset
 
-    system = load(name, device)
+        system = load_preset(preset, released).to(device)
+    elif ":" in name:
+        model, tokenizer = load_open_clip(name, device)
+        system = CLIP(ReleasedCLIP(model), None, tokenizer).eval().requires_grad_(False)
+    else:
+        from .zoo import load
+
+        system = load(name, device)
     if not isinstance(system, CLIP):
         raise ValueError(f"{name} is a {type(system).__name__}; a CLIP is accepted")
     return system

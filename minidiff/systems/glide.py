@@ -14,7 +14,7 @@ from ..prediction import Prediction
 from ..random import rand
 from ..schedule import DiscreteSchedule, NoiseLevel
 from .diffusion import Diffusion
-from .upsampler import Enlarging
+from .upsampler import Enlarging, eight_bit
 
 
 class Glide(Diffusion):
@@ -121,3 +121,8 @@ class Glide(Diffusion):
 
 class GlideUpsampler(Enlarging, Glide):
     """GLIDE's upsampler: given a caption and a small image."""
+
+    @staticmethod
+    def stored(image: Tensor) -> Tensor:
+        """The small image as a cascade hands it over: in eight bits, rounded to the nearest."""
+        return eight_bit(image, torch.round)

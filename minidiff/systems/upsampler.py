@@ -99,6 +99,11 @@ class Enlarging(Diffusion):
         """What a training step is given: what is told, and the images reduced."""
         return Small(told, self.reduced(images))
 
+    @staticmethod
+    def stored(image: Tensor) -> Tensor:
+        """The small image as a cascade hands it over: in eight bits, rounded down."""
+        return eight_bit(image)
+
     def sample(self, told: Tensor, image: Tensor, *arguments, given: Callable = Small, **options) -> Tensor:
         """Enlarge images (B, C, H / factor, W / factor) of what is told; the rest as in the system mixed into.
 
@@ -119,6 +124,6 @@ class Upsampler(Enlarging, ClassConditional):
     """ADM's: given a label and a small image (Dhariwal and Nichol 2021, section 2.3 and table 13)."""
 
 
-def eight_bit(images: Tensor) -> Tensor:
-    """What is left of images in [-1, 1] after ADM stored them: 256 values, rounded down."""
-    return torch.floor((images + 1) * 127.5).clamp(0, 255) / 127.5 - 1
+def eight_bit(images: Tensor, rounding: Callable[[Tensor], Tensor] = torch.floor) -> Tensor:
+    """What is left of images in [-1, 1] after they were stored: 256 values, rounded down as in ADM's scripts."""
+    return rounding((images + 1) * 127.5).clamp(0, 255) / 127.5 - 1

@@ -126,8 +126,8 @@ def test_the_tokenizer_reads_every_caption_it_can_meet(folder):
     assert read.size == len(words()) == len(set(words()))
     texts = list(Emoji(folder).captions.values())
     assert read.decode(read(texts)) == texts
-    with pytest.raises(ValueError, match="no word 'aple' here: did you mean 'apple'"):
-        read(["red aple"])
+    with pytest.raises(ValueError, match="no word 'applee' here: did you mean 'apple'"):
+        read(["red applee"])
 
 
 def test_a_training_set(folder):

@@ -292,6 +292,15 @@ def test_three_stages_each_with_its_own_options(base, cdm):
         torch.testing.assert_close(images[1:], alone, rtol=1e-4, atol=1e-4)
 
 
+def test_images_are_handed_on_as_the_next_stage_stores_them(glide, cdm):
+    """ADM's scripts round down, GLIDE's to the nearest of 256 values."""
+    values = torch.linspace(-1.1, 1.1, 999).expand(1, -1)
+    bytes_of = lambda images: (images + 1) * 127.5
+    clipped = bytes_of(values).clamp(0, 255)
+    torch.testing.assert_close(bytes_of(cdm.stored(values)), clipped.floor(), rtol=0, atol=1e-3)
+    torch.testing.assert_close(bytes_of(glide.stored(values)), clipped.round(), rtol=0, atol=1e-3)
+
+
 def test_stages_that_do_not_fit_are_refused(base, cdm):
     with pytest.raises(ValueError, match=r"one stage draws \(3, 8, 8\), the next enlarges \(3, 4, 4\)"):
         cascade([(cdm, {}), (cdm, {})], torch.tensor([0]))

@@ -179,6 +179,8 @@ def test_a_picture_does_not_depend_on_its_batch(system):
 class Brighter:
     """Stands in for a CLIP: its critic wants brighter pictures, the more words the more."""
 
+    tokenizer = tokenizer("scenes")
+
     def __init__(self):
         self.asked = []
 
@@ -213,8 +215,22 @@ def test_a_clip_guides_the_model_that_its_rule_says(system, told, rule, steps):
     assert bool((drawn.mean((1, 2, 3)) > plain.mean((1, 2, 3))).all()), "guidance goes up the critic, not down"
 
 
-def test_a_captions_critic_must_answer_for_every_picture(system):
-    class Scalar:
+def test_a_clip_with_words_of_its_own_is_told_the_captions(system):
+    class Reader(Brighter):
+        tokenizer = tokenizer("clip")
+
+        def critic(self, captions):
+            self.asked.append(captions)
+            return super().critic(system.tokens(captions))
+
+    options = {"scale": 2.0, "steps": 3}
+    clips = Brighter(), Reader()
+    drawn = [system.sample(CAPTIONS, clip=c, generator=torch.Generator().manual_seed(5), **options) for c in clips]
+    assert clips[1].asked[0] == CAPTIONS and torch.equal(*drawn)
+
+
+def test_a_critic_must_answer_for_every_picture(system):
+    class Scalar(Brighter):
         def critic(self, tokens):
             return lambda x, level: x.sum()
 

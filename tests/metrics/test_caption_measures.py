@@ -120,7 +120,7 @@ def judged(sheet):
         row("shifted", sheet, first.roll(2, 0), other[:8]),
         row("reference", sheet, reference[0], reference[0][:8]),
     ]
-    texts = lambda captions: MEANS.features(first)  # a CLIP that knows each caption's picture by heart
+    texts = lambda captions: MEANS.features(first)  # a CLIP that knows the picture of each caption by heart
     knowing = Eye("knowing", None, 3, MEANS.features, texts)
     found = judge(plan(sheet, rows, reference[0], knowing), ALONE)
     return {row["what"]: row["measures"] for row in found["rows"]}

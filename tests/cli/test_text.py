@@ -1,0 +1,190 @@
+"""``minidiff sample`` and ``minidiff evaluate`` with a system that reads captions, in one process and in two."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from minidiff.cli import main
+from minidiff.data.captioned import captioned_scenes
+from minidiff.data.pack import picture
+from minidiff.recipes import load_recipe
+from minidiff.systems.zoo import build
+from minidiff.training.loop import train
+
+TINY = str(Path(__file__).parents[1] / "training/tiny-glide.yaml")
+CAPTIONS = ["a small red ring above a blue square", "a star"]
+QUICK = ["--steps", 3, "--cpu"]
+JUDGED = ["--features", "shapes16-classifier-clean", "--captions", 12, "--again", 6, "--draws", 20, "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def systems(tmp_path_factory):
+    """Short runs: a base, and an upsampler that reads the same captions."""
+    folder = tmp_path_factory.mktemp("runs")
+    train(load_recipe(TINY), build, folder / "base", cpu=True, quiet=True)
+    larger = ["system=glide_upsampler", "factor=2", "network.size=32", "network.in_channels=6", "network.attention=16"]
+    train(load_recipe(TINY, larger), build, folder / "up", cpu=True, quiet=True)
+    return folder
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def drawn(path: Path, *arguments) -> tuple[np.ndarray, np.ndarray, dict]:
+    result = run("sample", *arguments, *QUICK, "--out", path)
+    assert result.exit_code == 0, result.output
+    file = np.load(path)
+    return file["arr_0"], file["arr_1"], json.loads(path.with_suffix(".json").read_text())
+
+
+def test_captions_are_drawn_in_turn(systems, tmp_path):
+    images, captions, used = drawn(tmp_path / "x.npz", systems / "base", *CAPTIONS, "--count", 5)
+    assert images.shape == (5, 16, 16, 3) and captions.tolist() == [0, 1, 0, 1, 0]
+    assert used["captions"] == CAPTIONS and used["scale"] == 3 and used["steps"] == 3
+    one, _, _ = drawn(tmp_path / "y.npz", systems / "base", CAPTIONS[0], "--count", 3, "--batch", 1)
+    assert np.abs(one[[0, 2]].astype(int) - images[[0, 2]]).max() <= 1, "that of its caption, seed and place"
+    assert np.abs(one[1].astype(int) - images[1]).max() > 1
+
+
+def test_scale_one_is_plain(systems, tmp_path):
+    plain, _, used = drawn(tmp_path / "x.npz", systems / "base", "a star", "--count", 2, "--scale", 1)
+    guided, _, _ = drawn(tmp_path / "y.npz", systems / "base", "a star", "--count", 2)
+    assert used["scale"] == 1 and np.abs(plain.astype(int) - guided).max() > 1
+
+
+def test_upsampling_by_a_system_that_reads_the_same_caption(systems, tmp_path):
+    images, _, used = drawn(tmp_path / "x.npz", systems / "base", "a star", "--count", 2, "--upsample", systems / "up")
+    assert images.shape == (2, 32, 32, 3) and used["upsamplers"] == [str(systems / "up")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{base}"], "name some after it"),
+        (["{base}", "a smal ring"], "no word 'smal' here: did you mean 'small'?"),
+        (["{base}", "a ring " * 7], "14 words; up to 12"),
+        (["{base}", "a ring", "--label", "1"], "--label and --classifier are for systems with classes"),
+        (["{base}", "a ring", "--classifier", "digits-classifier"], "for systems with classes"),
+        (["{base}", "a ring", "--clip", "digits"], "a CLIP is accepted"),
+        (["digits", "a ring"], "reads no captions; choose one with --label"),
+        (["digits", "--clip", "digits"], "reads no captions"),
+        (["{up}", "a ring"], "--upsample"),
+        (["{base}", "a ring", "--upsample", "digits"], "takes upsamplers"),
+        (["digits", "--upsample", "{up}"], "told something else"),
+    ],
+)
+def test_bad_usage_is_one_line_and_exit_code_2(systems, arguments, message, tmp_path):
+    places = {name: systems / name for name in ("base", "up")}
+    result = run("sample", *(a.format(**places) for a in arguments), *QUICK, "--out", tmp_path / "x.npz")
+    assert result.exit_code == 2 and message in result.output, result.output
+    assert len(result.output.strip().splitlines()) == 1 and not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def judged(systems, tmp_path_factory):
+    """One evaluation at two scales: what it printed and what it wrote."""
+    out = tmp_path_factory.mktemp("evaluation") / "x.json"
+    result = run("evaluate", systems / "base", *JUDGED, *QUICK, "--scale", 1, "--scale", 4, "--json", out)
+    assert result.exit_code == 0, result.output
+    return result.output, json.loads(out.read_text())
+
+
+def test_rows_and_measures(judged):
+    _, found = judged
+    names = [f"{sheet}, {row}" for sheet in ("heldout", "seen") for row in ("real", "s = 1", "s = 4")]
+    assert [row["what"] for row in found["rows"]] == names
+    assert [row["scale"] for row in found["rows"]] == [None, 1.0, 4.0] * 2
+    expected = {"count", "shape", "color", "binding", "relation", "all", "all_one", "all_two", "diversity"}
+    for row in found["rows"]:
+        assert row["measures"].keys() == expected, "no distance: 12 captions are too few for 64 features"
+        assert all(m["low"] <= m["value"] <= m["high"] for m in row["measures"].values())
+    assert found["rows"][0]["measures"]["all"]["value"] > 0.8 > found["rows"][1]["measures"]["all"]["value"]
+
+
+def test_the_record_says_what_was_asked(judged):
+    _, found = judged
+    assert found["captions"] == 12 and found["drawn_twice"] == 6 and found["images"] == 18
+    assert found["asked"]["heldout"]["all"] == 12 and found["asked"]["heldout"]["binding"] == 6
+    assert found["reference"] == {"name": "real pictures of the same scenes captions", "images": 24}
+    assert found["recipe"]["name"] == "tiny-glide" and len(found["sha256"]) == 64
+
+
+def test_the_tables_hold_what_was_measured(judged):
+    lines = judged[0].splitlines()
+    assert lines[0].split() == ["count", "shape", "colour", "binding", "relation", "all"]
+    assert lines[14].split() == ["diversity"] and max(map(len, lines[:-1])) < 120
+    assert "no Frechet distance: 64 features take 130 captions" in lines
+
+
+def test_captions_of_shards(systems, tmp_path):
+    """As many pictures as there are captions, each beside its own; here of one file."""
+    scenes = captioned_scenes(8, 16, torch.Generator().manual_seed(0))
+    with tarfile.open(tmp_path / "00000.tar", "w") as archive:
+        for i, text in enumerate(scenes.captions):
+            buffer = io.BytesIO()
+            picture(scenes.images[i]).save(buffer, "PNG")
+            for suffix, content in (("png", buffer.getvalue()), ("txt", text.encode())):
+                member = tarfile.TarInfo(f"{i:09d}.{suffix}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    out = tmp_path / "x.json"
+    result = run("evaluate", systems / "base", *JUDGED[:2], "--reference", tmp_path, *JUDGED[4:], *QUICK, "--json", out)
+    assert result.exit_code == 0, result.output
+    found = json.loads(out.read_text())
+    assert [row["what"] for row in found["rows"]] == ["all, s = 1"] and found["captions"] == 8
+    assert found["reference"] == {"name": "real pictures of the same shards captions", "images": 8}
+    assert found["rows"][0]["measures"].keys() == {"diversity"}, "the oracle knows scenes, not shards"
+
+
+def test_two_processes_judge_and_draw_the_same(judged, systems, tmp_path):
+    script = tmp_path / "both.py"
+    sampled = ["sample", systems / "base", *CAPTIONS, "--count", 5, *QUICK, "--out", tmp_path / "drawn.npz"]
+    measured = ["evaluate", systems / "base", *JUDGED, *QUICK, "--scale", 4, "--json", tmp_path / "two.json"]
+    commands = [list(map(str, arguments)) for arguments in (sampled, measured)]
+    each = [f"try:\n    main.main({a})\nexcept SystemExit as end:\n    assert not end.code\n" for a in commands]
+    script.write_text("\n".join(["from minidiff.cli import main\n", *each]))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(launch, capture_output=True, text=True, timeout=300, env=env)
+    assert result.returncode == 0, result.stderr[-2000:]
+    two = json.loads((tmp_path / "two.json").read_text())
+    assert two["versions"]["processes"] == 2 and result.stdout.count("binding") == 1
+    one = {row["what"]: row["measures"] for row in judged[1]["rows"]}
+    for row in two["rows"]:
+        for name, measure in row["measures"].items():
+            assert measure["value"] == pytest.approx(one[row["what"]][name]["value"], rel=0.02, abs=0.1), name
+    images, _, _ = drawn(tmp_path / "one.npz", systems / "base", *CAPTIONS, "--count", 5)
+    assert np.abs(images.astype(int) - np.load(tmp_path / "drawn.npz")["arr_0"]).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{base}"], "no committed CLIP knows"),
+        (["{base}", "--features", "digits"], "has no features"),
+        (["{base}", *JUDGED[:2], "--reference", "train"], "shards do not exist: train"),
+        (["{base}", "--images", "100"], "a glide system, which --images is not for"),
+        (["{base}", "--classifier", "digits-classifier"], "--classifier is not for"),
+        (["{up}"], "is a glide_upsampler"),
+        (["digits", "--captions", "10"], "a class_conditional system, which --captions is not for"),
+        (["digits", "--clip", "digits"], "--clip is not for"),
+    ],
+)
+def test_bad_evaluations(systems, arguments, message, tmp_path, monkeypatch):
+    monkeypatch.setattr("minidiff.metrics.captions.checkpoints", lambda: ["digits", "shapes16-classifier-clean"])
+    places = {name: systems / name for name in ("base", "up")}
+    result = run("evaluate", *(a.format(**places) for a in arguments), "--quiet", "--cpu")
+    assert result.exit_code == 2 and message in result.output, result.output
+    assert len(result.output.strip().splitlines()) == 1

@@ -1,0 +1,94 @@
+"""The recorded pictures of lesson 07: complete, readable, and drawn as they say."""
+
+import json
+import re
+
+import pytest
+import torch
+
+from minidiff.data.render import render
+from minidiff.data.scenes import Object, Scene, Scenes
+from minidiff.data.tokenizer import tokenizer
+from minidiff.recipes import load_recipe
+from minidiff.systems.zoo import build
+from tools import guidance
+from tools.lessons import ROOT
+
+RESULT = json.loads((ROOT / "data/guidance.json").read_text())
+CAPTIONS = ["a red ring above a blue square", "a small star", "a disc"]
+
+
+def test_every_row_is_there():
+    asked = {(model, guide, told, scale) for model, guide, told, scales in guidance.ROWS for scale in scales}
+    assert {(r["model"], r["guide"], r["told"], r["scale"]) for r in RESULT["rows"]} == asked
+    assert len(RESULT["rows"]) == len(asked) and RESULT["verdicts"] == list(guidance.VERDICTS)
+    assert (RESULT["captions"], RESULT["steps"]) == (guidance.CAPTIONS, guidance.STEPS)
+
+
+@pytest.mark.parametrize("split", ["seen", "heldout"])
+def test_every_picture_was_judged(split):
+    n = RESULT["captions"]
+    for row in RESULT["rows"]:
+        found = row[split]
+        for verdicts, scores in zip(found["verdicts"], found["clip"], strict=True):
+            assert len(verdicts) == len(scores) == n and all(-1 <= s <= 1 for s in scores)
+            assert all(re.fullmatch("[01]{7}", bits) for bits in verdicts)
+            columns = dict(
+                zip(guidance.VERDICTS, torch.tensor([[int(b) for b in bits] for bits in verdicts]).T, strict=True)
+            )
+            for weaker, stronger in (
+                ("shape", "binding"),
+                ("color", "placed"),
+                ("binding", "relation"),
+                ("relation", "all"),
+            ):
+                assert bool((columns[weaker] >= columns[stronger]).all()), "what is bound is there"
+        assert len(found["apart"]) == n and all(0 <= d <= 2 for d in found["apart"])
+
+
+def test_what_is_found_in_a_real_picture():
+    """A red ring above a blue square, asked for under several names."""
+    ring, square = Object("ring", "red", "large", 0.5, 0.27, 0.18), Object("square", "blue", "large", 0.5, 0.74, 0.18)
+    picture = render(Scenes.of([Scene((ring, square))]), 16)
+    verdicts = {
+        "a red ring above a blue square": "1111111",
+        "a blue square under a red hoop": "1111111",
+        "a red star above a blue heart": "1011000",
+        "a blue ring above a red square": "1110000",
+        "a red ring below a blue square": "1110100",
+        "a pink ring above a blue square": "1100000",
+        "a red ring": "0000000",
+    }
+    assert {said: guidance.found([said], picture)[0] for said in verdicts} == verdicts
+
+
+@pytest.fixture
+def system():
+    torch.manual_seed(0)
+    made = build(load_recipe("glide", ["network.channels=8", "network.groups=4", "network.head_channels=8"])).eval()
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=(parameter.shape[1:].numel() or 1) ** -0.5)
+    return made
+
+
+class Warmer:
+    """Stands in for a CLIP: likes red."""
+
+    tokenizer = tokenizer("scenes")
+
+    def critic(self, captions):
+        return lambda x, level: 30 * x[:, 0].mean((1, 2))
+
+
+def test_a_picture_has_its_own_noise(system):
+    for how in ((2.0, None, True), (3.0, Warmer(), True), (1.0, Warmer(), False)):
+        together = guidance.draw(system, CAPTIONS, 5, *how)
+        alone = guidance.draw(system, CAPTIONS[2:], 7, *how)
+        torch.testing.assert_close(together[2:], alone, rtol=1e-3, atol=1e-3)
+
+
+def test_a_clip_on_the_caption_does_nothing_at_scale_one(system):
+    unguided = guidance.draw(system, CAPTIONS, 0, 1.0, None, True)
+    torch.testing.assert_close(guidance.draw(system, CAPTIONS, 0, 1.0, Warmer(), True), unguided, rtol=1e-3, atol=1e-3)
+    pushed = guidance.draw(system, CAPTIONS, 0, 4.0, Warmer(), True)
+    assert bool((pushed[:, 0].mean((1, 2)) > unguided[:, 0].mean((1, 2))).all())
