@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .layers import AttentionPool, timestep_embedding
+from .layers import AttentionPool, GroupNorm, timestep_embedding
 from .unet import UNetConfig, check_images, encoder, time_embedding
 
 
@@ -22,7 +22,7 @@ class Classifier(nn.Module):
         self.input_blocks, self.middle_block, skips = encoder(config)
         width, resolution = skips[-1], config.size // 2 ** (len(config.channel_mult) - 1)
         pool = AttentionPool(resolution, width, config.head_count(width), config.out_channels)
-        self.out = nn.Sequential(nn.GroupNorm(config.groups, width), nn.SiLU(), pool)
+        self.out = nn.Sequential(GroupNorm(config.groups, width), nn.SiLU(), pool)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """(B, C, H, W), (B,) -> (B, classes) logits.

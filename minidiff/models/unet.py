@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..denoiser import Condition
-from .layers import AttentionBlock, Downsample, ResBlock, Stage, Upsample, timestep_embedding, zeroed
+from .layers import AttentionBlock, Downsample, GroupNorm, ResBlock, Stage, Upsample, timestep_embedding, zeroed
 from .text import TextConfig, TextTransformer
 
 
@@ -157,7 +157,7 @@ class UNet(nn.Module):
         self.output_blocks = decoder(config, skips)
         width = int(config.channel_mult[0] * config.channels)
         self.out = nn.Sequential(
-            nn.GroupNorm(config.groups, width),
+            GroupNorm(config.groups, width),
             nn.SiLU(),
             zeroed(nn.Conv2d(width, config.out_channels, 3, padding=1)),
         )
