@@ -197,7 +197,7 @@ def _of_captions(system, recipe, facts: dict, options: dict, here) -> list:
         tokens = system.tokens(sheet.captions)[number.to(system.device)]
         for scale in options["scales"] or (1.0,):
             rows.append((f"{sheet.name}, s = {scale:g}", scale, drawn(tokens, scale)))
-        reference = TensorDataset(torch.cat(reference), torch.arange(n).repeat(len(reference)))
+        reference = TensorDataset(torch.cat(reference), torch.full((n * len(reference),), -1))
         name = f"real pictures of the same {data.name} captions"
         plan = ByCaption(rows, len(number), reference, name, sheet, judged_by, facts=facts, **_common(options))
         plans.append(plan)

@@ -138,8 +138,8 @@ def _reduced(images: Tensor, size: int | None) -> Tensor:
 class ByCaption(Plan):
     """Pictures of a sheet of captions. A row draws caption i at i, and the first captions again after that.
 
-    The label of a picture is the number of its caption. The reference holds real pictures of all captions, perhaps
-    several of each: those of all, then again of all.
+    The label of a picture is the number of its caption. The reference, whose labels are -1, holds real pictures of all
+    captions, perhaps several of each: those of all, then again of all.
 
     Attributes:
         sheet: The captions.
@@ -162,12 +162,13 @@ class ByCaption(Plan):
         return 2 * (self.eye.width + 1)
 
     def see(self, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        """Features (b, E), verdicts of the oracle (b, 6), CLIP score (b,)."""
+        """Features (b, E), verdicts of the oracle (b, 6), CLIP score (b,); of the reference features alone."""
         features = self.eye.features(images)
-        captions = [self.sheet.captions[i] for i in labels]
         verdicts, score = torch.zeros(len(images), 0), torch.zeros(len(images), 0)
+        if bool((labels < 0).all()):
+            return features, verdicts, score
         if self.sheet.grammar:
-            found = fits(captions, images.cpu())
+            found = fits([self.sheet.captions[i] for i in labels], images.cpu())
             verdicts = torch.stack([found[name] for name in FITS], 1)
         if self._texts is not None:
             score = clip_score(features, self._texts[labels])

@@ -96,8 +96,8 @@ def test_diversity_is_the_mean_distance_of_pairs(generator):
 
 def plan(sheet: Sheet, rows: list, reference: torch.Tensor, watcher: Eye = MEANS, again: int = 8) -> ByCaption:
     n = len(sheet.captions)
-    numbered = TensorDataset(reference, torch.arange(n).repeat(len(reference) // n))
-    return ByCaption(rows, n + again, numbered, "real", sheet, watcher, draws=20, quiet=True)
+    unnumbered = TensorDataset(reference, torch.full((len(reference),), -1))
+    return ByCaption(rows, n + again, unnumbered, "real", sheet, watcher, draws=20, quiet=True)
 
 
 def row(name: str, sheet: Sheet, first: torch.Tensor, second: torch.Tensor):
