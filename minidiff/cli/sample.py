@@ -40,7 +40,6 @@ def sample(system, captions, weights, out, cpu, seed, batch, **options) -> None:
       minidiff sample digits --label 7 --scale 3
       minidiff sample digits --label 3 --scale 4 --classifier digits-classifier
       minidiff sample glide "a small red ring above a blue square" --scale 4
-      minidiff sample glide-emoji "red apple" "black cat" --count 8
       torchrun --nproc-per-node 8 -m minidiff sample adm-imagenet64 --weights 64x64_diffusion.pt --rule adm
         --classifier adm-classifier-64=64x64_classifier.pt --steps 250 --count 50000 --out samples.npz
     """
