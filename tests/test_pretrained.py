@@ -181,7 +181,7 @@ def count(shapes, *parts):
     return sum(math.prod(shape) for key, shape in shapes.items() if not parts or key.split(".")[0] in parts)
 
 
-@pytest.mark.parametrize("name", list(GLIDES))
+@pytest.mark.parametrize("name", list(RELEASED))
 def test_glides_names_and_shapes_are_the_released_ones(name):
     chosen = preset(name)
     own = build(chosen.recipe, empty=True).network.state_dict()
@@ -204,7 +204,7 @@ def test_glide_at_the_size_of_the_paper():
 
 def test_glides_recipes_are_as_published():
     """Defaults of the released code; section 4 of Nichol et al. 2022."""
-    for name in GLIDES:
+    for name in RELEASED:
         recipe, up = load_recipe(name), "upsampler" in name
         network = recipe.network
         assert recipe.schedule.name == ("linear" if up else "clipped_cosine") and recipe.schedule.T == 1000
@@ -441,7 +441,7 @@ def plain_glide(recipe, tensors, legacy=True):
     return PlainGlide(tensors, *widths, text_heads=network.text.heads, legacy=legacy)
 
 
-@pytest.mark.parametrize("name", list(GLIDES))
+@pytest.mark.parametrize("name", list(RELEASED))
 def test_converted_glides_compute_the_original_function(name, monkeypatch):
     recipe, tensors = released(name)
     monkeypatch.setattr(pretrained, "load_recipe", lambda asked: {name: recipe}[asked])
