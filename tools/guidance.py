@@ -1,0 +1,104 @@
+"""Two ways to guide by captions, at several scales (about ten minutes on one CPU core).
+
+Usage: python tools/guidance.py [--out data/guidance.json] [--captions 100]. Rows that are finished are not repeated, so
+it can be interrupted; remove the file when a checkpoint has changed. It holds what the oracle and a CLIP say of every
+single picture; what follows from that is computed by lesson 07, not here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import time
+from pathlib import Path
+
+import torch
+
+import minidiff
+from minidiff.data.captions import NOUNS, judge
+from minidiff.data.oracle import read
+from minidiff.data.prompts import scene_sheet
+from minidiff.denoiser import conditioned
+from minidiff.files import sha256, write_atomically
+from minidiff.guidance import clip_guidance, static_threshold
+from minidiff.metrics.captions import diversity, eye
+from minidiff.random import randn, sample_generators
+from minidiff.sampler import ddim, sample
+from minidiff.systems.zoo import data_folder
+
+STEPS, BATCH, JUDGE = 10, 50, "scenes-clip"
+# "placed": the colours are there and stand as the caption says, whatever the shapes
+VERDICTS = ("count", "shape", "color", "placed", "binding", "relation", "all")
+NAMES = sorted({noun for words in NOUNS.values() for noun in words})
+ROWS = (  # model, guide, scales s; a CLIP guides the model that knows the caption, so it counts from s = 1 as well
+    ("glide", None, (1.0, 2.0, 3.0, 5.0, 8.0)),
+    ("glide-pooled", None, (1.0, 3.0)),
+    ("glide", "scenes-clip", (2.0, 3.0, 5.0)),
+    ("glide", "scenes-clip-noisy", (2.0, 3.0, 5.0, 9.0)),
+)
+
+
+def draw(model, captions: list[str], first: int, scale: float, clip) -> torch.Tensor:
+    """A picture (N, 3, S, S) of each caption; caption i starts from the noise number ``first`` + i."""
+    generators = sample_generators(0, range(first, first + len(captions)))
+    if clip is None:
+        return model.sample(captions, scale, STEPS, generator=generators)
+    guide = clip_guidance(clip, captions, scale - 1)
+    denoiser = static_threshold(guide(conditioned(model, model.tokens(captions))))
+    x_T = randn((len(captions), *model.shape), generators)
+    return sample(ddim(), denoiser, model.schedule.levels(STEPS), x_T)
+
+
+def found(captions: list[str], images: torch.Tensor) -> list[str]:
+    """The oracle's verdicts of each picture, as digits in the order of ``VERDICTS``."""
+    scenes = read(images).scenes
+    without_shapes = [re.sub(rf"\b({'|'.join(NAMES)})\b", "object", caption) for caption in captions]
+    verdicts = judge(captions, scenes) | {"placed": judge(without_shapes, scenes)["relation"]}
+    rows = torch.stack([verdicts[name] for name in VERDICTS], 1).int().tolist()
+    return ["".join(map(str, bits)) for bits in rows]
+
+
+def weights(name: str) -> str:
+    """Checksum of a committed checkpoint."""
+    return sha256(data_folder() / "checkpoints" / name / "model.safetensors")
+
+
+def row(model, captions: list[str], clip_eye, *how) -> dict:
+    """What is found in two pictures of each caption: verdicts, cosine with the caption, distance of the two."""
+    copies = []
+    for copy in range(2):
+        parts = range(0, len(captions), BATCH)
+        copies.append(torch.cat([draw(model, captions[i : i + BATCH], 1000 * copy + i, *how) for i in parts]))
+    seen, texts = [clip_eye.features(images) for images in copies], clip_eye.texts(captions)
+    return {
+        "verdicts": [found(captions, images) for images in copies],
+        "clip": [[round(v, 4) for v in (features * texts).sum(1).tolist()] for features in seen],
+        "apart": [round(v, 4) for v in diversity(torch.stack(seen, 1)).tolist()],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("data/guidance.json"))
+    parser.add_argument("--captions", type=int, default=100, help="of each sheet")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    facts = {"captions": options.captions, "steps": STEPS, "judge": JUDGE, "verdicts": VERDICTS}
+    kept = json.loads(options.out.read_text()) if options.out.exists() else {"rows": [], "weights": {}}
+    clip_eye, sheets = eye(JUDGE), [scene_sheet(split, options.captions, 16) for split in ("seen", "heldout")]
+    for name, guide, scales in ROWS:
+        for scale in scales:
+            if any((r["model"], r["guide"], r["scale"]) == (name, guide, scale) for r in kept["rows"]):
+                continue
+            began, model, clip = time.process_time(), minidiff.load(name), minidiff.load(guide) if guide else None
+            measured = {sheet.name: row(model, sheet.captions, clip_eye, scale, clip) for sheet in sheets}
+            seconds = round(time.process_time() - began, 1)
+            kept["rows"].append({"model": name, "guide": guide, "scale": scale, "seconds": seconds} | measured)
+            kept["weights"] |= {used: weights(used) for used in (name, guide, JUDGE) if used}
+            write_atomically(options.out, (json.dumps(facts | kept) + "\n").encode())
+            print(name, guide, scale, seconds, flush=True)
+
+
+if __name__ == "__main__":
+    main()
