@@ -64,14 +64,16 @@ def train(
 
     Raises:
         ValueError: when the folder holds a checkpoint that is damaged or of another recipe (nothing is overwritten),
-            or a batch does not divide among the processes and their parts.
+            a batch does not divide among the processes and their parts, or the precision is unknown.
     """
     from accelerate import Accelerator
     from torch.utils.tensorboard import SummaryWriter
     from tqdm import tqdm
 
     plan, folder = recipe.training, Path(folder)
-    accelerator = Accelerator(mixed_precision=plan.precision, cpu=cpu)
+    if plan.precision not in ("no", "bf16"):
+        raise ValueError(f"training.precision must be 'no' or 'bf16', got {plan.precision!r}")
+    accelerator = Accelerator(mixed_precision="no", cpu=cpu)  # a process can have one precision only: ours is per run
     device, main = accelerator.device, accelerator.is_main_process
     share = share_of(plan, accelerator.process_index, accelerator.num_processes)
     torch.manual_seed(plan.seed)
@@ -103,7 +105,7 @@ def train(
             part = slice(first, first + parts.step)
             wait = accelerator.no_sync(model) if first != parts[-1] else nullcontext()
             with wait:
-                with accelerator.autocast():
+                with torch.autocast(device.type, torch.bfloat16, enabled=plan.precision == "bf16"):
                     losses = model(images[part], labels[part], generators[part], t[part])
                 accelerator.backward((weight[part] * losses["loss"]).mean() / plan.accumulate)
             seen.append({name: value.detach() for name, value in losses.items()})

@@ -24,9 +24,10 @@ def test_operations_give_the_published_theoretical_throughput(name):
 def test_one_convolution_by_hand():
     tiny = UNetConfig(size=8, channels=8, channel_mult=(1,), blocks=1, in_channels=3, out_channels=3, groups=4)
     recipe = dataclasses.replace(load_recipe("shapes16"), network=dataclasses.replace(tiny, classes=9))
-    wider = dataclasses.replace(recipe, network=dataclasses.replace(recipe.network, out_channels=4))
-    more = cost(wider, build).flops - cost(recipe, build).flops
-    assert more == 3 * 2 * 9 * 8 * 64, "3 passes, 2 per multiply-add, 3x3 x 8 channels, 64 pixels"
+    fixed, learned = (dataclasses.replace(recipe, variance=v) for v in ("fixed", "learned_range"))
+    wider = dataclasses.replace(learned, network=dataclasses.replace(recipe.network, out_channels=6))
+    more = cost(wider, build).flops - cost(fixed, build).flops
+    assert more == 3 * 3 * 2 * 9 * 8 * 64, "3 channels, 3 passes, 2 per multiply-add, 3x3 x 8 channels, 64 pixels"
 
 
 def test_recomputation_trades_memory_for_operations():

@@ -140,8 +140,22 @@ def test_saving_memory_changes_nothing_but_rounding(tmp_path, option):
             torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=2e-5)
 
 
-def test_batches_that_do_not_divide_and_unknown_shardings_are_refused(tmp_path):
-    for option, message in (("accumulate=3", "batch of 8 does not divide"), ("sharding=half", "none, full")):
+def test_one_process_trains_in_two_precisions(tmp_path):
+    for precision in ("bf16", "no"):
+        recipe = load_recipe(TINY, ["training.steps=1", f"training.precision='{precision}'"])
+        train(recipe, build, tmp_path / precision, cpu=True, quiet=True)
+    one, other = weights(tmp_path / "bf16"), weights(tmp_path / "no")
+    names = [name for name in one if name.startswith("model.")]
+    assert any(not torch.equal(one[name], other[name]) for name in names), "the precision must make a difference"
+
+
+def test_batches_that_do_not_divide_and_unknown_options_are_refused(tmp_path):
+    cases = (
+        ("accumulate=3", "batch of 8 does not divide"),
+        ("sharding=half", "none, full"),
+        ("precision=fp16", "'no' or 'bf16', got 'fp16'"),
+    )
+    for option, message in cases:
         with pytest.raises(ValueError, match=message):
             train(load_recipe(TINY, [f"training.{option}"]), build, tmp_path, cpu=True, quiet=True)
 
