@@ -1,4 +1,4 @@
-"""Two ways to guide by captions, at several scales (about ten minutes on one CPU core).
+"""Two ways to guide by captions, at several scales; the record says how long each row took.
 
 Usage: python tools/guidance.py [--out data/guidance.json] [--captions 100]. Rows that are finished are not repeated, so
 it can be interrupted; remove the file when a checkpoint has changed. It holds what the oracle and a CLIP say of every

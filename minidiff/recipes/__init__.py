@@ -111,7 +111,7 @@ class Recipe:
 
     Attributes:
         name: Name of the checkpoint it makes.
-        system: "class_conditional" or "classifier".
+        system: What it makes: a key of ``SYSTEMS`` in ``systems.zoo``, such as "class_conditional", "glide" or "clip".
         network: Shape of the network.
         data: Training images.
         training: Optimisation.

@@ -36,7 +36,7 @@ def respaced(schedule: DiscreteSchedule, steps: Steps) -> Sequence[NoiseLevel]:
     if isinstance(steps, Sequence) and not isinstance(steps, str):
         return steps
     if not isinstance(steps, str):
-        return steps if isinstance(steps, list) else schedule.levels(steps)
+        return schedule.levels(steps)
     if steps == "fast27":
         return schedule.levels(spacing=steps)
     text = steps.removeprefix("ddim")

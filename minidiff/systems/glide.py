@@ -20,8 +20,8 @@ from .upsampler import Enlarging, eight_bit
 class Glide(Diffusion):
     """A denoiser of captioned images. Called as a conditional model, ``system(x, level, tokens)``.
 
-    The last token goes to the vector door, all tokens to the keys and values of attention. The null is the empty
-    caption.
+    What the text transformer makes of the last place goes to the vector door, what it makes of all places to the keys
+    and values of attention. The null is the empty caption.
 
     Args:
         network: A U-Net with a text transformer.
