@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from ..denoiser import Condition
+from ..guidance import LogProb
 from ..models.unet import UNet
 from ..prediction import Prediction
 from ..random import rand
@@ -74,25 +73,15 @@ class ClassConditional(Diffusion):
         labels = self.null(len(x)) if labels is None else torch.as_tensor(labels, device=x.device)
         return super().forward(x, level, labels.expand(len(x)))
 
-    def sample(
-        self,
-        labels: Tensor,
-        scale: float = 1.0,
-        steps: int | str = 50,
-        sampler: Callable | None = None,
-        classifier=None,
-        generator=None,
-        rule: str = "score",
-        **options,
-    ) -> Tensor:
+    def sample(self, labels: Tensor, *arguments, classifier=None, log_prob: LogProb | None = None, **options) -> Tensor:
         """Draw images of the given labels, x_0 kept inside [-1, 1].
 
         Args:
             labels: (B,) classes; -1 for none, without a classifier.
-            scale, steps, sampler, generator, options: Those of ``Diffusion.sample``.
-            classifier: A ``NoisyClassifier`` that guides; classifier-free guidance otherwise.
-            rule: "score": a classifier guides the unconditional score, where the network has one. "adm": ADM-G as
-                published, the classifier guides the model that knows the label, see ``Diffusion.draw_given``.
+            arguments, log_prob, options: Those of ``Diffusion.sample``.
+            classifier: A ``NoisyClassifier`` that guides instead of classifier-free guidance: by the rule "score" the
+                unconditional model, where the network has one; by the rule "adm" the model that knows the label, ADM-G
+                as published.
 
         Returns:
             (B, C, H, W).
@@ -100,10 +89,11 @@ class ClassConditional(Diffusion):
         Raises:
             ValueError: for labels, scale or steps out of range.
         """
-        log_prob = None if classifier is None else classifier.classifier(labels)
+        if classifier is not None:
+            log_prob = classifier.classifier(labels)
         if log_prob is not None and not self.labelled:
             labels = self.null(len(labels))
-        return super().sample(labels, scale, steps, sampler, log_prob, generator, rule, **options)
+        return super().sample(labels, *arguments, log_prob=log_prob, **options)
 
     def dropped(self, labels: Tensor, generator=None) -> Tensor:
         """Labels with each one replaced by the null with probability ``label_dropout``, sample by sample."""

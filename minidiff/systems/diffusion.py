@@ -13,7 +13,7 @@ from ..likelihood import hybrid_vlb, mean_flat
 from ..prediction import Prediction
 from ..process import beta_tilde, diffuse
 from ..random import randint, randn
-from ..sampler import ancestral, ddim, sample
+from ..sampler import Sampler, ancestral, ddim, sample
 from ..schedule import DiscreteSchedule, NoiseLevel
 
 RULES = ("score", "adm")
@@ -134,29 +134,33 @@ class Diffusion(nn.Module):
         vlb = hybrid_vlb(prediction, images, t, self.schedule.previous(t), self._floor, self.bins)
         return {"loss": simple + vlb * self.schedule.T / 1000, "simple": simple, "vlb": vlb}
 
+    @torch.no_grad()
     def sample(
         self,
         told: Tensor,
         scale: float = 1.0,
         steps: Steps = 50,
-        sampler: Callable | None = None,
+        *,
+        sampler: Sampler | None = None,
         log_prob: LogProb | None = None,
         generator=None,
         rule: str = "score",
         temperature: float = 1.0,
         given: Callable = lambda told: told,
     ) -> Tensor:
-        """Draw images of what is told, x_0 kept inside [-1, 1].
+        """Draw images of what is told, x_0 kept inside [-1, 1]. What is given enters the network once, at the start.
 
         Args:
             told: (B, ...) what to draw.
             scale: Guidance scale s.
             steps: Number of steps; or "250", "ddim25", "fast27", or sections, see ``respaced``.
             sampler: A sampler; ``ddim()`` when left out.
-            log_prob: ``(x_t, level) -> (B,)`` that guides; classifier-free guidance otherwise.
+            log_prob: ``(x_t, level) -> (B,)`` that guides; classifier-free guidance when left out.
             generator: One generator, or a list with one per image.
-            rule: "score": log_prob guides the score of the null, where there is one. "adm": it guides the model that
-                knows what is told, see ``draw_given``.
+            rule: "score": classifier-free guidance, or log_prob shifts the score of the null (of what is told, when
+                there is no null); x_0 is clamped to [-1, 1] last. "adm": log_prob guides the model that knows what is
+                told, after x_0 is clamped, as in ADM's scripts (Dhariwal and Nichol 2021, algorithms 1 and 2):
+                ancestral steps shift the mean, a "ddim" spacing takes DDIM steps and shifts the score.
             temperature: Standard deviation of the noise to start from, over that of the process; GLIDE's upsampler
                 takes .997.
             given: From what is told to what this system is given, where that is more.
@@ -165,73 +169,33 @@ class Diffusion(nn.Module):
             (B, C, H, W).
 
         Raises:
-            ValueError: for what cannot be told, or scale or steps out of range.
-        """
-        null = given(self.null(len(told))) if self.has_null else None
-        chosen = (scale, steps, sampler, log_prob, generator, rule, temperature)
-        return self.draw_given(len(told), given(told), null, *chosen)
-
-    @torch.no_grad()
-    def draw_given(
-        self,
-        n: int,
-        given,
-        null,
-        scale: float = 1.0,
-        steps: Steps = 50,
-        sampler: Callable | None = None,
-        log_prob: LogProb | None = None,
-        generator=None,
-        rule: str = "score",
-        temperature: float = 1.0,
-    ) -> Tensor:
-        """Draw n images. What is given enters the network once, before the first step.
-
-        Args:
-            n: Number of images.
-            given: What to draw.
-            null: Its null, or None when the network knows no null.
-            scale: Guidance scale s.
-            steps: Number of steps, or ADM's spelling of one, see ``respaced``.
-            sampler: A sampler; ``ddim()`` when left out.
-            log_prob: ``(x_t, level) -> (B,)`` that guides; classifier-free guidance when left out.
-            generator: One generator, or a list with one per image.
-            rule: "score": classifier-free guidance, or log_prob shifts the score of the null (of what is given, when
-                there is no null); x_0 is clamped to [-1, 1] last. "adm": log_prob guides the model that sees what is
-                given, after x_0 is clamped, as in ADM's scripts (Dhariwal and Nichol 2021, algorithms 1 and 2):
-                ancestral steps shift the mean, a "ddim" spacing takes DDIM steps and shifts the score.
-            temperature: Standard deviation of the noise to start from, over that of the process.
-
-        Returns:
-            (n, C, H, W).
-
-        Raises:
-            ValueError: for a rule, scale or steps out of range, or a combination that the rule does not have.
+            ValueError: for what cannot be told, a rule, scale or steps out of range, or a combination that the rule
+                does not have.
         """
         if rule not in RULES:
             raise ValueError(f"rule must be one of {', '.join(RULES)}, got {rule!r}")
-        if log_prob is None and scale != 1 and (rule == "adm" or null is None):
+        if log_prob is None and scale != 1 and (rule == "adm" or not self.has_null):
             what = "ADM's rule needs a classifier" if rule == "adm" else "this network knows no null condition"
             raise ValueError(f"{what} to guide at scale {scale:g}; only scale 1 is left")
-        levels, told = respaced(self.schedule, steps), self.condition(given)
+        levels, condition = respaced(self.schedule, steps), self.condition(given(told))
         if rule == "adm":
             if sampler is not None:
                 raise ValueError("ADM's rule brings its own sampler; choose it by steps, such as '250' or 'ddim25'")
             deterministic = isinstance(steps, str) and steps.startswith("ddim")
-            denoiser = static_threshold(conditioned(self._denoise, told))
+            denoiser = static_threshold(conditioned(self._denoise, condition))
             if log_prob is not None:
                 guide = classifier_guidance if deterministic else mean_shift_guidance
                 denoiser = guide(denoiser, log_prob, scale)
             sampler = ddim() if deterministic else ancestral("beta" if self.variance == "fixed" else "learned")
         else:
-            untold = None if null is None else self.condition(null)
+            null = self.condition(given(self.null(len(told)))) if self.has_null else None
             if log_prob is None:
-                denoiser = classifier_free(self._denoise, told, untold, scale)
+                denoiser = classifier_free(self._denoise, condition, null, scale)
             else:
-                base = conditioned(self._denoise, told if null is None else untold)
+                base = conditioned(self._denoise, condition if null is None else null)
                 denoiser = classifier_guidance(base, log_prob, scale)
             denoiser = static_threshold(denoiser)
-        x_T = temperature * randn((n, *self.shape), generator, device=self.device)
+        x_T = temperature * randn((len(told), *self.shape), generator, device=self.device)
         return sample(sampler or ddim(), denoiser, levels, x_T, generator)
 
     @property

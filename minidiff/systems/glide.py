@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ..data.tokenizer import Tokenizer
 from ..denoiser import Condition
+from ..guidance import LogProb
 from ..models.unet import UNet
 from ..prediction import Prediction
 from ..random import rand
@@ -94,7 +95,7 @@ class Glide(Diffusion):
         captions: Tensor | Sequence[str],
         *arguments,
         clip=None,
-        log_prob: Callable | None = None,
+        log_prob: LogProb | None = None,
         **options,
     ) -> Tensor:
         """Draw images of captions, x_0 kept inside [-1, 1].

@@ -93,8 +93,7 @@ class Inpainting(Diffusion):
         told: Tensor | Sequence[str],
         image: Tensor,
         mask: Tensor,
-        scale: float = 1.0,
-        steps: int | str = 50,
+        *arguments,
         sampler: Sampler | None = None,
         **options,
     ) -> Tensor:
@@ -104,7 +103,7 @@ class Inpainting(Diffusion):
             told: (B, ...) what to draw.
             image: (B or 1, C, H, W) in [-1, 1]; its values where the mask is 0 do not matter.
             mask: (B or 1, 1, H, W), 1 where a pixel is known and kept, 0 where it is to be painted.
-            scale, steps, sampler, options: Those of the system mixed into. The rule "adm" brings its own sampler,
+            arguments, sampler, options: Those of the system mixed into. The rule "adm" brings its own sampler,
                 which imposes nothing, and is refused.
 
         Returns:
@@ -114,7 +113,7 @@ class Inpainting(Diffusion):
             ValueError: for what cannot be told or seen, or scale or steps out of range.
         """
         given, sampler = self.editing(len(told), image, mask, sampler)
-        return super().sample(told, scale, steps, sampler, given=given, **options)
+        return super().sample(told, *arguments, sampler=sampler, given=given, **options)
 
 
 class Inpainter(Inpainting, ClassConditional):
@@ -138,8 +137,7 @@ class GlideUpsamplerInpainter(Inpainting, GlideUpsampler):
         small: Tensor,
         image: Tensor,
         mask: Tensor,
-        scale: float = 1.0,
-        steps: int | str = 50,
+        *arguments,
         sampler: Sampler | None = None,
         **options,
     ) -> Tensor:
@@ -149,7 +147,7 @@ class GlideUpsamplerInpainter(Inpainting, GlideUpsampler):
             told: Captions, or their tokens (B, L).
             small: The edited images, from the base inpainter.
             image, mask: As for ``Inpainting.sample``, in the large size.
-            scale, steps, sampler, options: Those of ``Glide.sample``.
+            arguments, sampler, options: Those of ``Glide.sample``.
 
         Returns:
             (B, C, H, W).
@@ -157,7 +155,7 @@ class GlideUpsamplerInpainter(Inpainting, GlideUpsampler):
         given, sampler = self.editing(len(told), image, mask, sampler)
         small = small.to(self.device)
         enlarging = lambda shown: given(Small(shown, small))
-        return Glide.sample(self, told, scale, steps, sampler, given=enlarging, **options)
+        return Glide.sample(self, told, *arguments, sampler=sampler, given=enlarging, **options)
 
 
 def widened(weight: Tensor, channels: int, after: int) -> Tensor:

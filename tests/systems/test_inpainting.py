@@ -124,11 +124,12 @@ def test_what_is_not_known_is_not_seen():
 def test_known_pixels_come_back_and_the_rest_is_painted(name):
     system, (_, image, mask, told) = system_of(name), scene(name)
     known = mask.bool().expand_as(image)
-    one = system.sample(told, image, mask, 2.0, 5, ancestral(), generator=sample_generators(0, range(3)))
-    other = system.sample(told, image, mask, 2.0, 5, ancestral(), generator=sample_generators(1, range(3)))
+    one = system.sample(told, image, mask, 2.0, 5, sampler=ancestral(), generator=sample_generators(0, range(3)))
+    other = system.sample(told, image, mask, 2.0, 5, sampler=ancestral(), generator=sample_generators(1, range(3)))
     assert torch.equal(one[known], image[known]) and torch.equal(other[known], image[known])
     assert (one[~known] - other[~known]).abs().max() > 0.1
-    alone = system.sample(told[1:2], image[1:2], mask[1:2], 2.0, 5, ancestral(), generator=sample_generators(0, [1]))
+    just_one = (part[1:2] for part in (told, image, mask))
+    alone = system.sample(*just_one, 2.0, 5, sampler=ancestral(), generator=sample_generators(0, [1]))
     torch.testing.assert_close(alone, one[1:2], rtol=0, atol=1e-5)
 
 
