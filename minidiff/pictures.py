@@ -1,4 +1,4 @@
-"""Tensors to picture files."""
+"""Tensors to picture files, and pictures that are to be edited to tensors."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import io
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
+from .data.images import UNREADABLE, to_tensor
 from .files import write_atomically
 
 
@@ -41,3 +43,41 @@ def save_grid(images: Tensor, path: Path, columns: int | None = None, least: int
     buffer = io.BytesIO()
     picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST).save(buffer, "PNG")
     write_atomically(path, buffer.getvalue())
+
+
+def read_edit(path: str | Path, size: int, mask: str | Path | None = None) -> tuple[Tensor, Tensor]:
+    """A picture that an inpainter is to change: what is known of it, and where.
+
+    Args:
+        path: The picture; it is cropped to a square. Where it is transparent it is to be painted.
+        size: Side of the square in pixels.
+        mask: A second picture that says so instead: white is kept, black is painted. It is cropped like the first.
+
+    Returns:
+        (1, 3, size, size) in [-1, 1] and the mask (1, 1, size, size): 1 where a pixel is known, which it is only if all
+        that the file shows of it is kept.
+
+    Raises:
+        ValueError: for a file that is no picture, or when nothing is left to paint.
+    """
+    picture = _opened(path).convert("RGBA")
+    if mask is not None:
+        kept = _opened(mask).convert("L")
+        if kept.size != picture.size:
+            raise ValueError(f"{mask} has {kept.size} pixels, {path} has {picture.size}; equal sizes are accepted")
+        picture.putalpha(kept)
+    # a pixel is the mean of the pixels below it, weighted by their opacity: what is to be painted does not tint it
+    fitted = ImageOps.fit(picture, (size, size), Image.Resampling.BOX)
+    known = torch.from_numpy(np.array(fitted.getchannel("A")) == 255)[None, None]
+    if known.all():
+        how = "transparent" if mask is None else "black in the mask"
+        raise ValueError(f"nothing of {path} is left to paint; make a part of it {how}")
+    return to_tensor(fitted.convert("RGB"))[None], known.float()
+
+
+def _opened(path: str | Path) -> Image.Image:
+    try:
+        with Image.open(path) as picture:
+            return ImageOps.exif_transpose(picture)
+    except UNREADABLE as error:
+        raise ValueError(f"{path} is no picture that can be read ({error})") from None

@@ -10,18 +10,22 @@ import click
 from .. import __version__
 
 TEXT_SCALE = 3.0  # as in GLIDE's published example
+FILE = click.Path(exists=True, dir_okay=False)
 
 
 @click.command()
 @click.argument("system")
 @click.argument("captions", nargs=-1, metavar="[CAPTION]...")
-@click.option("--weights", type=click.Path(exists=True, dir_okay=False), help="Released file of a preset.")
+@click.option("--weights", type=FILE, help="Released file of a preset.")
 @click.option("--label", type=int, help="Class to draw (default: all of them in turn).")
 @click.option("--scale", type=float, help="Guidance scale s; 1 is plain conditional (default: 1; of captions 3).")
 @click.option("--classifier", help="Guide by this classifier instead of classifier-free; a preset as NAME=FILE.")
 @click.option("--clip", help="Guide by this CLIP instead of classifier-free.")
 @click.option("--rule", type=click.Choice(["score", "adm"]), default="score", show_default=True, help="Guidance rule.")
 @click.option("--upsample", "upsamplers", multiple=True, help="Enlarge by this system, told the same; repeatable.")
+@click.option("--level", "levels", type=float, multiple=True, help="Noise in the small image of each --upsample.")
+@click.option("--edit", type=FILE, help="Picture to edit, by an inpainter: what is transparent in it is painted.")
+@click.option("--mask", type=FILE, help="With --edit, says so instead: white is kept, black is painted.")
 @click.option("--count", type=click.IntRange(1), default=16, show_default=True, help="Number of images.")
 @click.option("--steps", default="50", show_default=True, help="Sampling steps; or ddim25, or sections 90,60,60,20,20.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Image i depends on the seed and i alone.")
@@ -39,7 +43,8 @@ def sample(system, captions, weights, out, cpu, seed, batch, **options) -> None:
     Examples:
       minidiff sample digits --label 7 --scale 3
       minidiff sample digits --label 3 --scale 4 --classifier digits-classifier
-      minidiff sample glide "a small red ring above a blue square" --scale 4
+      minidiff sample glide "a small red ring above a blue square" --upsample glide-up32 --level 0.5
+      minidiff sample glide-inpaint "a red ring and a blue square" --edit picture.png --count 4
       torchrun --nproc-per-node 8 -m minidiff sample adm-imagenet64 --weights 64x64_diffusion.pt --rule adm
         --classifier adm-classifier-64=64x64_classifier.pt --steps 250 --count 50000 --out samples.npz
     """
@@ -59,10 +64,11 @@ def sample(system, captions, weights, out, cpu, seed, batch, **options) -> None:
     how = {"steps": int(steps) if steps.isdigit() else steps, "rule": options["rule"]}
     with processes(cpu) as here:
         model = load_system(system, here.device, weights)[0]
-        stages = [(_enlarging(name, model, here.device), {"steps": how["steps"]}) for name in options["upsamplers"]]
+        edited = _edited(model, system, options, here.device)
+        stages = _stages(model, options, how["steps"], here.device)
         told, labels, guide = _told(model, system, captions, options, here.device)
         reads = {"scale": (TEXT_SCALE if captions else 1.0) if options["scale"] is None else options["scale"]}
-        drawn = draw(model, told, seed, batch, here.rank, here.world, stages, **how, **reads, **guide)
+        drawn = draw(model, told, seed, batch, here.rank, here.world, stages, **how, **reads, **guide, **edited)
         gathered = here.gathered(drawn)
     if gathered is None:
         return
@@ -93,23 +99,21 @@ def _told(model, system: str, captions: tuple[str, ...], options: dict, device):
     from ..systems.class_conditional import ClassConditional
     from ..systems.clip import load_clip
     from ..systems.glide import Glide
+    from ..systems.upsampler import Enlarging
 
     count, label, classifier, clip = (options[name] for name in ("count", "label", "classifier", "clip"))
-    if type(model) is Glide:
+    if not isinstance(model, (Glide, ClassConditional)) or isinstance(model, Enlarging):
+        raise click.UsageError(
+            f"{system} draws nothing by class or caption alone; see --classifier, --clip, --upsample"
+        )
+    if isinstance(model, Glide):
         if label is not None or classifier:
             raise click.UsageError(f"{system} reads captions; --label and --classifier are for systems with classes")
         if not captions:
             raise click.UsageError(f'{system} draws captions: name some after it, such as "..."')
         labels = torch.arange(count) % len(captions)
-        return (
-            model.tokens(captions)[labels.to(device)],
-            labels,
-            {"clip": load_clip(clip, str(device)) if clip else None},
-        )
-    if type(model) is not ClassConditional:
-        raise click.UsageError(
-            f"{system} draws nothing by class or caption alone; see --classifier, --clip, --upsample"
-        )
+        guide = load_clip(clip, str(device)) if clip else None
+        return model.tokens(captions)[labels.to(device)], labels, {"clip": guide}
     if captions or clip:
         raise click.UsageError(f"{system} draws classes and reads no captions; choose one with --label")
     guide = load_classifier(classifier, device) if classifier else None
@@ -119,16 +123,53 @@ def _told(model, system: str, captions: tuple[str, ...], options: dict, device):
     return labels, labels, {"classifier": guide}
 
 
-def _enlarging(name: str, model, device):
-    """An upsampler by name, a preset as NAME=FILE, that is told the same as a model."""
-    from ..metrics.sources import load_system
+def _edited(model, name: str, options: dict, device) -> dict:
+    """What an inpainter is told of the picture that is edited; nothing for other systems."""
+    from ..pictures import read_edit
     from ..systems.inpainting import Inpainting
+
+    if isinstance(model, Inpainting) != bool(options["edit"]):
+        need = f"{name} edits a picture: name it with --edit"
+        raise click.UsageError(f"{name} edits no picture; --edit is for inpainters" if options["edit"] else need)
+    if not options["edit"]:
+        if options["mask"]:
+            raise click.UsageError("--mask says what to keep of a picture: name that with --edit")
+        return {}
+    image, mask = read_edit(options["edit"], model.shape[1], options["mask"])
+    return {"image": image.to(device), "mask": mask.to(device)}
+
+
+def _stages(model, options: dict, steps, device) -> list[tuple]:
+    """The systems that enlarge what a model draws, each with the options it is sampled with."""
+    from ..systems.cascade import Augmented
+    from ..systems.inpainting import Inpainting
+
+    levels = options["levels"]
+    if len(levels) > len(options["upsamplers"]):
+        raise click.UsageError(f"--level is for the image of an --upsample; {len(levels)} are too many")
+    stages = []
+    for i, text in enumerate(options["upsamplers"]):
+        name, found = _enlarging(text, model, device)
+        own = {"steps": steps}
+        if i < len(levels):
+            if not isinstance(found, Augmented):
+                raise click.UsageError(f"{name} was not trained with noise in the small image; --level is not for it")
+            own["level"] = levels[i]
+        if isinstance(found, Inpainting):
+            own |= _edited(found, name, options, device)
+        stages.append((found, own))
+    return stages
+
+
+def _enlarging(text: str, model, device) -> tuple:
+    """Name and system of an upsampler, a preset as NAME=FILE, that is told the same as a model."""
+    from ..metrics.sources import load_system
     from ..systems.upsampler import Enlarging
 
-    name, _, released = name.partition("=")
+    name, _, released = text.partition("=")
     found = load_system(name, device, released or None)[0]
-    if not isinstance(found, Enlarging) or isinstance(found, Inpainting):
+    if not isinstance(found, Enlarging):
         raise click.UsageError(f"{name} does not enlarge what another system drew; --upsample takes upsamplers")
     if getattr(found, "tokenizer", None) is not getattr(model, "tokenizer", None):
         raise click.UsageError(f"{name} is told something else than what is to be enlarged: labels, or other tokens")
-    return found
+    return name, found

@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 
 from minidiff.cli import main
 from minidiff.data.captioned import captioned_scenes
 from minidiff.data.pack import picture
 from minidiff.metrics.sources import load_system
+from minidiff.pictures import read_edit
 from minidiff.recipes import load_recipe
 from minidiff.systems.draw import draw
 from minidiff.systems.zoo import build
@@ -32,11 +34,18 @@ JUDGED = ["--features", "shapes16-classifier-clean", "--captions", 12, "--again"
 
 @pytest.fixture(scope="module")
 def systems(tmp_path_factory):
-    """Short runs: a base, and an upsampler that reads the same captions."""
+    """Short runs: a base, upsamplers that read the same captions, and inpainters of both sizes."""
     folder = tmp_path_factory.mktemp("runs")
     train(load_recipe(TINY), build, folder / "base", cpu=True, quiet=True)
-    larger = ["system=glide_upsampler", "factor=2", "network.size=32", "network.in_channels=6", "network.attention=16"]
-    train(load_recipe(TINY, larger), build, folder / "up", cpu=True, quiet=True)
+    larger = ["factor=2", "network.size=32", "network.attention=16", "network.in_channels=6"]
+    others = {
+        "up": ["system=glide_upsampler", *larger],
+        "augmented": ["system=glide_cdm", *larger, "augment=0.5", "network.image_level=true"],
+        "inpaint": ["system=glide_inpainter", "network.in_channels=7"],
+        "inpaint-up": ["system=glide_upsampler_inpainter", *larger, "network.in_channels=10"],
+    }
+    for name, changes in others.items():
+        train(load_recipe(TINY, changes), build, folder / name, cpu=True, quiet=True)
     return folder
 
 
@@ -71,6 +80,39 @@ def test_upsampling_by_a_system_that_reads_the_same_caption(systems, tmp_path):
     assert images.shape == (2, 32, 32, 3) and used["upsamplers"] == [str(systems / "up")]
 
 
+def test_noise_in_the_small_picture(systems, tmp_path):
+    arguments = [systems / "base", "a star", "--count", 2, "--upsample", systems / "augmented"]
+    sets = {}
+    for level in ((), ("--level", 0), ("--level", 0.4)):
+        images, _, used = drawn(tmp_path / "x.npz", *arguments, *level)
+        sets[level], expected = images.astype(int), [float(x) for x in level[1:]]
+        assert used["levels"] == expected
+    plain, zero, noised = sets.values()
+    assert (plain == zero).all() and np.abs(noised - plain).max() > 1
+
+
+@pytest.fixture(scope="module")
+def edited(tmp_path_factory):
+    """A picture of 64 pixels whose left half is transparent."""
+    path = tmp_path_factory.mktemp("edit") / "picture.png"
+    pixels = np.random.default_rng(0).integers(0, 255, (8, 8, 4), np.uint8).repeat(8, 0).repeat(8, 1)
+    pixels[..., 3] = 255
+    pixels[:, :32, 3] = 0
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_a_picture_is_edited_in_both_sizes(systems, edited, tmp_path):
+    small = [systems / "inpaint", *CAPTIONS, "--count", 3, "--edit", edited]
+    for size, more in ((16, []), (32, ["--upsample", systems / "inpaint-up"])):
+        images, _, used = drawn(tmp_path / "x.npz", *small, *more)
+        known = ((read_edit(edited, size)[0] + 1) * 127.5).round().byte()[0].permute(1, 2, 0).numpy()
+        half = size // 2
+        assert images.shape == (3, size, size, 3) and used["edit"] == str(edited)
+        assert np.abs(images[:, :, half:].astype(int) - known[:, half:]).max() <= 1, "what is known comes back"
+        assert np.abs(images[0, :, :half].astype(int) - images[1, :, :half]).max() > 1, "the rest is painted"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -85,10 +127,18 @@ def test_upsampling_by_a_system_that_reads_the_same_caption(systems, tmp_path):
         (["{up}", "a ring"], "--upsample"),
         (["{base}", "a ring", "--upsample", "digits"], "takes upsamplers"),
         (["digits", "--upsample", "{up}"], "told something else"),
+        (["{base}", "a ring", "--upsample", "{up}", "--level", "0.1"], "was not trained with noise"),
+        (["{base}", "a ring", "--level", "0.1"], "1 are too many"),
+        (["{base}", "a ring", "--upsample", "{augmented}", "--level", "0.6"], "from 0 to 0.5"),
+        (["{inpaint}", "a ring"], "name it with --edit"),
+        (["{base}", "a ring", "--edit", "{picture}"], "--edit is for inpainters"),
+        (["{base}", "a ring", "--mask", "{picture}"], "name that with --edit"),
+        (["{inpaint}", "a ring", "--edit", "{picture}", "--mask", TINY], "no picture that can be read"),
+        (["{inpaint-up}", "a ring", "--edit", "{picture}"], "--upsample"),
     ],
 )
-def test_bad_usage_is_one_line_and_exit_code_2(systems, arguments, message, tmp_path):
-    places = {name: systems / name for name in ("base", "up")}
+def test_bad_usage_is_one_line_and_exit_code_2(systems, edited, arguments, message, tmp_path):
+    places = {path.name: path for path in systems.iterdir()} | {"picture": edited}
     result = run("sample", *(a.format(**places) for a in arguments), *QUICK, "--out", tmp_path / "x.npz")
     assert result.exit_code == 2 and message in result.output, result.output
     assert len(result.output.strip().splitlines()) == 1 and not list(tmp_path.iterdir())

@@ -1,0 +1,63 @@
+"""Pictures that are to be edited: what is known of them, and where."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from minidiff.pictures import read_edit
+
+RED, GREEN = (224, 38, 47), (54, 168, 82)
+
+
+@pytest.fixture
+def pixels():
+    """(32, 32, 4) uint8, red, and the left ten columns transparent, green below that."""
+    picture = np.zeros((32, 32, 4), np.uint8)
+    picture[..., :3], picture[..., 3] = RED, 255
+    picture[:, :10] = (*GREEN, 0)
+    return picture
+
+
+def saved(path, array):
+    Image.fromarray(array).save(path)
+    return path
+
+
+@pytest.mark.parametrize("size", [32, 16, 8])
+def test_what_is_transparent_is_to_be_painted_and_tints_nothing(pixels, size, tmp_path):
+    image, mask = read_edit(saved(tmp_path / "x.png", pixels), size)
+    first = -(-10 * size // 32)  # the first column of which nothing is transparent
+    expected = torch.zeros(1, 1, size, size)
+    expected[..., first:] = 1
+    assert image.shape == (1, 3, size, size) and torch.equal(mask, expected)
+    red = torch.tensor(RED)[:, None, None] / 127.5 - 1
+    assert (image[0, :, :, first:] - red).abs().max() < 1.5 / 127.5, "green would show at the border"
+
+
+def test_a_mask_says_the_same(pixels, tmp_path):
+    picture, mask = saved(tmp_path / "x.png", pixels[..., :3]), saved(tmp_path / "m.png", pixels[..., 3])
+    by_mask, by_alpha = read_edit(picture, 16, mask), read_edit(saved(tmp_path / "y.png", pixels), 16)
+    assert all(torch.equal(one, other) for one, other in zip(by_mask, by_alpha, strict=True))
+
+
+def test_a_wide_picture_is_cropped_with_its_mask(pixels, tmp_path):
+    wide = np.concatenate([pixels, pixels[:, ::-1]], 1)  # transparent at both ends, which the square leaves out
+    wide[4, 40, 3] = 0
+    _, mask = read_edit(saved(tmp_path / "x.png", wide), 32)
+    assert mask.sum() == 32 * 32 - 1 and mask[0, 0, 4, 24] == 0
+
+
+def test_what_cannot_be_edited(pixels, tmp_path):
+    opaque = saved(tmp_path / "x.png", pixels[..., :3])
+    small, white = saved(tmp_path / "s.png", pixels[:8, :8, 3]), saved(tmp_path / "w.png", pixels[..., 3] | 255)
+    (tmp_path / "text.png").write_text("no picture")
+    for arguments, message in (
+        ((opaque, 16), "left to paint; make a part of it transparent"),
+        ((opaque, 16, white), "make a part of it black in the mask"),
+        ((opaque, 16, small), "equal sizes are accepted"),
+        ((tmp_path / "text.png", 16), "no picture that can be read"),
+        ((opaque, 16, tmp_path / "text.png"), "no picture that can be read"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_edit(*arguments)
