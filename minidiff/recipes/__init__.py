@@ -76,7 +76,7 @@ class TrainingRecipe:
         weight_decay: AdamW's weight decay.
         clip: Largest gradient norm, or None.
         ema: Decays of the weight averages, each reached from below as (1 + step) / (10 + step); the first is published.
-        precision: "no" (float32) or "bf16".
+        precision: "no" (float32) or "bf16"; a CPU without instructions for it takes float32 in both cases.
         seed: Seed of initialisation, data order and noise.
         checkpoint_every: Steps between checkpoints.
         accumulate: Parts into which each process cuts its share of a batch, to save memory.

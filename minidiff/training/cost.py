@@ -14,6 +14,7 @@ from ..denoiser import Condition
 from ..models.layers import Stage
 from ..recipes import Recipe
 from .ema import EMA
+from .precision import autocast
 
 SECONDS_PER_DAY = 86400
 CPU_STEP = 1e12  # operations of a measured step on a CPU, at most: some seconds, unless one image takes more
@@ -132,7 +133,7 @@ def images_per_second(
     for step in range(steps + 1):
         began = time.perf_counter()
         optimizer.zero_grad()
-        with torch.autocast(device.type, torch.bfloat16, enabled=plan.precision == "bf16"):
+        with autocast(plan.precision, device):
             loss = _forward(network, x, t).float().square().mean()
         loss.backward()
         optimizer.step()

@@ -17,6 +17,7 @@ from .checkpoint import average_prefix, load_checkpoint, save_checkpoint
 from .data import Order, batches, load_dataset
 from .ema import EMA
 from .parallel import parallel, placed, share_of, whole
+from .precision import autocast, computes_in
 from .times import ImportanceTimes, UniformTimes
 
 
@@ -71,10 +72,11 @@ def train(
     from tqdm import tqdm
 
     plan, folder = recipe.training, Path(folder)
-    if plan.precision not in ("no", "bf16"):
-        raise ValueError(f"training.precision must be 'no' or 'bf16', got {plan.precision!r}")
     accelerator = Accelerator(mixed_precision="no", cpu=cpu)  # a process can have one precision only: ours is per run
     device, main = accelerator.device, accelerator.is_main_process
+    dtype = computes_in(plan.precision, device)
+    if main and not quiet and plan.precision == "bf16" and dtype is torch.float32:
+        print(f"{recipe.name}: this CPU has no instructions for bf16; training in float32")
     share = share_of(plan, accelerator.process_index, accelerator.num_processes)
     torch.manual_seed(plan.seed)
     system = build(recipe)
@@ -105,7 +107,7 @@ def train(
             part = slice(first, first + parts.step)
             wait = accelerator.no_sync(model) if first != parts[-1] else nullcontext()
             with wait:
-                with torch.autocast(device.type, torch.bfloat16, enabled=plan.precision == "bf16"):
+                with autocast(plan.precision, device):
                     losses = model(images[part], labels[part], generators[part], t[part])
                 accelerator.backward((weight[part] * losses["loss"]).mean() / plan.accumulate)
             seen.append({name: value.detach() for name, value in losses.items()})
@@ -129,7 +131,8 @@ def train(
                 meta = {
                     "step": step + 1,
                     "seconds": seconds + time.monotonic() - began,
-                    "device": f"{accelerator.num_processes} x {device.type}, {torch.get_num_threads()} threads",
+                    "device": f"{accelerator.num_processes} x {device.type}, {torch.get_num_threads()} threads, "
+                    f"{str(dtype).removeprefix('torch.')}",
                     "recipe": recipe.to_dict(),
                     "broken_images": len(getattr(found, "broken", [])),
                 }

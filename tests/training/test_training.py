@@ -17,6 +17,7 @@ from minidiff.training.checkpoint import load_checkpoint, load_weights, save_che
 from minidiff.training.data import Order, load_set
 from minidiff.training.ema import EMA
 from minidiff.training.loop import learning_rate, train
+from minidiff.training.precision import autocast, computes_in
 from minidiff.training.publish import publish
 
 HERE = Path(__file__).parent
@@ -141,12 +142,25 @@ def test_saving_memory_changes_nothing_but_rounding(tmp_path, option):
 
 
 def test_one_process_trains_in_two_precisions(tmp_path):
+    has_bf16 = computes_in("bf16", torch.device("cpu")) is torch.bfloat16
     for precision in ("bf16", "no"):
         recipe = load_recipe(TINY, ["training.steps=1", f"training.precision='{precision}'"])
         train(recipe, build, tmp_path / precision, cpu=True, quiet=True)
     one, other = weights(tmp_path / "bf16"), weights(tmp_path / "no")
     names = [name for name in one if name.startswith("model.")]
-    assert any(not torch.equal(one[name], other[name]) for name in names), "the precision must make a difference"
+    differ = any(not torch.equal(one[name], other[name]) for name in names)
+    assert differ == has_bf16, "the precision must make a difference where the CPU has instructions for it"
+
+
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_bf16_is_for_devices_that_have_it(monkeypatch, has_bf16):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_bf16)
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    expected = torch.bfloat16 if has_bf16 else torch.float32
+    assert computes_in("bf16", cpu) is expected and computes_in("bf16", gpu) is torch.bfloat16
+    assert computes_in("no", cpu) is computes_in("no", gpu) is torch.float32
+    with autocast("bf16", cpu):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype is expected
 
 
 def test_batches_that_do_not_divide_and_unknown_options_are_refused(tmp_path):
