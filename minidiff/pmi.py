@@ -51,7 +51,7 @@ def mutual_information(joint: Tensor) -> float:
     return float((torch.xlogy(joint, joint) - torch.xlogy(joint, p_x * p_c)).sum())
 
 
-def info_nce(critic: Tensor, directions: str = "both") -> Tensor:
+def info_nce(critic: Tensor, directions: str = "both", columns: Tensor | None = None) -> Tensor:
     """The contrastive loss of each of B pairs, its negatives the rest of the batch (``eq-info-nce``).
 
     Van den Oord et al. 2018; both directions as in CLIP (Radford et al. 2021, figure 3). With both the minimiser is the
@@ -62,6 +62,7 @@ def info_nce(critic: Tensor, directions: str = "both") -> Tensor:
         critic: (B, B) f(x_i, c_j), picture i belonging to caption j = i.
         directions: "both": half of each; "image-to-text": which caption belongs to the picture; "text-to-image": which
             picture belongs to the caption.
+        columns: (N, B) f(x_i, c_j), when these are but the first B pairs of a batch of N; the critic then is (B, N).
 
     Returns:
         (B,).
@@ -70,11 +71,14 @@ def info_nce(critic: Tensor, directions: str = "both") -> Tensor:
         ValueError: for another shape, or unknown directions.
     """
     _require(directions, DIRECTIONS, "directions")
-    if critic.ndim != 2 or critic.shape[0] != critic.shape[1]:
-        raise ValueError(f"a critic of B pairs is (B, B), got {tuple(critic.shape)}")
+    if columns is None:
+        columns = critic
+    if critic.ndim != 2 or columns.shape != critic.T.shape or len(critic) > len(columns):
+        shapes = f"{tuple(critic.shape)} and {tuple(columns.shape)}"
+        raise ValueError(f"a critic of B pairs is (B, B), or (B, N) and (N, B) of N; got {shapes}")
     own = torch.arange(len(critic), device=critic.device)
     by_image = lambda: F.cross_entropy(critic, own, reduction="none")
-    by_text = lambda: F.cross_entropy(critic.T, own, reduction="none")
+    by_text = lambda: F.cross_entropy(columns.T, own, reduction="none")
     if directions == "both":
         return (by_image() + by_text()) / 2
     return by_image() if directions == "image-to-text" else by_text()

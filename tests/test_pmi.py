@@ -84,6 +84,15 @@ def test_each_direction_is_a_softmax_over_its_side(generator):
     assert (info_nce(f + a[:, None]) - info_nce(f)).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("directions", DIRECTIONS)
+def test_a_share_of_the_pairs_needs_its_rows_and_columns_alone(directions, generator):
+    f = torch.randn(6, 6, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(info_nce(f[:2], directions, f[:, :2]), info_nce(f, directions)[:2])
+    for critic, columns in ((f[:2], f[:, :3]), (f[:2], None), (f[:, :2], f[:2])):
+        with pytest.raises(ValueError, match=r"a critic of B pairs is \(B, B\), or \(B, N\) and \(N, B\) of N"):
+            info_nce(critic, directions, columns)
+
+
 def fitted(joint, directions, start):
     """The critic that LBFGS finds from a start, polished by Newton steps in what the loss does not leave open."""
     f = start.clone().requires_grad_()

@@ -146,10 +146,17 @@ class Towers(nn.Module):
         """
         if tokens is None:
             tokens = torch.full((len(x), 1), -1, device=x.device)
-        z_i, z_t = (F.normalize(z.float(), dim=1) for z in (self.image(x, time), self.text(tokens)))
-        device = "cpu" if x.is_meta else x.device.type
+        return self.critic(*(F.normalize(z.float(), dim=1) for z in (self.image(x, time), self.text(tokens))))
+
+    def critic(self, z_i: Tensor, z_t: Tensor) -> Tensor:
+        """scale * <z_i, z_t> of every pair: (N, E) and (M, E) of length 1 -> (N, M)."""
+        device = "cpu" if z_i.is_meta else z_i.device.type
         with torch.autocast(device, enabled=False):  # half precision is too coarse for what a softmax reads
             return self.scale * (z_i @ z_t.T)
+
+    def compile(self, *args, **options) -> None:
+        """Compile the towers, which are called one by one too; arguments are those of ``torch.compile``."""
+        self.image, self.text = (torch.compile(tower, *args, **options) for tower in (self.image, self.text))
 
     @property
     def scale(self) -> Tensor:

@@ -79,7 +79,7 @@ class TrainingRecipe:
         precision: "no" (float32) or "bf16"; a CPU without instructions for it takes float32 in both cases.
         seed: Seed of initialisation, data order and noise.
         checkpoint_every: Steps between checkpoints.
-        accumulate: Parts into which each process cuts its share of a batch, to save memory.
+        accumulate: Parts into which each process cuts its share of a batch, to save memory; 1 for a CLIP.
         checkpointing: Recompute activations in the backward pass, to save memory.
         compile: Compile the network.
         sharding: "none" (every process holds the whole model, DDP) or "full" (FSDP).
@@ -125,6 +125,9 @@ class Recipe:
         directions: Of a CLIP's loss: "both", "image-to-text" or "text-to-image".
         start: Checkpoint whose weights training starts from, by name or as a path to its ``model.safetensors``; input
             channels that it lacks start at zero. "" starts from nothing.
+
+    Raises:
+        ValueError: for a CLIP whose batch is cut into parts.
     """
 
     name: str
@@ -141,6 +144,13 @@ class Recipe:
     augment: float = 1.0
     directions: str = "both"
     start: str = ""
+
+    def __post_init__(self):
+        if self.system == "clip" and self.training.accumulate != 1:
+            raise ValueError(
+                f"training.accumulate must be 1 for a clip, got {self.training.accumulate}: "
+                "the parts of a batch would lose each other as negatives"
+            )
 
     def to_dict(self) -> dict:
         """The recipe as plain dicts and lists, as it would stand in YAML."""

@@ -15,6 +15,7 @@ from ..pmi import info_nce
 from ..process import diffuse
 from ..random import randint, randn
 from ..schedule import DATA, DiscreteSchedule, NoiseLevel
+from ..training.parallel import gathered
 
 Captions = str | Sequence[str] | Tensor
 
@@ -122,10 +123,11 @@ class CLIP(nn.Module):
     def loss(self, images: Tensor, tokens: Tensor, generator=None, times: Tensor | None = None) -> dict[str, Tensor]:
         """(B,) contrastive loss at ``times`` (B,), drawn uniformly when left out; also whether the caption was found.
 
-        The negatives of a pair are the other pairs of this call: of one process, and of one part where a batch is cut
-        (``accumulate``). So the loss says little without B; nothing learned is log B. Captions that occur twice in a
-        batch stay, and count as found: with independent draws the loss keeps its minimiser. A batch without duplicates
-        would shift it from text to image, where the other pictures are then no draws from p(x).
+        The negatives of a pair are the other pairs of this call; in training mode, of this call in all processes, each
+        of which computes its own rows and columns of the critic (Radford et al. 2021, section 2.5). So the loss says
+        little without the number of pairs; nothing learned is its log. Captions that occur twice in a batch stay, and
+        count as found: with independent draws the loss keeps its minimiser. A batch without duplicates would shift it
+        from text to image, where the other pictures are then no draws from p(x).
 
         Returns:
             "loss" and "accuracy", image to text.
@@ -135,9 +137,12 @@ class CLIP(nn.Module):
             times = randint(self.schedule.T, len(images), generator, images.device) if times is None else times
             level = self.schedule.level(times)
             images = diffuse(images, level, randn(images.shape, generator, images.dtype, images.device))
-        critic = self.network(images, self._time(images, level), tokens)
-        found = critic.detach().diagonal() >= critic.detach().amax(1)
-        return {"loss": info_nce(critic, self.directions), "accuracy": found.float()}
+        z_i, z_t = self.embed_images(images, level), self.embed_texts(tokens)
+        share = (z_i, z_t, tokens)
+        all_i, all_t, texts = map(gathered, share) if self.training else share  # this process's own come first
+        rows, columns = self.network.critic(z_i, all_t), self.network.critic(all_i, z_t)
+        found = (texts[rows.argmax(1)] == tokens).all(1)
+        return {"loss": info_nce(rows, self.directions, columns), "accuracy": found.float()}
 
 
 def load_clip(name: str, device: str = "cpu") -> CLIP:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from ..models.layers import Stage
 from ..recipes import TrainingRecipe
@@ -64,6 +64,20 @@ def _stages(loss: nn.Module) -> list[Stage]:
 def whole(tensor: Tensor) -> Tensor:
     """The full tensor; a sharded one is gathered, in which every process takes part."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """(B, ...) of this process, then those of the others -> (N B, ...); alone, the tensor itself.
+
+    Gradients flow through every copy: backward, each process receives the sum over all. So the mean of the processes'
+    gradients, which DDP and FSDP take, is the gradient of the mean of their losses, without a factor N.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return tensor
+    from torch.distributed.nn.functional import all_gather
+
+    parts, rank = all_gather(tensor), distributed.get_rank()
+    return torch.cat([*parts[rank:], *parts[:rank]])
 
 
 def placed(value: Tensor, like: Tensor) -> Tensor:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import small_open_clip
 
 from minidiff.data.tokenizer import tokenizer
 from minidiff.guidance import classifier_guidance, clip_guidance, mean_shift_guidance
@@ -201,6 +201,29 @@ def test_equal_captions_count_as_found(x):
     assert not torch.allclose(two["loss"], found["loss"])
 
 
+def test_pairs_of_other_processes_are_negatives_in_training_alone(clip, x, monkeypatch):
+    """Whoever evaluates has no other process to wait for."""
+    tokens, times, everyone = clip.tokens(CAPTIONS), torch.tensor([3, 400, 900]), []
+    loss = lambda n: clip.loss(x[:n], tokens[:n], sample_generators(0, range(n)), times[:n])["loss"]
+    alone, whole = loss(1), loss(3)
+    monkeypatch.setattr("minidiff.systems.clip.gathered", lambda z: everyone.append(z) or z)
+    clip.train()
+    assert torch.equal(loss(3), whole) and len(everyone) == 3
+    monkeypatch.setattr("minidiff.systems.clip.gathered", lambda z: everyone.pop(0))
+    torch.testing.assert_close(loss(1), whole[:1])
+    clip.eval()
+    assert torch.equal(loss(1), alone) and not torch.allclose(alone, whole[:1])
+
+
+def test_compiling_reaches_the_towers_that_the_loss_calls(clip, x):
+    tokens, graphs = clip.tokens(CAPTIONS), []
+    loss = lambda: clip.loss(x, tokens, sample_generators(0, range(3)), torch.tensor([3, 400, 900]))["loss"]
+    plain = loss()
+    clip.network.compile(backend=lambda graph, inputs: graphs.append(graph) or graph.forward)
+    torch.testing.assert_close(loss(), plain)
+    assert len(graphs) >= 2
+
+
 class Tables(Towers):
     """The simplest towers: an embedding for each of four pictures, told apart by their first pixel, and four texts."""
 
@@ -257,6 +280,12 @@ def test_shapes_are_told_apart_by_their_keys():
         load_recipe("scenes-clip", ["network=3"])
 
 
+def test_the_batch_of_a_clip_is_not_cut():
+    """Its parts would be smaller batches, which is another loss."""
+    with pytest.raises(ValueError, match="must be 1 for a clip, got 2: the parts of a batch would lose each other"):
+        load_recipe("scenes-clip", ["training.accumulate=2"])
+
+
 def test_the_small_recipes_fit_the_model_they_guide():
     """Same kind of scenes, words, size and levels as ``glide``; the noised network has a row for each level."""
     base = load_recipe("glide")
@@ -273,7 +302,7 @@ def test_the_small_recipes_fit_the_model_they_guide():
 
 def test_training_and_publishing(tmp_path, monkeypatch):
     """From the loop to a checkpoint that loads by name; the card's loss is that of batches of the recipe's size."""
-    recipe = load_recipe("scenes-clip-noisy", [*TINY, "training.accumulate=2"])
+    recipe = load_recipe("scenes-clip-noisy", TINY)
     monkeypatch.setattr(publishing, "HELDOUT", 160)
     before = build(recipe).state_dict()
     after = train(recipe, build, tmp_path / "run", cpu=True, quiet=True)
@@ -298,15 +327,8 @@ def test_training_and_publishing(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A small model of open_clip with random weights, as such models are published."""
-    open_clip = pytest.importorskip("open_clip")
-    torch.manual_seed(0)
-    vision = {"image_size": 8, "layers": 1, "width": 16, "head_width": 8, "patch_size": 4}
-    text = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
-    config, where = {"embed_dim": 12, "vision_cfg": vision, "text_cfg": text}, tmp_path_factory.mktemp("clip")
-    model = open_clip.CLIP(**config).eval()
-    normal = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]}
-    (where / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": normal}))
-    torch.save(model.state_dict(), where / "open_clip_pytorch_model.bin")
+    where = tmp_path_factory.mktemp("clip")
+    model, _ = small_open_clip(where, context=16)
     return model, where
 
 
