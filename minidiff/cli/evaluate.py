@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from .. import __version__
+from .stages import enlarging, stages
 
 INTERVALS = (
     "half-sample bootstrap, see minidiff.metrics.bootstrap; Wilson's for class_accuracy and what the oracle sees"
@@ -28,6 +29,7 @@ INTERVALS = (
 @click.option("--classifier", help="Guide by this classifier instead of classifier-free; a preset as NAME=FILE.")
 @click.option("--clip", help="Guide by this CLIP instead of classifier-free, a system that reads captions.")
 @click.option("--rule", type=click.Choice(["score", "adm"]), default="score", show_default=True, help="Guidance rule.")
+@enlarging
 @click.option(
     "--reference", default="heldout", show_default=True, help="heldout, train, a folder, zip or npz file; shards."
 )
@@ -60,6 +62,7 @@ def evaluate(context, source, out, card, cpu, bound_images, **options) -> None:
       minidiff evaluate runs/mine --images 2000 --bits-per-dim 64
       minidiff evaluate drawn.npz --features digits-classifier-clean
       minidiff evaluate glide --captions 500 --scale 1 --scale 3
+      minidiff evaluate glide --captions 100 --scale 3 --upsample glide-up32 --level 0.6
       minidiff evaluate glide-base --weights base.pt --reference coco/val --captions 30000 --features inception
       torchrun --standalone --nproc-per-node 2 -m minidiff evaluate shapes16 --images 5000
     """
@@ -114,15 +117,22 @@ def _common(options: dict) -> dict:
     return {name: options[name] for name in ("seed", "draws", "batch", "quiet")}
 
 
-def _drawing(system, told, scale: float, options: dict, here, bins: int, **guide):
-    """Pictures that a system draws of what it is told, as a file would hold them: indices and images."""
+def _cascade(system, options: dict, here) -> tuple[list[tuple], int]:
+    """The stages after a system, and the size of the pictures that come out of the last one."""
+    after = stages(system, options, _steps(options["steps"]), here.device)
+    return after, (after[-1][0] if after else system).shape[1]
+
+
+def _drawing(system, after: list[tuple], told, scale: float, options: dict, here, bins: int, **guide):
+    """Pictures that a cascade draws of what it is told, as a file would hold them: indices and images."""
     from ..metrics.sources import as_stored
     from ..sampler import ancestral, ddim
     from ..systems.draw import draw
 
     samplers = {"ddim": ddim(), "ancestral": ancestral("learned" if system.variance != "fixed" else "beta_tilde")}
     how = {"steps": _steps(options["steps"]), "sampler": samplers.get(options["sampler"]), "rule": options["rule"]}
-    parts = draw(system, told, options["seed"], options["batch"], here.rank, here.world, scale=scale, **how, **guide)
+    where = (options["seed"], options["batch"], here.rank, here.world, after)
+    parts = draw(system, told, *where, scale=scale, **how, **guide)
     return ((index, as_stored(images, bins)) for index, images in parts)
 
 
@@ -140,12 +150,13 @@ def _of_classes(system, recipe, facts: dict, options: dict, here) -> list:
 
     guide = load_classifier(options["classifier"], here.device) if options["classifier"] else None
     network = feature_network(options["features"] or default_features(recipe), here.device)
-    reference, name, other = references(options["reference"], recipe.data, recipe.network.size, network)
+    after, size = _cascade(system, options, here)
+    reference, name, other = references(options["reference"], recipe.data, size, network)
     count, bins = options["images"] or 1000, recipe.data.bins
     labels = torch.arange(count) % system.n_classes if system.n_classes else torch.full((count,), -1)
 
     def drawn(scale: float):
-        parts = _drawing(system, labels, scale, options, here, bins, classifier=guide)
+        parts = _drawing(system, after, labels, scale, options, here, bins, classifier=guide)
         return ((index, images, labels[index]) for index, images in parts)
 
     rows = real_rows(other, count, here, options["batch"], options["seed"])
@@ -175,7 +186,8 @@ def _of_captions(system, recipe, facts: dict, options: dict, here) -> list:
         data = replace(data, name="shards", path=options["reference"], train="", heldout="")
     guide = load_clip(options["clip"], str(here.device)) if options["clip"] else None
     judged_by = eye(options["features"] or default_eye(data), here.device)
-    found = sheets(data, recipe.network.size, options["captions"], options["seed"])
+    after, size = _cascade(system, options, here)
+    found = sheets(data, size, options["captions"], options["seed"])
     n, again = len(found[0].captions), options["again"]
     again = min(n, 100 if again is None else again)
     number = torch.cat([torch.arange(n), torch.arange(again)])
@@ -184,7 +196,7 @@ def _of_captions(system, recipe, facts: dict, options: dict, here) -> list:
         facts["asked"] = {s.name: {name: int(m.sum()) for name, m in asked(s.captions).items()} for s in found}
 
     def drawn(tokens, scale: float):
-        parts = _drawing(system, tokens, scale, options, here, recipe.data.bins, clip=guide)
+        parts = _drawing(system, after, tokens, scale, options, here, recipe.data.bins, clip=guide)
         return ((index, images, number[index]) for index, images in parts)
 
     plans = []
@@ -226,7 +238,7 @@ def _of_images(source: str, options: dict, here):
     return ByClass(rows, count, reference, name, network, labelled, **more)
 
 
-MODELS = {"weights", "scales", "steps", "sampler", "rule", "bound_images"}
+MODELS = {"weights", "scales", "steps", "sampler", "rule", "upsamplers", "levels", "bound_images"}
 CLASSES = {"images", "classifier", "neighbours"}
 CAPTIONS = {"captions", "again", "clip"}
 PLANNERS = {"class_conditional": (_of_classes, CAPTIONS), "glide": (_of_captions, CLASSES)}

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from .. import __version__
+from .stages import edited, enlarging, stages
 
 TEXT_SCALE = 3.0  # as in GLIDE's published example
 FILE = click.Path(exists=True, dir_okay=False)
@@ -22,8 +23,7 @@ FILE = click.Path(exists=True, dir_okay=False)
 @click.option("--classifier", help="Guide by this classifier instead of classifier-free; a preset as NAME=FILE.")
 @click.option("--clip", help="Guide by this CLIP instead of classifier-free.")
 @click.option("--rule", type=click.Choice(["score", "adm"]), default="score", show_default=True, help="Guidance rule.")
-@click.option("--upsample", "upsamplers", multiple=True, help="Enlarge by this system, told the same; repeatable.")
-@click.option("--level", "levels", type=float, multiple=True, help="Noise in the small image of each --upsample.")
+@enlarging
 @click.option("--edit", type=FILE, help="Picture to edit, by an inpainter: what is transparent in it is painted.")
 @click.option("--mask", type=FILE, help="With --edit, says so instead: white is kept, black is painted.")
 @click.option("--count", type=click.IntRange(1), default=16, show_default=True, help="Number of images.")
@@ -64,11 +64,11 @@ def sample(system, captions, weights, out, cpu, seed, batch, **options) -> None:
     how = {"steps": int(steps) if steps.isdigit() else steps, "rule": options["rule"]}
     with processes(cpu) as here:
         model = load_system(system, here.device, weights)[0]
-        edited = _edited(model, system, options, here.device)
-        stages = _stages(model, options, how["steps"], here.device)
+        given = edited(model, system, options, here.device)
+        after = stages(model, options, how["steps"], here.device)
         told, labels, guide = _told(model, system, captions, options, here.device)
         reads = {"scale": (TEXT_SCALE if captions else 1.0) if options["scale"] is None else options["scale"]}
-        drawn = draw(model, told, seed, batch, here.rank, here.world, stages, **how, **reads, **guide, **edited)
+        drawn = draw(model, told, seed, batch, here.rank, here.world, after, **how, **reads, **guide, **given)
         gathered = here.gathered(drawn)
     if gathered is None:
         return
@@ -121,55 +121,3 @@ def _told(model, system: str, captions: tuple[str, ...], options: dict, device):
     given = torch.arange(count) % classes if classes else torch.full((count,), -1)
     labels = given if label is None else torch.full((count,), label)
     return labels, labels, {"classifier": guide}
-
-
-def _edited(model, name: str, options: dict, device) -> dict:
-    """What an inpainter is told of the picture that is edited; nothing for other systems."""
-    from ..pictures import read_edit
-    from ..systems.inpainting import Inpainting
-
-    if isinstance(model, Inpainting) != bool(options["edit"]):
-        need = f"{name} edits a picture: name it with --edit"
-        raise click.UsageError(f"{name} edits no picture; --edit is for inpainters" if options["edit"] else need)
-    if not options["edit"]:
-        if options["mask"]:
-            raise click.UsageError("--mask says what to keep of a picture: name that with --edit")
-        return {}
-    image, mask = read_edit(options["edit"], model.shape[1], options["mask"])
-    return {"image": image.to(device), "mask": mask.to(device)}
-
-
-def _stages(model, options: dict, steps, device) -> list[tuple]:
-    """The systems that enlarge what a model draws, each with the options it is sampled with."""
-    from ..systems.cascade import Augmented
-    from ..systems.inpainting import Inpainting
-
-    levels = options["levels"]
-    if len(levels) > len(options["upsamplers"]):
-        raise click.UsageError(f"--level is for the image of an --upsample; {len(levels)} are too many")
-    stages = []
-    for i, text in enumerate(options["upsamplers"]):
-        name, found = _enlarging(text, model, device)
-        own = {"steps": steps}
-        if i < len(levels):
-            if not isinstance(found, Augmented):
-                raise click.UsageError(f"{name} was not trained with noise in the small image; --level is not for it")
-            own["level"] = levels[i]
-        if isinstance(found, Inpainting):
-            own |= _edited(found, name, options, device)
-        stages.append((found, own))
-    return stages
-
-
-def _enlarging(text: str, model, device) -> tuple:
-    """Name and system of an upsampler, a preset as NAME=FILE, that is told the same as a model."""
-    from ..metrics.sources import load_system
-    from ..systems.upsampler import Enlarging
-
-    name, _, released = text.partition("=")
-    found = load_system(name, device, released or None)[0]
-    if not isinstance(found, Enlarging):
-        raise click.UsageError(f"{name} does not enlarge what another system drew; --upsample takes upsamplers")
-    if getattr(found, "tokenizer", None) is not getattr(model, "tokenizer", None):
-        raise click.UsageError(f"{name} is told something else than what is to be enlarged: labels, or other tokens")
-    return name, found

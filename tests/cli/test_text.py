@@ -200,6 +200,18 @@ def test_captions_of_shards(systems, tmp_path):
     assert found["rows"][0]["measures"].keys() == {"diversity"}, "the oracle knows scenes, not shards"
 
 
+def test_a_cascade_is_judged_beside_real_pictures_of_its_size(systems, tmp_path):
+    stage = ["--upsample", systems / "augmented", "--level", 0.3]
+    result = run("evaluate", systems / "base", *JUDGED, *QUICK, *stage, "--json", tmp_path / "x.json")
+    assert result.exit_code == 0, result.output
+    rows = {row["what"]: row["measures"] for row in json.loads((tmp_path / "x.json").read_text())["rows"]}
+    assert rows["heldout, real"]["all"]["value"] > 0.8 > rows["heldout, s = 1"]["all"]["value"]
+    tokens = load_system(str(systems / "base"))[0].tokens(["a star"])
+    up = load_system(str(systems / "augmented"))[0]
+    ((_, pictures),) = draw(load_system(str(systems / "base"))[0], tokens, stages=[(up, {"steps": 2})], steps=2)
+    assert pictures.shape == (1, 3, 32, 32)
+
+
 def test_two_processes_judge_the_same(judged, systems, tmp_path):
     script = tmp_path / "evaluate.py"
     script.write_text("from minidiff.cli.evaluate import evaluate\n\nevaluate()\n")
