@@ -1,8 +1,10 @@
-"""Two ways to guide by captions, at several scales; the record says how long each row took.
+"""Two ways to guide by captions, at several scales, and two ways to read them; the record says how long each row took.
 
 Usage: python tools/guidance.py [--out data/guidance.json] [--captions 100]. Rows that are finished are not repeated, so
 it can be interrupted; remove the file when a checkpoint has changed. It holds what the oracle and a CLIP say of every
-single picture; what follows from that is computed by lesson 07, not here.
+single picture, and how well each network denoises; what follows from that is computed by lesson 07, not here.
+
+The weights of `glide-pooled`, a control that nobody draws with, are not committed: `minidiff train glide-pooled` first.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-import minidiff
+from minidiff.data.captioned import captioned_scenes
 from minidiff.data.captions import NOUNS, judge
 from minidiff.data.oracle import read
 from minidiff.data.prompts import scene_sheet
@@ -23,9 +25,11 @@ from minidiff.denoiser import conditioned
 from minidiff.files import sha256, write_atomically
 from minidiff.guidance import clip_guidance, static_threshold
 from minidiff.metrics.captions import diversity, eye
+from minidiff.metrics.sources import load_system
+from minidiff.process import diffuse
 from minidiff.random import randn, sample_generators
 from minidiff.sampler import ddim, sample
-from minidiff.systems.zoo import data_folder
+from minidiff.systems.zoo import checkpoints
 
 STEPS, BATCH, JUDGE = 10, 50, "scenes-clip"
 # "placed": the colours are there and stand as the caption says, whatever the shapes
@@ -37,6 +41,8 @@ ROWS = (  # model, guide, scales s; a CLIP guides the model that knows the capti
     ("glide", "scenes-clip", (2.0, 3.0, 5.0)),
     ("glide", "scenes-clip-noisy", (2.0, 3.0, 5.0, 9.0)),
 )
+READERS = ("glide", "glide-pooled")
+UNSEEN, TIMES = 96, (900, 750, 600, 450)  # pictures that no network was trained on, and levels to noise them to
 
 
 def draw(model, captions: list[str], first: int, scale: float, clip) -> torch.Tensor:
@@ -59,9 +65,26 @@ def found(captions: list[str], images: torch.Tensor) -> list[str]:
     return ["".join(map(str, bits)) for bits in rows]
 
 
-def weights(name: str) -> str:
-    """Checksum of a committed checkpoint."""
-    return sha256(data_folder() / "checkpoints" / name / "model.safetensors")
+@torch.no_grad()
+def misses(model) -> dict[str, list[float]]:
+    """Squared error in v of each unseen picture, mean over levels, by what the network is told; all see one noise."""
+    fresh = captioned_scenes(UNSEEN, 16, torch.Generator().manual_seed(70), "seen")
+    caption = model.tokens(fresh.captions)
+    told = {"the caption": caption, "no caption": model.null(UNSEEN), "another's caption": caption.roll(1, 0)}
+    errors = {name: torch.zeros(UNSEEN) for name in told}
+    for i, at in enumerate(TIMES):
+        level, eps = model.schedule.level(at), randn(fresh.images.shape, torch.Generator().manual_seed(i))
+        v = level.alpha * eps - level.sigma * fresh.images
+        for name, tokens in told.items():
+            predicted = model(diffuse(fresh.images, level, eps), level, tokens).v
+            errors[name] += (predicted - v).square().mean((1, 2, 3)) / len(TIMES)
+    return {name: [round(value, 6) for value in error.tolist()] for name, error in errors.items()}
+
+
+def loaded(name: str):
+    """A committed checkpoint, or else the run of that name; and the checksum of its file."""
+    model, _, path = load_system(name if name in checkpoints() else f"runs/{name}")
+    return model, sha256(path)
 
 
 def row(model, captions: list[str], clip_eye, *how) -> dict:
@@ -85,18 +108,26 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     facts = {"captions": options.captions, "steps": STEPS, "judge": JUDGE, "verdicts": VERDICTS}
-    kept = json.loads(options.out.read_text()) if options.out.exists() else {"rows": [], "weights": {}}
+    kept = json.loads(options.out.read_text()) if options.out.exists() else {}
+    kept = {"rows": [], "losses": {}, "weights": {}} | kept
+    write = lambda: write_atomically(options.out, (json.dumps(facts | kept) + "\n").encode())
+    for name in READERS:
+        if name not in kept["losses"]:
+            model, kept["weights"][name] = loaded(name)
+            kept["losses"][name] = misses(model)
+            write()
     clip_eye, sheets = eye(JUDGE), [scene_sheet(split, options.captions, 16) for split in ("seen", "heldout")]
     for name, guide, scales in ROWS:
         for scale in scales:
             if any((r["model"], r["guide"], r["scale"]) == (name, guide, scale) for r in kept["rows"]):
                 continue
-            began, model, clip = time.process_time(), minidiff.load(name), minidiff.load(guide) if guide else None
+            began, used = time.process_time(), {n: loaded(n) for n in (name, guide, JUDGE) if n}
+            model, clip = used[name][0], used[guide][0] if guide else None
             measured = {sheet.name: row(model, sheet.captions, clip_eye, scale, clip) for sheet in sheets}
             seconds = round(time.process_time() - began, 1)
             kept["rows"].append({"model": name, "guide": guide, "scale": scale, "seconds": seconds} | measured)
-            kept["weights"] |= {used: weights(used) for used in (name, guide, JUDGE) if used}
-            write_atomically(options.out, (json.dumps(facts | kept) + "\n").encode())
+            kept["weights"] |= {n: checksum for n, (_, checksum) in used.items()}
+            write()
             print(name, guide, scale, seconds, flush=True)
 
 

@@ -6,9 +6,11 @@ import re
 import pytest
 import torch
 
+from minidiff.data.captioned import captioned_scenes
 from minidiff.data.render import render
 from minidiff.data.scenes import Object, Scene, Scenes
 from minidiff.data.tokenizer import tokenizer
+from minidiff.random import randn
 from minidiff.recipes import load_recipe
 from minidiff.systems.zoo import build
 from tools import guidance
@@ -23,6 +25,11 @@ def test_every_row_is_there():
     assert sorted(map(str, asked)) == sorted(str((r["model"], r["guide"], r["scale"])) for r in RESULT["rows"])
     assert (RESULT["verdicts"], RESULT["steps"]) == (list(guidance.VERDICTS), guidance.STEPS)
     assert set(RESULT["weights"]) == {name for row in guidance.ROWS for name in row[:2] if name} | {guidance.JUDGE}
+    assert set(RESULT["losses"]) == set(guidance.READERS)
+    for losses in RESULT["losses"].values():
+        assert all(len(errors) == guidance.UNSEEN and min(errors) > 0 for errors in losses.values())
+        mean = {told: sum(errors) / len(errors) for told, errors in losses.items()}
+        assert mean["the caption"] < mean["no caption"] < mean["another's caption"], "both networks read"
 
 
 @pytest.mark.parametrize("split", ["seen", "heldout"])
@@ -78,6 +85,21 @@ class Warmer:
 
     def critic(self, captions):
         return lambda x, level: 30 * x[:, 0].mean((1, 2))
+
+
+def test_what_a_network_misses_is_its_loss(system, monkeypatch):
+    """At the levels of the record, by the loss that it was trained with."""
+    monkeypatch.setattr(guidance, "UNSEEN", 5)
+    fresh = captioned_scenes(5, 16, torch.Generator().manual_seed(70), "seen")
+    expected = torch.zeros(5)
+    for i, time in enumerate(guidance.TIMES):
+        noise = [torch.Generator().manual_seed(i)]
+        monkeypatch.setattr("minidiff.systems.diffusion.randn", lambda *a, noise=noise: randn(a[0], noise[0]))
+        monkeypatch.setattr(system, "label_dropout", 0.0)
+        expected += system.loss(fresh.images, system.tokens(fresh.captions), None, torch.full((5,), time))["loss"] / 4
+    found = guidance.misses(system)
+    torch.testing.assert_close(torch.tensor(found["the caption"]), expected.detach(), rtol=1e-4, atol=1e-5)
+    assert len({tuple(errors) for errors in found.values()}) == 3
 
 
 def test_a_picture_has_its_own_noise(system):
