@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from minidiff.recipes import Recipe, available, from_dict, load_recipe
-from minidiff.systems.zoo import build
+from minidiff.systems.zoo import build, card, checkpoints, data_folder
 
 
 @pytest.mark.parametrize("name", available())
@@ -53,3 +53,15 @@ def test_bad_systems_and_files(tmp_path):
 
 def test_numbers_that_yaml_reads_as_strings():
     assert load_recipe("digits", ["training.lr=1e-3"]).training.lr == 1e-3
+
+
+@pytest.mark.parametrize("name", checkpoints())
+def test_a_checkpoint_is_what_its_committed_recipe_makes(name):
+    described = card(name)
+    assert from_dict(Recipe, described["recipe"]) == load_recipe(name)
+    assert described["steps"] == described["recipe"]["training"]["steps"] and described["seconds"] > 0
+    assert described["metrics"] and described["trained_with"]
+
+
+def test_checkpoints_take_at_most_40_mib():
+    assert sum(path.stat().st_size for path in data_folder().rglob("*.safetensors")) <= 40 * 2**20

@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from helpers import seeded
 
 from minidiff.exact import EmpiricalDenoiser, GaussianDenoiser, GaussianMixtureDenoiser
 from minidiff.guidance import replace_known
@@ -21,10 +22,6 @@ RHO = 0.9
 PAIR = GaussianDenoiser(torch.zeros(2), torch.tensor([[1.0, RHO], [RHO, 1.0]]))
 IMAGE, MASK = torch.tensor([[math.nan, 1.0]]).double().nan_to_num(7.0), torch.tensor([[0, 1]])
 LEVELS = cosine_schedule().levels(20)
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def start(n, seed=0):

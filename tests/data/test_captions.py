@@ -6,6 +6,7 @@ from math import inf, log
 
 import pytest
 import torch
+from helpers import seeded
 
 from minidiff.data.captions import (
     COLOR_WORDS,
@@ -32,10 +33,6 @@ from minidiff.data.scenes import COLORS, RELATIONS, SHAPES, SIZES, Object, Scene
 INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 WORDS = [{w for words in table.values() for w in words} for table in (SIZE_WORDS, COLOR_WORDS, NOUNS)]
 ONE = [Caption((Phrase(*words),)) for words in product(*WORDS)]
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def says(phrase: Phrase, o: Object) -> float:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import tarfile
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from helpers import small_open_clip
 
 from minidiff.cli import main
 from minidiff.cli.data import data as command
@@ -154,15 +154,8 @@ def test_the_features_of_a_committed_classifier(packed, tmp_path):
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
     """A small model of open_clip with random weights, and the folder that holds it."""
-    open_clip = pytest.importorskip("open_clip")
-    torch.manual_seed(0)
-    vision = {"image_size": 8, "layers": 1, "width": 16, "head_width": 8, "patch_size": 4}
-    text = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
-    config = {"embed_dim": 12, "vision_cfg": vision, "text_cfg": text}
-    model, folder = open_clip.CLIP(**config).eval(), tmp_path_factory.mktemp("clip")
-    normal = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]}
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": normal}))
-    torch.save(model.state_dict(), folder / "open_clip_pytorch_model.bin")
+    folder = tmp_path_factory.mktemp("clip")
+    model, normal = small_open_clip(folder, context=8)
     return model, folder, normal
 
 

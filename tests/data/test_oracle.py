@@ -4,16 +4,13 @@ import time
 
 import pytest
 import torch
+from helpers import seeded
 from torch.nn.functional import avg_pool2d, interpolate
 
 from minidiff.data.captions import judge, sample_captions
 from minidiff.data.oracle import accuracy, compare, read
 from minidiff.data.scenes import BACKGROUNDS, Object, Scene, Scenes, sample_scenes
 from minidiff.data.shapes import render
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.mark.parametrize(

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers import seeded
 
 from minidiff.data.captions import attribute_index, attributes_given_caption, caption_probability, judge, parse
 from minidiff.data.oracle import read
 from minidiff.data.prompts import explicit, relates, scene_sheet, scenes_of, sheets
 from minidiff.data.scenes import REACH, arranged, held_out, joined, relation_of, sample_scenes
 from minidiff.recipes import DataRecipe
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from dataclasses import fields
 
 import pytest
 import torch
+from helpers import seeded
 
 from minidiff.data.scenes import (
     BACKGROUNDS,
@@ -21,10 +22,6 @@ from minidiff.data.scenes import (
     relation_of,
     sample_scenes,
 )
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def same(a: Scenes, b: Scenes) -> bool:

@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from helpers import awake, noise
 
 from minidiff.models.classifier import Classifier
 from minidiff.models.layers import AttentionPool
@@ -22,18 +23,6 @@ PUBLISHED = {  # millions of parameters, as counted on the public code
     256: (54.10, {"channel_mult": SIX}),
     512: (54.45, {"channel_mult": (0.5, *SIX)}),
 }
-
-
-def awake(module, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
-    return module.double().eval()
-
-
-def noise(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 @pytest.mark.parametrize("size", list(PUBLISHED))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from diffusers import UNet2DModel
+from helpers import awake
 from open_clip.modified_resnet import AttentionPool2d
 
 from minidiff.denoiser import Condition
@@ -13,14 +14,6 @@ CONFIG = UNetConfig(
     size=16, channels=16, channel_mult=(1, 2, 3), blocks=2, attention=(8, 4), out_channels=6, head_channels=8,
     classes=5, groups=8,
 )  # fmt: skip
-
-
-def awake(module):
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
-    return module.double().eval()
 
 
 def theirs(config: UNetConfig, resample: str) -> UNet2DModel:
@@ -100,7 +93,7 @@ def test_diffusers_u_net_computes_the_same(changes):
     config = UNetConfig(**(vars(CONFIG) | changes))
     if not config.resample_blocks:  # diffusers has no attention block with plain convolutions but this one
         config = UNetConfig(**(vars(config) | {"attention": (8,)}))
-    ours = awake(UNet(config))
+    ours = awake(UNet(config), 0.2)
     other = theirs(config, "resnet" if config.resample_blocks else "conv").double().eval()
     other.load_state_dict(copied(ours, config))
     x, t, labels = torch.randn(3, 3, 16, 16).double(), torch.tensor([0, 433, 999]), torch.tensor([0, 2, 4])
@@ -111,7 +104,7 @@ def test_diffusers_u_net_computes_the_same(changes):
 
 def test_clip_pools_the_same():
     """CLIP's own pooling, from which ADM's classifiers have theirs."""
-    ours, other = awake(AttentionPool(3, 24, 4, 10)), AttentionPool2d(3, 24, 4, 10).double()
+    ours, other = awake(AttentionPool(3, 24, 4, 10), 0.2), AttentionPool2d(3, 24, 4, 10).double()
     q, k, v = (part[..., 0] for part in ours.qkv_proj.weight.chunk(3))
     biases = ours.qkv_proj.bias.chunk(3)
     other.load_state_dict(

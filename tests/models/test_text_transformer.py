@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from helpers import awake, noise
 from torch import nn
 
 from minidiff.denoiser import Condition
@@ -18,19 +19,6 @@ TEXT = TextConfig(vocabulary=11, context=6, width=24, layers=2, heads=3)
 TINY = UNetConfig(
     size=8, channels=16, channel_mult=(1, 2), blocks=1, attention=(4,), head_channels=8, groups=4, text=TEXT
 )  # fmt: skip
-
-
-def awake(module, seed=0):
-    """The module with every parameter random, so that no branch is silent, in float64."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
-    return module.double().eval()
-
-
-def noise(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers.models.embeddings import get_timestep_embedding
+from helpers import awake, noise
 from torch import nn
 
 from minidiff.denoiser import Condition, as_denoiser
@@ -33,19 +34,6 @@ ADM = {  # millions of parameters, as counted on the public code
     "128-512": (308.84, {"size": 512, "channels": 192, "channel_mult": SIX, "in_channels": 6, "attention": (32, 16),
                          "classes": 1000}),
 }  # fmt: skip
-
-
-def awake(module, seed=0):
-    """The module with every parameter random, so that no branch is silent."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
-    return module.double().eval()
-
-
-def noise(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 # --- published layout -----------------------------------------------------------------------------------------------

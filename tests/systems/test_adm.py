@@ -5,31 +5,17 @@ from itertools import pairwise
 
 import pytest
 import torch
+from helpers import tiny
 
 from minidiff.guidance import classifier_free
 from minidiff.prediction import Prediction
 from minidiff.process import beta_tilde_floor, reverse_log_variance
 from minidiff.random import sample_generators
-from minidiff.recipes import load_recipe
 from minidiff.sampler import ancestral, ddim
 from minidiff.schedule import linear_schedule
 from minidiff.systems.cascade import cascade
 from minidiff.systems.diffusion import respaced
 from minidiff.systems.upsampler import Small, eight_bit
-from minidiff.systems.zoo import build
-
-TINY = ["network.size=8", "network.channels=8", "network.channel_mult=[1,2]", "network.blocks=1", "network.groups=4",
-        "network.attention=[4]", "network.head_channels=8"]  # fmt: skip
-
-
-def tiny(name, *changes, std=0.15, seed=0):
-    """A tiny system of a preset, every parameter random."""
-    system = build(load_recipe(name, [*TINY, *changes])).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in system.parameters():
-            parameter.copy_(std * torch.randn(parameter.shape, generator=generator))
-    return system
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import TINY, tiny
 
 from minidiff.models.layers import timestep_embedding
 from minidiff.process import diffuse
@@ -19,19 +20,7 @@ from minidiff.systems.diffusion import respaced
 from minidiff.systems.upsampler import Small, eight_bit
 from minidiff.systems.zoo import build
 
-TINY = ["network.size=8", "network.channels=8", "network.channel_mult=[1,2]", "network.blocks=1", "network.groups=4",
-        "network.attention=[4]", "network.head_channels=8", "network.dropout=0.0"]  # fmt: skip
 LABELLED = ["network.classes=6", "label_dropout=0.1"]
-
-
-def tiny(name, *changes, std=0.15, seed=0):
-    """A tiny system of a recipe, every parameter random."""
-    system = build(load_recipe(name, [*TINY, *changes])).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in system.parameters():
-            parameter.copy_(std * torch.randn(parameter.shape, generator=generator))
-    return system
 
 
 def seeded(seed=3):
@@ -40,7 +29,7 @@ def seeded(seed=3):
 
 @pytest.fixture(scope="module")
 def sr3():
-    return tiny("sr3-16-128", "factor=2")
+    return tiny("sr3-16-128", "factor=2", "network.dropout=0.0")
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +126,7 @@ def test_sr3_learns_from_its_own_loss(sr3):
     expected = (sr3(diffuse(images, level, eps), level, given).eps - eps).square().mean((1, 2, 3))
     torch.testing.assert_close(found, expected)
     with pytest.raises(ValueError, match="SR3 has a fixed variance, got 'learned_range'"):
-        tiny("sr3-16-128", "factor=2", "variance=learned_range", "network.out_channels=6")
+        tiny("sr3-16-128", "factor=2", "network.dropout=0.0", "variance=learned_range", "network.out_channels=6")
 
 
 # --- noise-conditioning augmentation --------------------------------------------------------------------------------

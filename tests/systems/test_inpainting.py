@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers import awake
 
 from minidiff.data.masks import random_masks
 from minidiff.random import randn, sample_generators
@@ -51,11 +52,7 @@ def recipe(system: str, start: str = "", steps: int = 4) -> Recipe:
 
 def system_of(name: str, seed: int = 0):
     """A system with every parameter random."""
-    system = build(recipe(name)).eval().requires_grad_(False)
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in system.parameters():
-        parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
-    return system
+    return awake(build(recipe(name)), 0.2, seed, torch.float32).requires_grad_(False)
 
 
 @pytest.fixture
