@@ -79,6 +79,34 @@ def test_a_failing_cell_fails_the_book(root):
     assert done.returncode == 1 and "a planted failure" in done.stdout, done.stdout[-3000:]
 
 
+MEETING = """
+```{{code-cell}} ipython3
+import time
+from pathlib import Path
+
+Path("{mine}").touch()
+ends = time.monotonic() + 100
+while not Path("{theirs}").exists():
+    assert time.monotonic() < ends, "the other lesson does not run at the same time"
+    time.sleep(0.1)
+```
+"""
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core runs one lesson at a time")
+def test_the_book_runs_lessons_side_by_side_and_once(root):
+    """Each waits for the other, and fails when it is run by itself: so Jupyter Book finds both in the cache."""
+    for name in ("tools", "book/_ext", "book/_static"):
+        shutil.copytree(ROOT / name, root / name)
+    shutil.copy(ROOT / "book/references.bib", root / "book")
+    for name, mine, theirs in (("01_planted", "a", "b"), ("02_other", "b", "a")):
+        gone = '\n```{code-cell} ipython3\ntime.sleep(2)\nPath("MINE").unlink()\n```\n'.replace("MINE", theirs)
+        (root / f"lessons/{name}.md").write_text(HEADER + MEETING.format(mine=mine, theirs=theirs) + gone)
+    (root / "_toc.yml").write_text(TOC + "chapters:\n- file: lessons/02_other\n")
+    done = start(["-m", "tools.book"], root)
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
 def test_a_stale_notebook_fails_the_check(root):
     command = [ROOT / "tools/notebooks.py", "--root", root]
     assert start(command, root).returncode == 0
