@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from .. import __version__
-from .stages import enlarging, stages
+from .stages import chain, enlarging, stages
 
 INTERVALS = (
     "half-sample bootstrap, see minidiff.metrics.bootstrap; Wilson's for class_accuracy and what the oracle sees"
@@ -62,7 +62,7 @@ def evaluate(context, source, out, card, cpu, bound_images, **options) -> None:
       minidiff evaluate runs/mine --images 2000 --bits-per-dim 64
       minidiff evaluate drawn.npz --features digits-classifier-clean
       minidiff evaluate glide --captions 500 --scale 1 --scale 3
-      minidiff evaluate glide --captions 100 --scale 3 --upsample glide-up32 --level 0.6
+      minidiff evaluate glide --captions 100 --scale 3 --upsample glide-up32 --level 0.15
       minidiff evaluate glide-base --weights base.pt --reference coco/val --captions 30000 --features inception
       torchrun --standalone --nproc-per-node 2 -m minidiff evaluate shapes16 --images 5000
     """
@@ -119,7 +119,7 @@ def _common(options: dict) -> dict:
 
 def _cascade(system, options: dict, here) -> tuple[list[tuple], int]:
     """The stages after a system, and the size of the pictures that come out of the last one."""
-    after = stages(system, options, _steps(options["steps"]), here.device)
+    after = stages(system, options, here.device)
     return after, (after[-1][0] if after else system).shape[1]
 
 
@@ -130,14 +130,10 @@ def _drawing(system, after: list[tuple], told, scale: float, options: dict, here
     from ..systems.draw import draw
 
     samplers = {"ddim": ddim(), "ancestral": ancestral("learned" if system.variance != "fixed" else "beta_tilde")}
-    how = {"steps": _steps(options["steps"]), "sampler": samplers.get(options["sampler"]), "rule": options["rule"]}
+    how = {"steps": chain(options["steps"]), "sampler": samplers.get(options["sampler"]), "rule": options["rule"]}
     where = (options["seed"], options["batch"], here.rank, here.world, after)
     parts = draw(system, told, *where, scale=scale, **how, **guide)
     return ((index, as_stored(images, bins)) for index, images in parts)
-
-
-def _steps(text: str) -> int | str:
-    return int(text) if text.isdigit() else text
 
 
 def _of_classes(system, recipe, facts: dict, options: dict, here) -> list:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from .. import __version__
-from .stages import edited, enlarging, stages
+from .stages import chain, edited, enlarging, stages
 
 TEXT_SCALE = 3.0  # as in GLIDE's published example
 FILE = click.Path(exists=True, dir_okay=False)
@@ -43,7 +43,7 @@ def sample(system, captions, weights, out, cpu, seed, batch, **options) -> None:
     Examples:
       minidiff sample digits --label 7 --scale 3
       minidiff sample digits --label 3 --scale 4 --classifier digits-classifier
-      minidiff sample glide "a small red ring above a blue square" --upsample glide-up32 --level 0.5
+      minidiff sample glide "a small red ring above a blue square" --upsample glide-up32 --level 0.15
       minidiff sample glide-inpaint "a red ring and a blue square" --edit picture.png --count 4
       torchrun --nproc-per-node 8 -m minidiff sample adm-imagenet64 --weights 64x64_diffusion.pt --rule adm
         --classifier adm-classifier-64=64x64_classifier.pt --steps 250 --count 50000 --out samples.npz
@@ -60,12 +60,11 @@ def sample(system, captions, weights, out, cpu, seed, batch, **options) -> None:
     path = Path(out or f"samples-{Path(system).name}.png")
     if path.suffix not in (".png", ".npz"):
         raise click.UsageError(f"--out must end in .png or .npz, got {path.name}")
-    steps = options["steps"]
-    how = {"steps": int(steps) if steps.isdigit() else steps, "rule": options["rule"]}
+    how = {"steps": chain(options["steps"]), "rule": options["rule"]}
     with processes(cpu) as here:
         model = load_system(system, here.device, weights)[0]
         given = edited(model, system, options, here.device)
-        after = stages(model, options, how["steps"], here.device)
+        after = stages(model, options, here.device)
         told, labels, guide = _told(model, system, captions, options, here.device)
         reads = {"scale": (TEXT_SCALE if captions else 1.0) if options["scale"] is None else options["scale"]}
         drawn = draw(model, told, seed, batch, here.rank, here.world, after, **how, **reads, **guide, **given)
@@ -82,7 +81,7 @@ def sample(system, captions, weights, out, cpu, seed, batch, **options) -> None:
     used |= {"seed": seed, "version": __version__}
     path.with_suffix(".json").write_text(json.dumps(used, indent=2) + "\n")
     click.echo(
-        f"{path}: {len(images)} images, s = {reads['scale']:g}, {steps} steps, seed {seed}; numbers in"
+        f"{path}: {len(images)} images, s = {reads['scale']:g}, {how['steps']} steps, seed {seed}; numbers in"
         f" {path.with_suffix('.json')}"
     )
 

@@ -14,6 +14,11 @@ def enlarging(command):
     return upsample(level(command))
 
 
+def chain(text: str) -> int | str:
+    """What ``--steps`` says: a number of steps, or ADM's spelling of them."""
+    return int(text) if text.isdigit() else text
+
+
 def edited(model, name: str, options: dict, device) -> dict:
     """What an inpainter is told of the picture that is edited; nothing for other systems.
 
@@ -34,7 +39,7 @@ def edited(model, name: str, options: dict, device) -> dict:
     return {"image": image.to(device), "mask": mask.to(device)}
 
 
-def stages(model, options: dict, steps, device) -> list[tuple]:
+def stages(model, options: dict, device) -> list[tuple]:
     """The systems that enlarge what a model draws, each with the options it is sampled with.
 
     Raises:
@@ -49,7 +54,7 @@ def stages(model, options: dict, steps, device) -> list[tuple]:
     found_stages = []
     for i, text in enumerate(options["upsamplers"]):
         name, found = _enlarging(text, model, device)
-        own = {"steps": steps}
+        own = {"steps": chain(options["steps"])}
         if i < len(levels):
             if not isinstance(found, Augmented):
                 raise click.UsageError(f"{name} was not trained with noise in the small image; --level is not for it")
