@@ -57,7 +57,7 @@ def test_after_a_failure_every_page_is_read_again(tree, monkeypatch, code, capsy
     pages = tree / "_build/.doctrees"
     pages.mkdir(parents=True)
     monkeypatch.setattr(book.subprocess, "run", lambda command, **options: CompletedProcess(command, code))
-    monkeypatch.setattr(book, "execute", lambda: [])
+    monkeypatch.setattr(book, "execute", lambda: "")
     monkeypatch.setattr(book.os, "environ", {})
     assert book.build() == code
     assert pages.exists() == (code == 0)

@@ -90,6 +90,12 @@ while not Path("{theirs}").exists():
     assert time.monotonic() < ends, "the other lesson does not run at the same time"
     time.sleep(0.1)
 ```
+
+```{{code-cell}} ipython3
+:tags: [live]
+
+raise RuntimeError("a live cell is not run")
+```
 """
 
 
