@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
+from jupyter_cache.base import CacheBundleIn
+from myst_nb.core.read import read_myst_markdown_notebook
+from myst_parser.config.main import MdParserConfig
 
 from tools import book, cache, run_gates
+from tools.lessons import config
 
 
 @pytest.fixture
@@ -62,6 +67,23 @@ def test_after_a_failure_every_page_is_read_again(tree, monkeypatch, code, capsy
     assert book.build() == code
     assert pages.exists() == (code == 0)
     assert ("_build/html/index.html" in capsys.readouterr().out) == (code == 0)
+
+
+def test_the_book_finds_every_lesson_that_was_run_before_it(tmp_path, monkeypatch):
+    """Sphinx reads them by itself: where a cell or a tag came out otherwise, it would run the lesson once more."""
+    monkeypatch.syspath_prepend(cache.ROOT / "book" / "_ext")
+    from course_ext import leave_out_live_cells
+
+    markdown = MdParserConfig(enable_extensions=config()["parse"]["myst_enable_extensions"])
+    outputs = book.Outputs(tmp_path)
+    work = book.lacking(outputs)
+    assert len(work) == len(list(cache.ROOT.glob("lessons/*.md")))
+    for lesson in work:
+        source = [Path(lesson.uri).read_text(encoding="utf-8")]
+        leave_out_live_cells(None, None, source)
+        read = CacheBundleIn(read_myst_markdown_notebook(source[0], markdown), lesson.uri)
+        outputs.cache_notebook_bundle(read, check_validity=False)
+    assert [lesson.uri for lesson in book.lacking(outputs)] == []
 
 
 def gate(name: str, code: int) -> run_gates.Gate:
