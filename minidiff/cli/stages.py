@@ -28,14 +28,16 @@ def edited(model, name: str, options: dict, device) -> dict:
     from ..pictures import read_edit
     from ..systems.inpainting import Inpainting
 
-    if isinstance(model, Inpainting) != bool(options.get("edit")):
-        need = f"{name} edits a picture: name it with --edit"
-        raise click.UsageError(f"{name} edits no picture; --edit is for inpainters" if options.get("edit") else need)
-    if not options.get("edit"):
-        if options.get("mask"):
-            raise click.UsageError("--mask says what to keep of a picture: name that with --edit")
+    picture, kept = options.get("edit"), options.get("mask")
+    if isinstance(model, Inpainting) and not picture:
+        raise click.UsageError(f"{name} edits a picture: name it with --edit")
+    if picture and not isinstance(model, Inpainting):
+        raise click.UsageError(f"{name} edits no picture; --edit is for inpainters")
+    if kept and not picture:
+        raise click.UsageError("--mask says what to keep of a picture: name that with --edit")
+    if not picture:
         return {}
-    image, mask = read_edit(options.get("edit"), model.shape[1], options.get("mask"))
+    image, mask = read_edit(picture, model.shape[1], kept)
     return {"image": image.to(device), "mask": mask.to(device)}
 
 
@@ -51,7 +53,7 @@ def stages(model, options: dict, device) -> list[tuple]:
     levels = options["levels"]
     if len(levels) > len(options["upsamplers"]):
         raise click.UsageError(f"--level is for the image of an --upsample; {len(levels)} are too many")
-    found_stages = []
+    after = []
     for i, text in enumerate(options["upsamplers"]):
         name, found = _enlarging(text, model, device)
         own = {"steps": chain(options["steps"])}
@@ -61,8 +63,8 @@ def stages(model, options: dict, device) -> list[tuple]:
             own["level"] = levels[i]
         if isinstance(found, Inpainting):
             own |= edited(found, name, options, device)
-        found_stages.append((found, own))
-    return found_stages
+        after.append((found, own))
+    return after
 
 
 def _enlarging(text: str, model, device) -> tuple:
