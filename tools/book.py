@@ -37,10 +37,10 @@ class Outputs(JupyterCacheBase):
 
 
 def lacking(outputs: Outputs) -> list[ProcessData]:
-    """The lessons whose outputs the cache lacks, each with how to run it."""
+    """The lessons whose outputs the cache lacks, each with how to run it; later ones take longer and come first."""
     how = yaml.safe_load((cache.ROOT / "_config.yml").read_text(encoding="utf-8"))["execute"]
     work = []
-    for path in sorted(cache.ROOT.glob("lessons/*.md")):
+    for path in sorted(cache.ROOT.glob("lessons/*.md"), reverse=True):
         lesson = outputs.add_nb_to_project(str(path), read_data=READER)
         with contextlib.suppress(NbReadError):  # Sphinx meets it too and says which lesson it is
             if outputs.get_cached_project_nb(lesson.pk) is None:

@@ -4,7 +4,8 @@ Usage: python tools/guidance.py [--out data/guidance.json] [--captions 100]. Row
 it can be interrupted; remove the file when a checkpoint has changed. It holds what the oracle and a CLIP say of every
 single picture, and how well each network denoises; what follows from that is computed by lesson 07, not here.
 
-The weights of `glide-pooled`, a control that nobody draws with, are not committed: `minidiff train glide-pooled` first.
+The weights of two controls that nobody draws with are not committed; for NAME = glide-first and glide-pooled, before:
+minidiff train NAME --publish runs/NAME/published
 """
 
 from __future__ import annotations
@@ -25,11 +26,10 @@ from minidiff.denoiser import conditioned
 from minidiff.files import sha256, write_atomically
 from minidiff.guidance import clip_guidance, static_threshold
 from minidiff.metrics.captions import diversity, eye
-from minidiff.metrics.sources import load_system
 from minidiff.process import diffuse
 from minidiff.random import randn, sample_generators
 from minidiff.sampler import ddim, sample
-from minidiff.systems.zoo import checkpoints
+from minidiff.systems.zoo import card, checkpoints, load, weights_path
 
 STEPS, BATCH, JUDGE = 10, 50, "scenes-clip"
 # "placed": the colours are there and stand as the caption says, whatever the shapes
@@ -37,11 +37,12 @@ VERDICTS = ("count", "shape", "color", "placed", "binding", "relation", "all")
 NAMES = sorted({noun for words in NOUNS.values() for noun in words})
 ROWS = (  # model, guide, scales s; a CLIP guides the model that knows the caption, so it counts from s = 1 as well
     ("glide", None, (1.0, 2.0, 3.0, 5.0, 8.0)),
+    ("glide-first", None, (1.0, 3.0)),
     ("glide-pooled", None, (1.0, 3.0)),
     ("glide", "scenes-clip", (2.0, 3.0, 5.0)),
     ("glide", "scenes-clip-noisy", (2.0, 3.0, 5.0, 9.0)),
 )
-READERS = ("glide", "glide-pooled")
+READERS = ("glide", "glide-first", "glide-pooled")
 UNSEEN, TIMES = 96, (900, 750, 600, 450)  # pictures that no network was trained on, and levels to noise them to
 
 
@@ -82,9 +83,20 @@ def misses(model) -> dict[str, list[float]]:
 
 
 def loaded(name: str):
-    """A committed checkpoint, or else the run of that name; and the checksum of its file."""
-    model, _, path = load_system(name if name in checkpoints() else f"runs/{name}")
-    return model, sha256(path)
+    """A committed checkpoint, or else what the run of that name published; and the checksum of its file."""
+    model = load(found_as(name))
+    return model, sha256(weights_path(found_as(name)))
+
+
+def found_as(name: str) -> str:
+    """What a checkpoint is loaded by."""
+    return name if name in checkpoints() else f"runs/{name}/published"
+
+
+def trained(name: str) -> dict:
+    """How many pictures a network was shown in its own run, and the seconds of that."""
+    described = card(found_as(name))
+    return {"pictures": described["steps"] * described["recipe"]["training"]["batch"], "seconds": described["seconds"]}
 
 
 def row(model, captions: list[str], clip_eye, *how) -> dict:
@@ -109,12 +121,12 @@ def main() -> None:
     torch.set_num_threads(1)
     facts = {"captions": options.captions, "steps": STEPS, "judge": JUDGE, "verdicts": VERDICTS}
     kept = json.loads(options.out.read_text()) if options.out.exists() else {}
-    kept = {"rows": [], "losses": {}, "weights": {}} | kept
+    kept = {"rows": [], "losses": {}, "training": {}, "weights": {}} | kept
     write = lambda: write_atomically(options.out, (json.dumps(facts | kept) + "\n").encode())
     for name in READERS:
         if name not in kept["losses"]:
             model, kept["weights"][name] = loaded(name)
-            kept["losses"][name] = misses(model)
+            kept["losses"][name], kept["training"][name] = misses(model), trained(name)
             write()
     clip_eye, sheets = eye(JUDGE), [scene_sheet(split, options.captions, 16) for split in ("seen", "heldout")]
     for name, guide, scales in ROWS:

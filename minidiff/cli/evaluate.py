@@ -51,10 +51,11 @@ def evaluate(context, source, out, card, cpu, bound_images, **options) -> None:
 
     Measures FID, KID, Inception score, precision, recall, class accuracy and bits per dimension; of a model that reads
     captions, what of them is in the pictures, CLIP score, Frechet distance and diversity, for held-out captions and for
-    seen ones. NAME_OR_PATH is a committed checkpoint, the folder of a run (its averaged weights), a preset with its
-    released --weights, or images: a folder, a zip archive, or an npz file with uint8 images (N, height, width,
-    channels) as arr_0 and labels as arr_1. A model draws as many images of each class. The first row judges as many
-    real images: what could be reached. All of the table, and what it takes to measure it again, goes into a JSON file.
+    seen ones. NAME_OR_PATH is a committed checkpoint, the folder of a run (its averaged weights) or of what it
+    published, a preset with its released --weights, or images: a folder, a zip archive, or an npz file with uint8
+    images (N, height, width, channels) as arr_0 and labels as arr_1. A model draws as many images of each class. The
+    first row judges as many real images: what could be reached. All of the table, and what it takes to measure it
+    again, goes into a JSON file.
 
     \b
     Examples:

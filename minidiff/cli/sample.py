@@ -35,9 +35,9 @@ FILE = click.Path(exists=True, dir_okay=False)
 def sample(system, captions, weights, out, cpu, seed, batch, **options) -> None:
     """Draw images: a PNG grid, or an npz file as ADM writes it, and the numbers used beside it as JSON.
 
-    SYSTEM is a committed checkpoint, the folder of a run, or a preset with its released --weights. One that reads
-    CAPTIONs draws them in turn; in the npz file a label is then the number of the caption. Under torchrun every process
-    draws its share, and the images are the same.
+    SYSTEM is a committed checkpoint, the folder of a run or of what it published, or a preset with its released
+    --weights. One that reads CAPTIONs draws them in turn; in the npz file a label is then the number of the caption.
+    Under torchrun every process draws its share, and the images are the same.
 
     \b
     Examples:

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from ..data.images import ImageFolder
 from ..recipes import Recipe, from_dict, nearest
-from ..systems.zoo import build, card, checkpoints, data_folder, load
+from ..systems.zoo import build, card, checkpoints, load, weights_path
 from ..training.checkpoint import averaged, load_checkpoint
 
 
@@ -57,15 +57,16 @@ def image_set(path: str | Path) -> Dataset:
 
 
 def is_image_set(path: str | Path) -> bool:
-    """Whether a path can hold images: a zip archive, an npz file, or a folder that is no training run."""
+    """Whether a path can hold images: a zip archive, an npz file, or a folder that is no run and no checkpoint."""
     path = Path(path)
-    return path.suffix in (".npz", ".zip") or (path.is_dir() and not (path / "last.safetensors").exists())
+    model = any((path / name).exists() for name in ("last.safetensors", "card.json"))
+    return path.suffix in (".npz", ".zip") or (path.is_dir() and not model)
 
 
 def load_system(
     name: str, device: torch.device | str = "cpu", released: str | None = None
 ) -> tuple[nn.Module, Recipe, Path]:
-    """A committed checkpoint by name, the averaged weights of a run by its folder, or a preset with its released file.
+    """A committed checkpoint by name, another or the averaged weights of a run by its folder, or a released preset.
 
     Args:
         name: Which.
@@ -84,20 +85,20 @@ def load_system(
 
         return load_preset(name, released).to(device), presets()[name].recipe, Path(released)
     last = Path(name) / "last.safetensors"
-    if not last.is_file():
-        if name not in checkpoints():
-            hint = nearest(name, checkpoints())
-            raise ValueError(f"{name!r} is no checkpoint, run or set of images: {hint}")
-        path = data_folder() / "checkpoints" / name / "model.safetensors"
-        return load(name, str(device)), from_dict(Recipe, card(name)["recipe"]), path
-    tensors, meta = load_checkpoint(last)
-    recipe = from_dict(Recipe, meta["recipe"])
-    system = build(recipe)
+    if last.is_file():
+        tensors, meta = load_checkpoint(last)
+        recipe = from_dict(Recipe, meta["recipe"])
+        system = build(recipe)
+        try:
+            system.load_state_dict(averaged(tensors, recipe.training.ema[0]))
+        except RuntimeError:
+            raise ValueError(f"{last} does not hold the averaged weights of its recipe") from None
+        return system.to(device).eval().requires_grad_(False), recipe, last
     try:
-        system.load_state_dict(averaged(tensors, recipe.training.ema[0]))
-    except RuntimeError:
-        raise ValueError(f"{last} does not hold the averaged weights of its recipe") from None
-    return system.to(device).eval().requires_grad_(False), recipe, last
+        path = weights_path(name)
+    except ValueError:
+        raise ValueError(f"{name!r} is no checkpoint, run or set of images: {nearest(name, checkpoints())}") from None
+    return load(name, str(device)), from_dict(Recipe, card(name)["recipe"]), path
 
 
 def load_classifier(text: str, device: torch.device | str = "cpu") -> nn.Module:

@@ -152,18 +152,22 @@ def checkpoints() -> list[str]:
 
 
 def weights_path(name: str) -> Path:
-    """Where the weights of a committed checkpoint lie, its card beside them.
+    """Where the weights of a checkpoint lie, its card beside them.
+
+    Args:
+        name: Of a committed checkpoint, or the folder that another one was published to.
 
     Raises:
         ValueError: when there is no such checkpoint, naming the nearest.
     """
-    if name not in checkpoints():
+    folder = data_folder() / "checkpoints" / name if name in checkpoints() else Path(name)
+    if not (folder / "card.json").is_file():
         raise ValueError(f"no checkpoint {name!r}: {nearest(name, checkpoints())}")
-    return data_folder() / "checkpoints" / name / "model.safetensors"
+    return folder / "model.safetensors"
 
 
 def card(name: str) -> dict:
-    """The card of a committed checkpoint: its recipe, seed, steps, time and metrics.
+    """The card of a checkpoint: its recipe, seed, steps, time and metrics; see ``weights_path`` for its name.
 
     Raises:
         ValueError: when there is no such checkpoint, naming the nearest.
@@ -172,7 +176,7 @@ def card(name: str) -> dict:
 
 
 def load(name: str, device: str = "cpu") -> nn.Module:
-    """A committed checkpoint as a system in evaluation mode, float32.
+    """A checkpoint as a system in evaluation mode, float32; see ``weights_path`` for its name.
 
     Raises:
         ValueError: when there is no such checkpoint, naming the nearest, or its file is damaged.

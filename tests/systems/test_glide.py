@@ -274,9 +274,10 @@ def test_guiding_an_upsampler_hides_the_caption_and_keeps_the_picture(x):
 # --- recipes --------------------------------------------------------------------------------------------------------
 
 
-def test_the_two_small_recipes_differ_in_how_the_caption_enters_alone():
-    attended, pooled = (load_recipe(name) for name in ("glide", "glide-pooled"))
-    assert attended.training == pooled.training and attended.data == pooled.data
+def test_the_small_recipes_differ_in_how_the_caption_enters_or_in_their_training_alone():
+    longer, attended, pooled = (load_recipe(name) for name in ("glide", "glide-first", "glide-pooled"))
+    assert attended.training == pooled.training and longer.data == attended.data == pooled.data
     assert not attended.network.text.pooled and pooled.network.text.pooled
-    assert load_recipe("glide", ["network.text.pooled=true"]).network == pooled.network
+    assert load_recipe("glide-first", ["network.text.pooled=true"]).network == pooled.network
     assert type(build(attended, empty=True)) is type(build(pooled, empty=True)) is Glide
+    assert longer.network == attended.network and longer.start.startswith("runs/glide-first/")

@@ -25,11 +25,12 @@ def test_every_row_is_there():
     assert sorted(map(str, asked)) == sorted(str((r["model"], r["guide"], r["scale"])) for r in RESULT["rows"])
     assert (RESULT["verdicts"], RESULT["steps"]) == (list(guidance.VERDICTS), guidance.STEPS)
     assert set(RESULT["weights"]) == {name for row in guidance.ROWS for name in row[:2] if name} | {guidance.JUDGE}
-    assert set(RESULT["losses"]) == set(guidance.READERS)
+    assert set(RESULT["losses"]) == set(RESULT["training"]) == set(guidance.READERS)
+    assert all(run["pictures"] > 0 and run["seconds"] > 0 for run in RESULT["training"].values())
     for losses in RESULT["losses"].values():
         assert all(len(errors) == guidance.UNSEEN and min(errors) > 0 for errors in losses.values())
         mean = {told: sum(errors) / len(errors) for told, errors in losses.items()}
-        assert mean["the caption"] < mean["no caption"] < mean["another's caption"], "both networks read"
+        assert mean["the caption"] < mean["no caption"] < mean["another's caption"], "all of them read"
 
 
 @pytest.mark.parametrize("split", ["seen", "heldout"])

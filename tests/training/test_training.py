@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from minidiff.files import write_atomically
+from minidiff.metrics.sources import is_image_set, load_system
 from minidiff.recipes import load_recipe
-from minidiff.systems.zoo import build
+from minidiff.systems.zoo import begun, build, load
 from minidiff.training.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from minidiff.training.data import Order, load_set
 from minidiff.training.ema import EMA
@@ -230,6 +231,20 @@ def test_learning_rate_warms_up_and_decays():
     assert rates[-1] == pytest.approx(0.02) and all(a >= b for a, b in itertools.pairwise(rates[9:]))
 
 
+def _check_published_folder(folder, recipe):
+    """What was published is loaded by its folder, as a committed checkpoint is by its name."""
+    weights = load_checkpoint(folder / "model.safetensors")[0]
+    again = dataclasses.replace(recipe, start=str(folder))
+    for system in (load(str(folder)), load_system(str(folder))[0], begun(again)):
+        assert all(torch.equal(value, weights[name].float()) for name, value in system.state_dict().items())
+    assert not is_image_set(folder)
+    (folder / "model.safetensors").rename(folder / "elsewhere")
+    with pytest.raises(ValueError, match="no checkpoint at"):
+        load(str(folder))
+    with pytest.raises(ValueError, match="no checkpoint '"):
+        load(str(folder.parent))
+
+
 def test_training_learns_and_publishes(tmp_path):
     recipe = load_recipe(TINY, ["training.steps=60", "training.checkpoint_every=60", "training.lr=3e-3"])
     untrained = build(recipe)
@@ -240,5 +255,6 @@ def test_training_learns_and_publishes(tmp_path):
     card = publish(recipe, build(recipe), tmp_path / "run", tmp_path / "out")
     assert card["metrics"]["heldout_simple"] < 0.8 * before
     assert card["steps"] == 60 and card["recipe"] == recipe.to_dict()
+    _check_published_folder(tmp_path / "out", recipe)
     with pytest.raises(ValueError, match="step 60 of 61"):
         publish(load_recipe(TINY, ["training.steps=61"]), untrained, tmp_path / "run", tmp_path / "out")
