@@ -11,7 +11,7 @@ except PackageNotFoundError:  # a source tree that was never installed
 
 
 def load(name: str, **kwargs):
-    """Load a committed checkpoint by name, such as "digits"; see ``minidiff.systems.zoo.load``."""
+    """Load a checkpoint by name, such as "digits", or by its folder; see ``minidiff.systems.zoo.load``."""
     from .systems.zoo import load
 
     return load(name, **kwargs)

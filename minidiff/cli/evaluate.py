@@ -42,7 +42,7 @@ INTERVALS = (
 @click.option("--seed", type=int, default=0, show_default=True, help="Image i depends on the seed and i alone.")
 @click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, help="Images at a time.")
 @click.option("--json", "out", type=click.Path(dir_okay=False), help="File to write (default: evaluation-NAME.json).")
-@click.option("--card", is_flag=True, help="Write it into the card of the committed checkpoint as well.")
+@click.option("--card", is_flag=True, help="Write it into the card of the checkpoint as well.")
 @click.option("--cpu", is_flag=True, help="Stay on the CPU.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 @click.pass_context
@@ -71,7 +71,9 @@ def evaluate(context, source, out, card, cpu, bound_images, **options) -> None:
     from ..metrics.evaluation import bound, judge
     from ..metrics.processes import processes
     from ..metrics.sources import is_image_set, load_system
+    from ..systems.zoo import weights_path
 
+    described = weights_path(source).with_name("card.json") if card else None
     began = time.monotonic()
     with processes(cpu) as here:
         if is_image_set(source):
@@ -99,8 +101,8 @@ def evaluate(context, source, out, card, cpu, bound_images, **options) -> None:
         "versions": _versions(here),
         "seconds": round(time.monotonic() - began, 1),
     }
-    if card:
-        _onto_card(source, found)
+    if described:
+        _onto_card(described, found)
     path = Path(out or f"evaluation-{Path(source).stem}.json")
     write_atomically(path, (json.dumps(found, indent=2) + "\n").encode())
     _show(found, path)
@@ -241,13 +243,11 @@ CAPTIONS = {"captions", "again", "clip"}
 PLANNERS = {"class_conditional": (_of_classes, CAPTIONS), "glide": (_of_captions, CLASSES)}
 
 
-def _onto_card(name: str, found: dict) -> None:
+def _onto_card(path: Path, found: dict) -> None:
     """Keep the measures where the checkpoint is described."""
     from ..files import write_atomically
-    from ..systems import zoo
 
-    described = zoo.card(name) | {"evaluation": found}
-    path = zoo.data_folder() / "checkpoints" / name / "card.json"
+    described = json.loads(path.read_text()) | {"evaluation": found}
     write_atomically(path, (json.dumps(described, indent=2) + "\n").encode())
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..files import sha256
 from ..recipes import DataRecipe, Recipe, from_dict
 from ..schedule import DATA
-from ..systems.zoo import card, checkpoints, data_folder, load
+from ..systems.zoo import card, checkpoints, load, weights_path
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 
@@ -78,7 +78,7 @@ def feature_network(name: str, device: torch.device | str = "cpu") -> FeatureNet
         return system.features(images), system.log_prob_label(images, DATA)
 
     width = system.features(torch.zeros(1, *system.shape, device=device)).shape[1]
-    digest = sha256(data_folder() / "checkpoints" / name / "model.safetensors")
+    digest = sha256(weights_path(name))
     return FeatureNetwork(name, digest, channels, size, width, system.n_classes, recipe.data, network)
 
 

@@ -1,6 +1,7 @@
 """``minidiff evaluate``: what it prints and writes, in one process and in two."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from minidiff.cli import OneLine
 from minidiff.cli.evaluate import evaluate
 from minidiff.data.digits import digits
 from minidiff.recipes import load_recipe
-from minidiff.systems.zoo import build
+from minidiff.systems.zoo import build, weights_path
 from minidiff.training.loop import train
 
 TINY = str(Path(__file__).parents[1] / "training/tiny.yaml")
@@ -56,6 +57,18 @@ def test_the_record_holds_what_it_takes_to_measure_again(judged):
     assert found["features"]["name"] == "digits-classifier-clean" and len(found["features"]["sha256"]) == 64
     assert found["recipe"]["name"] == "digits" and len(found["sha256"]) == 64
     assert {"minidiff", "torch", "python", "device", "processes"} <= found["versions"].keys()
+
+
+def test_the_card_of_a_published_folder_keeps_what_was_found(judged, tmp_path):
+    """The same weights by their folder: the same numbers, beside all that the card said before."""
+    copy = shutil.copytree(weights_path("digits").parent, tmp_path / "mine")
+    before = json.loads((copy / "card.json").read_text())
+    result = run("evaluate", copy, "--scale", 1, *QUICK, "--json", tmp_path / "out.json", "--card")
+    assert result.exit_code == 0, result.output
+    after = json.loads((copy / "card.json").read_text())
+    measured = [row["measures"] for row in after.pop("evaluation")["rows"]]
+    before.pop("evaluation", None)
+    assert after == before and measured == [row["measures"] for row in judged[1]["rows"][:2]]
 
 
 def test_the_table_is_aligned(judged):
@@ -128,6 +141,7 @@ def test_a_set_of_images(tmp_path):
         (["adm-imagenet64"], "adm-imagenet64"),
         (["digits", "--weights", "nowhere.pt"], "nowhere.pt"),
         (["digits", "--bits-per-dim", "3"], "--bits-per-dim"),
+        (["few.npz", "--features", "digits-classifier-clean", "--card"], "no checkpoint"),
     ],
 )
 def test_bad_usage_is_one_line_and_exit_code_2(arguments, message, monkeypatch, tmp_path):

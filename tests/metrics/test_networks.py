@@ -1,11 +1,14 @@
 """Feature networks: the committed ones, and Inception-v3 from a file."""
 
+import shutil
+
 import pytest
 import torch
 
 from minidiff.data.digits import digits
 from minidiff.metrics.networks import default_features, feature_network
 from minidiff.recipes import load_recipe
+from minidiff.systems.zoo import weights_path
 
 
 def test_the_committed_classifier_knows_its_digits():
@@ -15,6 +18,14 @@ def test_the_committed_classifier_knows_its_digits():
     assert features.shape == (100, network.width) and log_prob.shape == (100, 10)
     assert network.data.name == "digits" and len(network.sha256) == 64
     assert float((log_prob.argmax(1) == labels[:100]).float().mean()) > 0.9
+
+
+def test_a_published_folder_is_as_good_as_a_name(tmp_path):
+    """The same file has the same checksum and gives the same features, wherever it lies."""
+    copy = shutil.copytree(weights_path("digits-classifier-clean").parent, tmp_path / "mine")
+    ours, theirs = feature_network(str(copy)), feature_network("digits-classifier-clean")
+    images = digits("heldout")[0][:5]
+    assert ours.sha256 == theirs.sha256 and torch.equal(ours(images)[0], theirs(images)[0])
 
 
 def test_grey_as_colour_and_colour_as_grey():
