@@ -65,3 +65,8 @@ def test_a_checkpoint_is_what_its_committed_recipe_makes(name):
 
 def test_checkpoints_take_at_most_40_mib():
     assert sum(path.stat().st_size for path in data_folder().rglob("*.safetensors")) <= 40 * 2**20
+
+
+def test_fresh_parts_need_a_start():
+    with pytest.raises(ValueError, match="without a start"):
+        load_recipe("glide", ["start="])

@@ -4,8 +4,8 @@ Usage: python tools/guidance.py [--out data/guidance.json] [--captions 100]. Row
 it can be interrupted; remove the file when a checkpoint has changed. It holds what the oracle and a CLIP say of every
 single picture, and how well each network denoises; what follows from that is computed by lesson 07, not here.
 
-The weights of two controls that nobody draws with are not committed; for NAME = glide-first and glide-pooled, before:
-minidiff train NAME --publish runs/NAME/published
+The weights of three controls that nobody draws with are not committed; before, for NAME = glide-pooled, glide-narrow
+and then glide-narrow-longer: minidiff train NAME --publish runs/NAME/published
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import argparse
 import json
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from minidiff.data.captioned import captioned_scenes
-from minidiff.data.captions import NOUNS, judge
+from minidiff.data.captions import NOUNS, judge, parse
 from minidiff.data.oracle import read
 from minidiff.data.prompts import scene_sheet
 from minidiff.denoiser import conditioned
@@ -37,13 +38,14 @@ VERDICTS = ("count", "shape", "color", "placed", "binding", "relation", "all")
 NAMES = sorted({noun for words in NOUNS.values() for noun in words})
 ROWS = (  # model, guide, scales s; a CLIP guides the model that knows the caption, so it counts from s = 1 as well
     ("glide", None, (1.0, 2.0, 3.0, 5.0, 8.0)),
-    ("glide-first", None, (1.0, 3.0)),
+    ("glide-narrow-longer", None, (1.0, 3.0)),
+    ("glide-narrow", None, (1.0, 3.0)),
     ("glide-pooled", None, (1.0, 3.0)),
     ("glide", "scenes-clip", (2.0, 3.0, 5.0)),
     ("glide", "scenes-clip-noisy", (2.0, 3.0, 5.0, 9.0)),
 )
-READERS = ("glide", "glide-first", "glide-pooled")
-UNSEEN, TIMES = 96, (900, 750, 600, 450)  # pictures that no network was trained on, and levels to noise them to
+READERS = ("glide", "glide-narrow-longer", "glide-narrow", "glide-pooled")
+UNSEEN, TIMES = 192, (900, 750, 600, 450)  # pictures that no network was trained on, and levels to noise them to
 
 
 def draw(model, captions: list[str], first: int, scale: float, clip) -> torch.Tensor:
@@ -66,18 +68,39 @@ def found(captions: list[str], images: torch.Tensor) -> list[str]:
     return ["".join(map(str, bits)) for bits in rows]
 
 
+def exchanged(caption: str) -> str:
+    """The caption of two objects with their nouns in each other's place: the same words in another order."""
+    said = parse(caption)
+    one, two = said.phrases
+    return str(replace(said, phrases=(replace(one, noun=two.noun), replace(two, noun=one.noun))))
+
+
+def unseen() -> tuple[torch.Tensor, list[str]]:
+    """Pictures (UNSEEN, 3, 16, 16) of two objects, with captions that are false once their nouns are exchanged."""
+    fresh = captioned_scenes(3 * UNSEEN, 16, torch.Generator().manual_seed(70), "seen")
+    two = (fresh.objects == 2).nonzero()[:, 0].tolist()
+    images, captions = fresh.images[two], [fresh.captions[i] for i in two]
+    false = (~judge([exchanged(caption) for caption in captions], read(images).scenes)["all"]).nonzero()[:UNSEEN, 0]
+    return images[false], [captions[i] for i in false.tolist()]
+
+
 @torch.no_grad()
 def misses(model) -> dict[str, list[float]]:
     """Squared error in v of each unseen picture, mean over levels, by what the network is told; all see one noise."""
-    fresh = captioned_scenes(UNSEEN, 16, torch.Generator().manual_seed(70), "seen")
-    caption = model.tokens(fresh.captions)
-    told = {"the caption": caption, "no caption": model.null(UNSEEN), "another's caption": caption.roll(1, 0)}
+    images, captions = unseen()
+    caption = model.tokens(captions)
+    told = {
+        "the caption": caption,
+        "its nouns exchanged": model.tokens([exchanged(said) for said in captions]),
+        "no caption": model.null(UNSEEN),
+        "another's caption": caption.roll(1, 0),
+    }
     errors = {name: torch.zeros(UNSEEN) for name in told}
     for i, at in enumerate(TIMES):
-        level, eps = model.schedule.level(at), randn(fresh.images.shape, torch.Generator().manual_seed(i))
-        v = level.alpha * eps - level.sigma * fresh.images
+        level, eps = model.schedule.level(at), randn(images.shape, torch.Generator().manual_seed(i))
+        v = level.alpha * eps - level.sigma * images
         for name, tokens in told.items():
-            predicted = model(diffuse(fresh.images, level, eps), level, tokens).v
+            predicted = model(diffuse(images, level, eps), level, tokens).v
             errors[name] += (predicted - v).square().mean((1, 2, 3)) / len(TIMES)
     return {name: [round(value, 6) for value in error.tolist()] for name, error in errors.items()}
 

@@ -22,6 +22,9 @@ class TextConfig:
         layers: Residual blocks.
         heads: Attention heads.
         pooled: Only the vector enters the U-Net; nothing is attended to.
+        embedding_std: Standard deviation, at the start, of what tokens, places and padding embed to. Each block adds
+            about .2, mostly the same to every place; from the .02 of CLIP's text transformer the places become alike,
+            and a caption stays a bag of words for long (lesson 07).
     """
 
     vocabulary: int
@@ -30,6 +33,7 @@ class TextConfig:
     layers: int
     heads: int
     pooled: bool = False
+    embedding_std: float = 0.5
 
     def __post_init__(self):
         if self.width % self.heads:
@@ -105,12 +109,12 @@ class TextTransformer(nn.Module):
         super().__init__()
         self.config = config
         self.token_embedding = nn.Embedding(config.vocabulary, config.width)
-        self.positional_embedding = nn.Parameter(0.02 * torch.randn(config.context, config.width))
-        self.padding_embedding = nn.Parameter(0.02 * torch.randn(config.context, config.width))
+        self.positional_embedding = nn.Parameter(config.embedding_std * torch.randn(config.context, config.width))
+        self.padding_embedding = nn.Parameter(config.embedding_std * torch.randn(config.context, config.width))
         self.transformer = _Transformer(config)
         self.final_ln = nn.LayerNorm(config.width)
         self.transformer_proj = nn.Linear(config.width, out_features)
-        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.token_embedding.weight, std=config.embedding_std)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """(B, L) tokens, -1 for none -> (B, out_features) vector, (B, L, W) sequence.

@@ -123,11 +123,12 @@ class Recipe:
         factor: Height of an upsampler's image over that of the small one.
         augment: Largest standard deviation of the noise added to the small image of a cascade's upsampler.
         directions: Of a CLIP's loss: "both", "image-to-text" or "text-to-image".
-        start: Checkpoint whose weights training starts from, by name or as a path to its ``model.safetensors``; input
-            channels that it lacks start at zero. "" starts from nothing.
+        start: Checkpoint whose weights training starts from, by name, by its folder or as a path to its
+            ``model.safetensors``; input channels that it lacks start at zero. "" starts from nothing.
+        fresh: Parts, such as "network.text", that do not take the weights of the start.
 
     Raises:
-        ValueError: for a CLIP whose batch is cut into parts.
+        ValueError: for a CLIP whose batch is cut into parts, or fresh parts without a start.
     """
 
     name: str
@@ -144,6 +145,7 @@ class Recipe:
     augment: float = 1.0
     directions: str = "both"
     start: str = ""
+    fresh: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.system == "clip" and self.training.accumulate != 1:
@@ -151,6 +153,8 @@ class Recipe:
                 f"training.accumulate must be 1 for a clip, got {self.training.accumulate}: "
                 "the parts of a batch would lose each other as negatives"
             )
+        if self.fresh and not self.start:
+            raise ValueError(f"fresh {list(self.fresh)} without a start: everything begins anew")
 
     def to_dict(self) -> dict:
         """The recipe as plain dicts and lists, as it would stand in YAML."""

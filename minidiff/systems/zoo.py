@@ -121,10 +121,10 @@ def begun(recipe: Recipe) -> nn.Module:
     """The system of a recipe as its training begins: with the weights of ``recipe.start``, where there is one.
 
     Input channels that the start lacks come after those of x and have zero weights, so the system begins as the start
-    would go on (Nichol et al. 2022, section 2.4).
+    would go on (Nichol et al. 2022, section 2.4). The parts in ``recipe.fresh`` begin untrained.
 
     Raises:
-        ValueError: for a start that cannot be read or does not fit, naming the tensors.
+        ValueError: for a start that cannot be read or does not fit, naming the tensors, or a part that is not there.
     """
     system = build(recipe)
     if not recipe.start:
@@ -134,6 +134,11 @@ def begun(recipe: Recipe) -> nn.Module:
     own = system.state_dict()
     if FIRST in tensors and FIRST in own:
         tensors[FIRST] = widened(tensors[FIRST], own[FIRST].shape[1], system.shape[0])
+    for part in recipe.fresh:
+        untrained = {name: tensor for name, tensor in own.items() if name.startswith(f"{part}.")}
+        if not untrained:
+            raise ValueError(f"{recipe.name}: no part {part!r} to begin anew")
+        tensors |= untrained
     require_fit(tensors, own, str(path), f"the network of {recipe.name!r}")
     system.load_state_dict({k: v.to(own[k].dtype) for k, v in tensors.items()})
     return system

@@ -66,6 +66,18 @@ def test_the_order_of_words_enters_by_their_places_alone(text, tokens):
     torch.testing.assert_close(text(tokens[1:2])[1][:, [2, 0, 1, 5, 3, 4]], text(shuffled)[1])
 
 
+@torch.no_grad()
+def test_places_stay_unlike_unless_embeddings_start_narrow():
+    """What uniform attention adds is alike for all places; the scale of the embeddings decides what it drowns."""
+
+    def unlike(std):
+        torch.manual_seed(0)
+        sequence = TextTransformer(dataclasses.replace(TEXT, embedding_std=std), 64)(torch.randint(11, (50, 6)))[1]
+        return sequence.std(1).mean().item()
+
+    assert unlike(0.02) < 0.3 and unlike(TEXT.embedding_std) > 0.6
+
+
 def test_padding_is_learnt_and_belongs_to_its_place(text, tokens):
     before = text(tokens)[1]
     with torch.no_grad():

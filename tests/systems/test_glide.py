@@ -274,10 +274,14 @@ def test_guiding_an_upsampler_hides_the_caption_and_keeps_the_picture(x):
 # --- recipes --------------------------------------------------------------------------------------------------------
 
 
-def test_the_small_recipes_differ_in_how_the_caption_enters_or_in_their_training_alone():
-    longer, attended, pooled = (load_recipe(name) for name in ("glide", "glide-first", "glide-pooled"))
-    assert attended.training == pooled.training and longer.data == attended.data == pooled.data
-    assert not attended.network.text.pooled and pooled.network.text.pooled
-    assert load_recipe("glide-first", ["network.text.pooled=true"]).network == pooled.network
-    assert type(build(attended, empty=True)) is type(build(pooled, empty=True)) is Glide
-    assert longer.network == attended.network and longer.start.startswith("runs/glide-first/")
+def test_the_small_recipes_differ_in_how_the_caption_enters_or_in_where_embeddings_start():
+    wide, narrow, pooled, longer = (
+        load_recipe(name) for name in ("glide", "glide-narrow", "glide-pooled", "glide-narrow-longer")
+    )
+    assert narrow.training == pooled.training and wide.data == narrow.data == pooled.data == longer.data
+    assert not narrow.network.text.pooled and pooled.network.text.pooled
+    assert load_recipe("glide-narrow", ["network.text.pooled=true"]).network == pooled.network
+    assert load_recipe("glide-narrow", ["network.text.embedding_std=0.5"]).network == wide.network
+    assert longer.network == narrow.network and longer.start == "runs/glide-narrow/published"
+    assert wide.start == "runs/glide-narrow-longer/published" and wide.fresh == ("network.text",)
+    assert type(build(narrow, empty=True)) is type(build(pooled, empty=True)) is Glide

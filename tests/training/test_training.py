@@ -232,11 +232,16 @@ def test_learning_rate_warms_up_and_decays():
 
 
 def _check_published_folder(folder, recipe):
-    """What was published is loaded by its folder, as a committed checkpoint is by its name."""
+    """What was published is loaded by its folder, as a committed checkpoint is by its name; a start may spare parts."""
     weights = load_checkpoint(folder / "model.safetensors")[0]
     again = dataclasses.replace(recipe, start=str(folder))
     for system in (load(str(folder)), load_system(str(folder))[0], begun(again)):
         assert all(torch.equal(value, weights[name].float()) for name, value in system.state_dict().items())
+    renewed = begun(dataclasses.replace(again, fresh=("network.time_embed",)))
+    for name, value in renewed.state_dict().items():
+        assert torch.equal(value, weights[name].float()) != name.startswith("network.time_embed."), name
+    with pytest.raises(ValueError, match=r"no part 'network\.time'"):
+        begun(dataclasses.replace(again, fresh=("network.time",)))
     assert not is_image_set(folder)
     (folder / "model.safetensors").rename(folder / "elsewhere")
     with pytest.raises(ValueError, match="no checkpoint at"):
