@@ -6,7 +6,8 @@ import re
 import pytest
 import torch
 
-from minidiff.data.captioned import captioned_scenes
+from minidiff.data.captions import judge
+from minidiff.data.oracle import read
 from minidiff.data.render import render
 from minidiff.data.scenes import Object, Scene, Scenes
 from minidiff.data.tokenizer import tokenizer
@@ -88,19 +89,28 @@ class Warmer:
         return lambda x, level: 30 * x[:, 0].mean((1, 2))
 
 
+def test_exchanged_captions_have_the_same_words_and_are_false():
+    images, captions = guidance.unseen()
+    others, scenes = [guidance.exchanged(caption) for caption in captions], read(images).scenes
+    words = lambda caption: sorted(caption.replace("an ", "a ").split())
+    assert len(captions) == guidance.UNSEEN and [*map(words, captions)] == [*map(words, others)]
+    assert bool(judge(captions, scenes)["all"].all()) and not judge(others, scenes)["all"].any()
+    assert guidance.exchanged("a red ring above an orange disc") == "a red disc above an orange ring"
+
+
 def test_what_a_network_misses_is_its_loss(system, monkeypatch):
     """At the levels of the record, by the loss that it was trained with."""
     monkeypatch.setattr(guidance, "UNSEEN", 5)
-    fresh = captioned_scenes(5, 16, torch.Generator().manual_seed(70), "seen")
+    images, captions = guidance.unseen()
     expected = torch.zeros(5)
     for i, time in enumerate(guidance.TIMES):
         noise = [torch.Generator().manual_seed(i)]
         monkeypatch.setattr("minidiff.systems.diffusion.randn", lambda *a, noise=noise: randn(a[0], noise[0]))
         monkeypatch.setattr(system, "label_dropout", 0.0)
-        expected += system.loss(fresh.images, system.tokens(fresh.captions), None, torch.full((5,), time))["loss"] / 4
+        expected += system.loss(images, system.tokens(captions), None, torch.full((5,), time))["loss"] / 4
     found = guidance.misses(system)
     torch.testing.assert_close(torch.tensor(found["the caption"]), expected.detach(), rtol=1e-4, atol=1e-5)
-    assert len({tuple(errors) for errors in found.values()}) == 3
+    assert len({tuple(errors) for errors in found.values()}) == 4
 
 
 def test_a_picture_has_its_own_noise(system):
