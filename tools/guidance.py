@@ -38,9 +38,9 @@ VERDICTS = ("count", "shape", "color", "placed", "binding", "relation", "all")
 NAMES = sorted({noun for words in NOUNS.values() for noun in words})
 ROWS = (  # model, guide, scales s; a CLIP guides the model that knows the caption, so it counts from s = 1 as well
     ("glide", None, (1.0, 2.0, 3.0, 5.0, 8.0)),
-    ("glide-narrow-longer", None, (1.0, 3.0)),
-    ("glide-narrow", None, (1.0, 3.0)),
-    ("glide-pooled", None, (1.0, 3.0)),
+    ("glide-narrow-longer", None, (3.0,)),
+    ("glide-narrow", None, (3.0,)),
+    ("glide-pooled", None, (3.0,)),
     ("glide", "scenes-clip", (2.0, 3.0, 5.0)),
     ("glide", "scenes-clip-noisy", (2.0, 3.0, 5.0, 9.0)),
 )
