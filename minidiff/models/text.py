@@ -23,8 +23,8 @@ class TextConfig:
         heads: Attention heads.
         pooled: Only the vector enters the U-Net; nothing is attended to.
         embedding_std: Standard deviation, at the start, of what tokens, places and padding embed to. Each block adds
-            about .2, mostly the same to every place; from the .02 of CLIP's text transformer the places become alike,
-            and a caption stays a bag of words for long (lesson 07).
+            much the same to every place; beside that the .02 with which CLIP starts its words drowns, the places become
+            alike, and a caption stays a bag of words for long (lesson 07).
     """
 
     vocabulary: int
