@@ -4,8 +4,9 @@ Usage: python tools/guidance.py [--out data/guidance.json] [--captions 100]. Row
 it can be interrupted; remove the file when a checkpoint has changed. It holds what the oracle and a CLIP say of every
 single picture, and how well each network denoises; what follows from that is computed by lesson 07, not here.
 
-The weights of three controls that nobody draws with are not committed; before, for NAME = glide-pooled, glide-narrow
-and then glide-narrow-longer: minidiff train NAME --publish runs/NAME/published
+The weights of controls that nobody draws with are not committed; before, for NAME = glide-pooled, glide-narrow,
+glide-narrow-longer, glide-wide, glide-order, glide-relation and glide-either, in this order:
+minidiff train NAME --publish runs/NAME/published
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 import torch
 
 from minidiff.data.captioned import captioned_scenes
-from minidiff.data.captions import NOUNS, judge, parse
+from minidiff.data.captions import NOUNS, RELATION_WORDS, judge, parse
 from minidiff.data.oracle import read
 from minidiff.data.prompts import scene_sheet
 from minidiff.denoiser import conditioned
@@ -38,13 +39,19 @@ VERDICTS = ("count", "shape", "color", "placed", "binding", "relation", "all")
 NAMES = sorted({noun for words in NOUNS.values() for noun in words})
 ROWS = (  # model, guide, scales s; a CLIP guides the model that knows the caption, so it counts from s = 1 as well
     ("glide", None, (1.0, 2.0, 3.0, 5.0, 8.0)),
+    ("glide-wide", None, (3.0,)),
     ("glide-narrow-longer", None, (3.0,)),
     ("glide-narrow", None, (3.0,)),
     ("glide-pooled", None, (3.0,)),
     ("glide", "scenes-clip", (2.0, 3.0, 5.0)),
     ("glide", "scenes-clip-noisy", (2.0, 3.0, 5.0, 9.0)),
 )
-READERS = ("glide", "glide-narrow-longer", "glide-narrow", "glide-pooled")
+READERS = tuple(f"glide-{run}" for run in ("pooled", "narrow", "narrow-longer", "wide", "order", "relation", "either"))
+READERS += ("glide",)
+INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+TURNED = {
+    word: other for a, b in INVERSE.items() for word, other in zip(RELATION_WORDS[a], RELATION_WORDS[b], strict=True)
+}
 UNSEEN, TIMES = 192, (900, 750, 600, 450)  # pictures that no network was trained on, and levels to noise them to
 
 
@@ -75,14 +82,21 @@ def exchanged(caption: str) -> str:
     return str(replace(said, phrases=(replace(one, noun=two.noun), replace(two, noun=one.noun))))
 
 
+def turned(caption: str) -> str:
+    """The caption of two objects with its relation turned round, where it tells one that can be."""
+    said = parse(caption)
+    return str(replace(said, relation=TURNED[said.relation]))
+
+
 def unseen() -> tuple[torch.Tensor, list[str]]:
-    """Pictures (UNSEEN, 3, 16, 16) of two objects, with captions that are false once their nouns are exchanged."""
-    fresh = captioned_scenes(3 * UNSEEN, 16, torch.Generator().manual_seed(70), "seen")
+    """Pictures (UNSEEN, 3, 16, 16) of two objects; exchanged nouns or a turned relation make their captions false."""
+    fresh = captioned_scenes(4 * UNSEEN, 16, torch.Generator().manual_seed(70), "seen")
     two = (fresh.objects == 2).nonzero()[:, 0].tolist()
     images, captions = fresh.images[two], [fresh.captions[i] for i in two]
     scenes = read(images).scenes  # which the oracle misreads now and then
-    true, still_true = (judge(said, scenes)["all"] for said in (captions, [exchanged(c) for c in captions]))
-    false = (true & ~still_true).nonzero()[:UNSEEN, 0]
+    variants = (captions, [exchanged(c) for c in captions], [turned(c) for c in captions])
+    true, *still_true = (judge(said, scenes)["all"] for said in variants)
+    false = (true & ~still_true[0] & ~still_true[1]).nonzero()[:UNSEEN, 0]
     return images[false], [captions[i] for i in false.tolist()]
 
 
@@ -94,6 +108,7 @@ def misses(model) -> dict[str, list[float]]:
     told = {
         "the caption": caption,
         "its nouns exchanged": model.tokens([exchanged(said) for said in captions]),
+        "its relation turned": model.tokens([turned(said) for said in captions]),
         "no caption": model.null(UNSEEN),
         "another's caption": caption.roll(1, 0),
     }

@@ -130,8 +130,29 @@ def _phrase(words: list[str], text: str) -> tuple[Phrase, list[str]]:
     return Phrase(*said, words[0]), words[1:]
 
 
-def sample_captions(scenes: Scenes, generator: torch.Generator) -> list[str]:
+def _only(word: str, table: dict[str, dict[str, float]]) -> bool:
+    """Whether the word fits a single value."""
+    return sum(word in words for words in table.values()) == 1
+
+
+def explicit(caption: str) -> bool:
+    """Whether a caption of a scene tells the shape and the colour of every object."""
+    return all(_only(phrase.noun, NOUNS) and _only(phrase.color, COLOR_WORDS) for phrase in parse(caption).phrases)
+
+
+def relates(caption: str) -> bool:
+    """Whether a caption of a scene tells anything about where its two objects stand."""
+    said = parse(caption).relation
+    return said != "" and sum(said in words for words in RELATION_WORDS.values()) < len(RELATIONS)
+
+
+def sample_captions(scenes: Scenes, generator: torch.Generator, reading: float = 0.5) -> list[str]:
     """A caption for each scene; caption i depends on row i of ``torch.rand(N, 8, generator=generator)`` alone.
+
+    Args:
+        scenes: Scenes with one object each, or with two each.
+        generator: Decides everything.
+        reading: Probability that two objects are named in reading order, the left or the upper one first.
 
     Raises:
         ValueError: a scene that lacks an object, or ``generator`` is not a torch.Generator.
@@ -146,7 +167,7 @@ def sample_captions(scenes: Scenes, generator: torch.Generator) -> list[str]:
         word = (u[:, column, None] >= table.p[value].cumsum(1)[:, :-1]).sum(1)
         return [table.words[i] for i in word.tolist()]
 
-    swap = (u[:, 0] < 0.5) & (k == 2)
+    swap = (u[:, 0] < torch.where(scenes.relation % 2 == 1, reading, 1 - reading)) & (k == 2)
     phrases = []
     for position in range(k):
         row = torch.arange(len(scenes))

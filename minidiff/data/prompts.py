@@ -17,9 +17,10 @@ from torch.utils.data import Dataset
 
 from ..random import sample_generators
 from ..recipes import DataRecipe
-from .captions import COLOR_WORDS, NOUNS, RELATION_WORDS, attributes_given_caption, parse, sample_captions
+from .captioned import explicit_scenes
+from .captions import attributes_given_caption
 from .render import render
-from .scenes import RELATIONS, Scenes, arranged, joined, sample_scenes
+from .scenes import Scenes, arranged
 from .tokenizer import tokenizer
 
 COUNT = 500
@@ -44,22 +45,6 @@ class Sheet:
     grammar: bool
 
 
-def _only(word: str, table: dict[str, dict[str, float]]) -> bool:
-    """Whether the word fits a single value."""
-    return sum(word in words for words in table.values()) == 1
-
-
-def explicit(caption: str) -> bool:
-    """Whether a caption of a scene tells the shape and the colour of every object."""
-    return all(_only(phrase.noun, NOUNS) and _only(phrase.color, COLOR_WORDS) for phrase in parse(caption).phrases)
-
-
-def relates(caption: str) -> bool:
-    """Whether a caption of a scene tells anything about where its two objects stand."""
-    said = parse(caption).relation
-    return said != "" and sum(said in words for words in RELATION_WORDS.values()) < len(RELATIONS)
-
-
 def scenes_of(captions: Sequence[str], copies: int, generator: torch.Generator, split: str = "all") -> list[Scenes]:
     """``copies`` times a scene for each caption, from p(scene | caption).
 
@@ -82,18 +67,6 @@ def scenes_of(captions: Sequence[str], copies: int, generator: torch.Generator, 
     return scenes
 
 
-def _explicit_scenes(n: int, objects: int, split: str, generator: torch.Generator) -> tuple[Scenes, list[str]]:
-    """The first n scenes with an explicit caption, and these captions."""
-    scenes, captions = [], []
-    while len(captions) < n:
-        drawn = sample_scenes(n, generator, objects, split)
-        said = sample_captions(drawn, generator)
-        chosen = [i for i, caption in enumerate(said) if explicit(caption)]
-        scenes.append(drawn.select(torch.tensor(chosen, dtype=torch.long)))
-        captions += [said[i] for i in chosen]
-    return joined(scenes).select(slice(n)), captions[:n]
-
-
 def scene_sheet(split: str, count: int, size: int, others: int = 3, seed: int = 0) -> Sheet:
     """A sheet of scenes.
 
@@ -113,7 +86,7 @@ def scene_sheet(split: str, count: int, size: int, others: int = 3, seed: int = 
     for objects in (1, 2):
         places = range(objects - 1, count, 2)
         generator = sample_generators(seed, [f"prompts {split} {objects}"])[0]
-        scenes, said = _explicit_scenes(len(places), objects, split, generator)
+        scenes, said = explicit_scenes(len(places), objects, split, generator)
         for place, caption in zip(places, said, strict=True):
             captions[place] = caption
         for row, drawn in zip(pictures, [scenes, *scenes_of(said, others, generator, split)], strict=True):

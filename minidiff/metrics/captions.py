@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.captions import judge, parse
+from ..data.captions import judge, parse, relates
 from ..data.oracle import read
-from ..data.prompts import Sheet, relates
+from ..data.prompts import Sheet
 from ..files import sha256
 from ..recipes import DataRecipe, nearest
 from ..systems.zoo import card, checkpoints, weights_path

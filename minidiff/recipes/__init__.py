@@ -22,8 +22,8 @@ class DataRecipe:
     """Which images to learn from.
 
     Attributes:
-        name: "digits", "shapes", "scenes" and "emoji" (with captions), "cifar10", "folder" (or a zip archive), "shards"
-            (with captions where a tokenizer is named), or a data set of torchvision.
+        name: "digits", "shapes"; "scenes", "scenes-pairs" and "emoji" (with captions), "cifar10", "folder" (or a zip
+            archive), "shards" (with captions where a tokenizer is named), or a data set of torchvision.
         images: Number of images to render, for sets without a fixed size.
         seed: Seed of that rendering.
         bins: Number of values a pixel can take.
@@ -33,6 +33,7 @@ class DataRecipe:
         mirror: Every image is also seen flipped left to right.
         workers: Processes that decode images, per training process.
         tokenizer: Who reads the captions, of images that have some.
+        reading: Of "scenes-pairs": probability that a caption names the left or the upper object first.
     """
 
     name: str
@@ -45,6 +46,7 @@ class DataRecipe:
     mirror: bool = False
     workers: int = 0
     tokenizer: str = ""
+    reading: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class TrainingRecipe:
         checkpointing: Recompute activations in the backward pass, to save memory.
         compile: Compile the network.
         sharding: "none" (every process holds the whole model, DDP) or "full" (FSDP).
-        times: "uniform", or "importance" (Nichol and Dhariwal 2021, section 3.3).
+        times: "uniform", "importance" (Nichol and Dhariwal 2021, section 3.3), or "noisiest", the noisiest quarter.
     """
 
     steps: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,11 +33,12 @@ def _shapes(recipe: DataRecipe, split: str, size: int) -> Dataset:
 
 
 def _scenes(recipe: DataRecipe, split: str, size: int) -> Dataset:
-    from ..data.captioned import captioned_scenes
+    from ..data.captioned import captioned_pairs, captioned_scenes
 
     index = {"train": 0, "heldout": 1}[split]
     count = recipe.images if split == "train" else 2000
-    found = captioned_scenes(count, size, sample_generators(recipe.seed, [index])[0], "seen")
+    draw = captioned_scenes if recipe.name == "scenes" else partial(captioned_pairs, reading=recipe.reading)
+    found = draw(count, size, sample_generators(recipe.seed, [index])[0], "seen")
     return TensorDataset(found.images, _tokenizer(recipe)(found.captions))
 
 
@@ -80,6 +82,7 @@ SETS = {
     "digits": _digits,
     "shapes": _shapes,
     "scenes": _scenes,
+    "scenes-pairs": _scenes,
     "emoji": _emoji,
     "cifar10": _cifar10,
     "folder": _folder,

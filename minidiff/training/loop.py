@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from ..random import sample_generators
-from ..recipes import Recipe, TrainingRecipe, from_dict
+from ..recipes import Recipe, TrainingRecipe, from_dict, nearest
 from .checkpoint import average_prefix, load_checkpoint, save_checkpoint
 from .data import Order, batches, load_dataset
 from .ema import EMA
 from .parallel import parallel, placed, share_of, whole
 from .precision import autocast, computes_in
-from .times import ImportanceTimes, UniformTimes
+from .times import TIMES
 
 
 def learning_rate(step: int, recipe: TrainingRecipe) -> float:
@@ -65,13 +65,15 @@ def train(
 
     Raises:
         ValueError: when the folder holds a checkpoint that is damaged or of another recipe (nothing is overwritten),
-            a batch does not divide among the processes and their parts, or the precision is unknown.
+            a batch does not divide among the processes and their parts, or the precision or the times are unknown.
     """
     from accelerate import Accelerator
     from torch.utils.tensorboard import SummaryWriter
     from tqdm import tqdm
 
     plan, folder = recipe.training, Path(folder)
+    if plan.times not in TIMES:
+        raise ValueError(f"unknown training.times {plan.times!r}: {nearest(plan.times, TIMES)}")
     accelerator = Accelerator(mixed_precision="no", cpu=cpu)  # a process can have one precision only: ours is per run
     device, main = accelerator.device, accelerator.is_main_process
     dtype = computes_in(plan.precision, device)
@@ -82,7 +84,7 @@ def train(
     system = build(recipe)
     found = load_dataset(recipe.data, recipe.network.size)
     order = Order(len(found), plan.batch, plan.seed, getattr(found, "shard_sizes", None))
-    times = (ImportanceTimes if plan.times == "importance" else UniformTimes)(system.schedule.T)
+    times = TIMES[plan.times](system.schedule.T)
     model, optimizer = parallel(Loss(system), plan, accelerator)
     ema = EMA(system, plan.ema)
 

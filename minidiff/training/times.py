@@ -1,4 +1,4 @@
-"""Which times a training step looks at: all alike, or those whose loss matters most."""
+"""Which times a training step looks at: all alike, those whose loss matters most, or only the noisiest."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import torch
 from torch import Tensor
 
 from ..random import rand, randint
-
-TIMES = ("uniform", "importance")
 
 
 class UniformTimes:
@@ -33,6 +31,18 @@ class UniformTimes:
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Nothing to restore."""
+
+
+class NoisiestTimes(UniformTimes):
+    """The noisiest quarter of the times, all alike: there it is decided what stands where.
+
+    The loss is that of these times alone. Balaji et al. 2022 (section 4) train experts on such intervals.
+    """
+
+    def draw(self, batch: int, generator=None, device=None) -> tuple[Tensor, Tensor]:
+        """(batch,) times and weights 1."""
+        times = self.T - 1 - randint(max(1, self.T // 4), batch, generator, device)
+        return times, torch.ones(batch, device=device)
 
 
 class ImportanceTimes:
@@ -80,3 +90,6 @@ class ImportanceTimes:
     def load(self, state: dict[str, Tensor]) -> None:
         """Restore ``state()``."""
         self.losses, self.seen = state["losses"], state["seen"]
+
+
+TIMES = {"uniform": UniformTimes, "importance": ImportanceTimes, "noisiest": NoisiestTimes}

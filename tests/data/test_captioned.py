@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from minidiff.data.captioned import ONE_OBJECT, captioned_scenes
-from minidiff.data.captions import judge
+from minidiff.data.captioned import ONE_OBJECT, captioned_pairs, captioned_scenes
+from minidiff.data.captions import explicit, judge, parse
 from minidiff.data.oracle import read
 from minidiff.data.scenes import held_out
 
@@ -42,3 +42,16 @@ def test_the_generator_decides():
 def test_bad_counts(n):
     with pytest.raises(ValueError, match="whole number"):
         captioned_scenes(n, 8, torch.Generator())
+
+
+@pytest.mark.parametrize("reading", [0.0, 0.5, 0.75, 1.0])
+def test_pairs_are_named_in_reading_order_as_often_as_said(reading):
+    found = captioned_pairs(1000, 16, torch.Generator().manual_seed(4), "seen", reading)
+    assert all(map(explicit, found.captions)) and set(found.objects.tolist()) == {2}
+    scenes = read(found.images).scenes
+    assert judge(found.captions, scenes)["all"].float().mean() > 0.97
+    words = [parse(caption).relation for caption in found.captions]
+    first = [said in ("left of", "to the left of", "above", "over") for said in words]
+    second = [said in ("right of", "to the right of", "below", "under") for said in words]
+    told = sum(first) + sum(second)
+    assert abs(sum(first) / told - reading) < 4 * (reading * (1 - reading) / told) ** 0.5 + 1e-9

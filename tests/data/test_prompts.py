@@ -6,9 +6,17 @@ import pytest
 import torch
 from helpers import seeded
 
-from minidiff.data.captions import attribute_index, attributes_given_caption, caption_probability, judge, parse
+from minidiff.data.captions import (
+    attribute_index,
+    attributes_given_caption,
+    caption_probability,
+    explicit,
+    judge,
+    parse,
+    relates,
+)
 from minidiff.data.oracle import read
-from minidiff.data.prompts import explicit, relates, scene_sheet, scenes_of, sheets
+from minidiff.data.prompts import scene_sheet, scenes_of, sheets
 from minidiff.data.scenes import REACH, arranged, held_out, joined, relation_of, sample_scenes
 from minidiff.recipes import DataRecipe
 

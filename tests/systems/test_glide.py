@@ -274,14 +274,18 @@ def test_guiding_an_upsampler_hides_the_caption_and_keeps_the_picture(x):
 # --- recipes --------------------------------------------------------------------------------------------------------
 
 
-def test_the_small_recipes_differ_in_how_the_caption_enters_or_in_where_embeddings_start():
-    wide, narrow, pooled, longer = (
-        load_recipe(name) for name in ("glide", "glide-narrow", "glide-pooled", "glide-narrow-longer")
-    )
-    assert narrow.training == pooled.training and wide.data == narrow.data == pooled.data == longer.data
-    assert not narrow.network.text.pooled and pooled.network.text.pooled
+def test_the_small_recipes_differ_in_how_the_caption_enters_where_embeddings_start_and_what_captions_say():
+    chain = [load_recipe(f"glide{run}") for run in ("-narrow", "-narrow-longer", "-wide", "-order", "-relation", "")]
+    narrow, longer, wide, order, relation, last = chain
+    pooled, either = load_recipe("glide-pooled"), load_recipe("glide-either")
+    assert [recipe.start for recipe in chain[1:]] == [f"runs/{recipe.name}/published" for recipe in chain[:-1]]
+    assert narrow.training == pooled.training and narrow.data == longer.data == wide.data == last.data == pooled.data
+    assert not narrow.network.text.pooled and pooled.network.text.pooled and longer.network == narrow.network
     assert load_recipe("glide-narrow", ["network.text.pooled=true"]).network == pooled.network
     assert load_recipe("glide-narrow", ["network.text.embedding_std=0.5"]).network == wide.network
-    assert longer.network == narrow.network and longer.start == "runs/glide-narrow/published"
-    assert wide.start == "runs/glide-narrow-longer/published" and wide.fresh == ("network.text",)
+    assert wide.fresh == ("network.text",) and wide.network == order.network == relation.network == last.network
+    assert (order.data.reading, relation.data.reading, either.data.reading) == (1, 0.75, 0.5)
+    assert either.start == order.start and either.network == order.network
+    assert either.training.steps == order.training.steps + relation.training.steps
+    assert {recipe.training.times for recipe in (order, relation, either)} == {"noisiest"}
     assert type(build(narrow, empty=True)) is type(build(pooled, empty=True)) is Glide

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from minidiff.random import sample_generators
-from minidiff.training.times import ImportanceTimes, UniformTimes
+from minidiff.training.times import ImportanceTimes, NoisiestTimes, UniformTimes
 
 LOSS = torch.tensor([0.1, 4.0, 1.0, 0.0, 2.0], dtype=torch.float64)
 
@@ -60,3 +60,10 @@ def test_state_round_trips():
     torch.testing.assert_close(other.probabilities, times.probabilities)
     with pytest.raises(KeyError):
         other.load({})
+
+
+def test_the_noisiest_quarter():
+    times, weights = NoisiestTimes(8).draw(400, torch.Generator().manual_seed(0))
+    assert set(times.tolist()) == {6, 7} and abs(float((times == 6).float().mean()) - 0.5) < 0.1
+    assert torch.equal(weights, torch.ones(400))
+    assert set(NoisiestTimes(3).draw(9, torch.Generator())[0].tolist()) == {2}, "a quarter of few is one"
