@@ -69,4 +69,4 @@ def test_checkpoints_take_at_most_40_mib():
 
 def test_fresh_parts_need_a_start():
     with pytest.raises(ValueError, match="without a start"):
-        load_recipe("glide", ["start="])
+        load_recipe("glide-wide", ["start="])

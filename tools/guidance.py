@@ -52,6 +52,10 @@ INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "belo
 TURNED = {
     word: other for a, b in INVERSE.items() for word, other in zip(RELATION_WORDS[a], RELATION_WORDS[b], strict=True)
 }
+ACROSS = {"left of": "above", "right of": "below", "above": "left of", "below": "right of"}
+CROSSED = {
+    word: other for a, other in ACROSS.items() for word in RELATION_WORDS[a] if TURNED[word] != word
+}  # of words that tell a direction
 UNSEEN, TIMES = 192, (900, 750, 600, 450)  # pictures that no network was trained on, and levels to noise them to
 
 
@@ -82,10 +86,10 @@ def exchanged(caption: str) -> str:
     return str(replace(said, phrases=(replace(one, noun=two.noun), replace(two, noun=one.noun))))
 
 
-def turned(caption: str) -> str:
-    """The caption of two objects with its relation turned round, where it tells one that can be."""
+def related(caption: str, other: dict[str, str]) -> str:
+    """The caption of two objects with another relation."""
     said = parse(caption)
-    return str(replace(said, relation=TURNED[said.relation]))
+    return str(replace(said, relation=other[said.relation]))
 
 
 def unseen() -> tuple[torch.Tensor, list[str]]:
@@ -94,7 +98,7 @@ def unseen() -> tuple[torch.Tensor, list[str]]:
     two = (fresh.objects == 2).nonzero()[:, 0].tolist()
     images, captions = fresh.images[two], [fresh.captions[i] for i in two]
     scenes = read(images).scenes  # which the oracle misreads now and then
-    variants = (captions, [exchanged(c) for c in captions], [turned(c) for c in captions])
+    variants = (captions, [exchanged(c) for c in captions], [related(c, TURNED) for c in captions])
     true, *still_true = (judge(said, scenes)["all"] for said in variants)
     false = (true & ~still_true[0] & ~still_true[1]).nonzero()[:UNSEEN, 0]
     return images[false], [captions[i] for i in false.tolist()]
@@ -108,7 +112,8 @@ def misses(model) -> dict[str, list[float]]:
     told = {
         "the caption": caption,
         "its nouns exchanged": model.tokens([exchanged(said) for said in captions]),
-        "its relation turned": model.tokens([turned(said) for said in captions]),
+        "its relation turned": model.tokens([related(said, TURNED) for said in captions]),
+        "its axis changed": model.tokens([related(said, CROSSED) for said in captions]),
         "no caption": model.null(UNSEEN),
         "another's caption": caption.roll(1, 0),
     }

@@ -155,10 +155,13 @@ def sample_captions(scenes: Scenes, generator: torch.Generator, reading: float =
         reading: Probability that two objects are named in reading order, the left or the upper one first.
 
     Raises:
-        ValueError: a scene that lacks an object, or ``generator`` is not a torch.Generator.
+        ValueError: a scene that lacks an object, ``reading`` is no probability, or ``generator`` is not a
+            torch.Generator.
     """
     if not isinstance(generator, torch.Generator):
         raise ValueError(f"generator is a {type(generator).__name__}; a torch.Generator is accepted")
+    if not 0 <= reading <= 1:
+        raise ValueError(f"reading = {reading!r}; a probability is accepted")
     _complete(scenes)
     u = torch.rand(len(scenes), 8, generator=generator)
     k = scenes.shape.shape[1]

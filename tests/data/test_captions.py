@@ -216,6 +216,7 @@ def test_judge_skips_gaps():
         (lambda: judge(["a ring"], sample_scenes(2, seeded())), "1 captions for 2"),
         (lambda: sample_captions(sample_scenes(1, seeded()), 3), "torch.Generator"),
         (lambda: sample_captions(Scenes.of([Scene(())]), seeded()), "lacks an object"),
+        (lambda: sample_captions(sample_scenes(1, seeded(), 2), seeded(), 1.5), "reading = 1.5"),
     ],
 )
 def test_bad_input_is_refused(call, message):

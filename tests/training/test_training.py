@@ -169,6 +169,7 @@ def test_batches_that_do_not_divide_and_unknown_options_are_refused(tmp_path):
         ("accumulate=3", "batch of 8 does not divide"),
         ("sharding=half", "none, full"),
         ("precision=fp16", "'no' or 'bf16', got 'fp16'"),
+        ("times=noisy", "unknown training.times 'noisy'.*noisiest"),
     )
     for option, message in cases:
         with pytest.raises(ValueError, match=message):
