@@ -101,8 +101,10 @@ def test_combinations_of_the_held_out_sheet():
     assert [held_out(s.shape, s.color)[:, 0].tolist() for s in drawn] == [[True, False]] * 5
 
 
-def test_sheets_of_both_parts():
-    held, seen = sheets(DataRecipe("scenes"), 16, 6)
-    assert (held.name, seen.name) == ("heldout", "seen") and len(held.captions) == len(seen.captions) == 6
+@pytest.mark.parametrize("name", ["scenes", "scenes-pairs"])
+def test_sheets_of_both_parts(name):
+    held, seen = sheets(DataRecipe(name), 16, 6)
+    assert (held.name, seen.name) == ("heldout", "seen") and held.grammar and seen.grammar
+    assert len(held.captions) == len(seen.captions) == 6
     with pytest.raises(ValueError, match="'digits' have no captions"):
         sheets(DataRecipe("digits"), 8)
