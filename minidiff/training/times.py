@@ -34,7 +34,7 @@ class UniformTimes:
 
 
 class NoisiestTimes(UniformTimes):
-    """The noisiest quarter of the times, all alike: there it is decided what stands where.
+    """The noisiest quarter of the times, all alike.
 
     The loss is that of these times alone. Balaji et al. 2022 (section 4) train experts on such intervals.
     """
