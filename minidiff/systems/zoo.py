@@ -138,7 +138,7 @@ def begun(recipe: Recipe) -> nn.Module:
         untrained = {name: tensor for name, tensor in own.items() if name.startswith(f"{part}.")}
         if not untrained:
             raise ValueError(f"{recipe.name}: no part {part!r} to begin anew")
-        tensors |= untrained
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{part}.")} | untrained
     require_fit(tensors, own, str(path), f"the network of {recipe.name!r}")
     system.load_state_dict({k: v.to(own[k].dtype) for k, v in tensors.items()})
     return system

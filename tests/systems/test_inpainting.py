@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers import awake
@@ -216,6 +218,18 @@ def test_a_start_that_does_not_fit_is_refused(base):
         begun(recipe("glide_inpainter", "glid"))
     with pytest.raises(ValueError, match="no checkpoint at"):
         begun(recipe("glide_inpainter", "nowhere.safetensors"))
+
+
+def test_a_part_that_begins_anew_may_have_another_layout(base):
+    theirs, path = base("glide_inpainter")
+    deeper = recipe("glide", path)
+    shallow = replace(deeper, network=replace(deeper.network, text=replace(deeper.network.text, layers=0)))
+    with pytest.raises(ValueError, match="does not fit"):
+        begun(shallow)
+    mine = begun(replace(shallow, fresh=("network.text",))).state_dict()
+    assert not any("resblocks" in name for name in mine)
+    for name, value in theirs.state_dict().items():
+        assert name.startswith("network.text.") or torch.equal(mine[name], value), name
 
 
 def test_fine_tuning_begins_at_its_start_and_resumes_without_it(base, tmp_path):
