@@ -63,7 +63,7 @@ def evaluate(context, source, out, card, cpu, bound_images, **options) -> None:
       minidiff evaluate runs/mine --images 2000 --bits-per-dim 64
       minidiff evaluate drawn.npz --features digits-classifier-clean
       minidiff evaluate glide --captions 500 --scale 1 --scale 3
-      minidiff evaluate glide --captions 100 --scale 3 --upsample glide-up32 --level 0.15
+      minidiff evaluate glide --captions 100 --scale 3 --upsample glide-up32
       minidiff evaluate glide-base --weights base.pt --reference coco/val --captions 30000 --features inception
       torchrun --standalone --nproc-per-node 2 -m minidiff evaluate shapes16 --images 5000
     """

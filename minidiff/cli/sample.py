@@ -43,7 +43,7 @@ def sample(system, captions, weights, out, cpu, seed, batch, **options) -> None:
     Examples:
       minidiff sample digits --label 7 --scale 3
       minidiff sample digits --label 3 --scale 4 --classifier digits-classifier
-      minidiff sample glide "a small red ring above a blue square" --upsample glide-up32 --level 0
+      minidiff sample glide "a small red ring above a blue square" --upsample glide-up32 --upsample glide-up64
       minidiff sample glide-inpaint "a red ring and a blue square" --edit picture.png --count 4
       torchrun --nproc-per-node 8 -m minidiff sample adm-imagenet64 --weights 64x64_diffusion.pt --rule adm
         --classifier adm-classifier-64=64x64_classifier.pt --steps 250 --count 50000 --out samples.npz

@@ -58,10 +58,10 @@ def cost(recipe: Recipe, build: Callable[[Recipe], nn.Module]) -> Cost:
             saved[storage._cdata] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        out = _forward(network, x, t)  # without recomputation: what is kept then is counted below
     with FlopCounterMode(display=False) as counter:
-        _forward(network, x, t).sum().backward()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            out = _forward(network, x, t)  # without recomputation: what is kept then is counted below
+        out.sum().backward()
     parameters = sum(p.numel() for p in network.parameters())
     flops, activations = counter.get_total_flops(), sum(saved.values())
     if recipe.training.checkpointing:

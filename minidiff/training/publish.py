@@ -23,11 +23,11 @@ HELDOUT = 2000  # images that the losses on a card are measured on, at most
 def heldout_metrics(system: nn.Module, recipe: Recipe, passes: int = 8) -> dict[str, float]:
     """The system's losses on held-out images, each image seen ``passes`` times at random levels.
 
-    A contrastive loss depends on the number of pairs it sees at once: a CLIP's are equal parts no larger than a batch
-    of the recipe.
+    They are shown in equal parts no larger than a batch of the recipe: what was trained fits into memory then, and a
+    contrastive loss, which depends on the number of pairs it sees at once, is that of training.
     """
     images, labels = load_set(recipe.data, recipe.network.size, "heldout", HELDOUT)
-    parts = math.ceil(len(images) / recipe.training.batch) if recipe.system == "clip" else 1
+    parts = math.ceil(len(images) / recipe.training.batch)
     batches = list(zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True))
     system.eval()
     totals: dict[str, float] = {}
