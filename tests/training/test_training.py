@@ -19,7 +19,7 @@ from minidiff.training.data import Order, load_set
 from minidiff.training.ema import EMA
 from minidiff.training.loop import learning_rate, train
 from minidiff.training.precision import autocast, computes_in
-from minidiff.training.publish import publish
+from minidiff.training.publish import heldout_metrics, publish
 
 HERE = Path(__file__).parent
 TINY = str(HERE / "tiny.yaml")
@@ -264,3 +264,21 @@ def test_training_learns_and_publishes(tmp_path):
     _check_published_folder(tmp_path / "out", recipe)
     with pytest.raises(ValueError, match="step 60 of 61"):
         publish(load_recipe(TINY, ["training.steps=61"]), untrained, tmp_path / "run", tmp_path / "out")
+
+
+def test_heldout_losses_are_measured_in_parts_no_larger_than_a_batch():
+    recipe = load_recipe(TINY)
+    system, seen, losses = build(recipe), [], []
+    measure = system.loss
+
+    def loss(images, *rest):
+        seen.append(len(images))
+        losses.append(measure(images, *rest))
+        return losses[-1]
+
+    system.loss = loss
+    found = heldout_metrics(system, recipe, passes=2)
+    images = load_set(recipe.data, recipe.network.size, "heldout")[0]
+    assert max(seen) <= recipe.training.batch < len(images) and sum(seen) == 2 * len(images)
+    simple = torch.cat([part["simple"] for part in losses])
+    assert found["heldout_simple"] == pytest.approx(simple.mean().item(), abs=1e-5)
