@@ -10,8 +10,8 @@ except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0+unknown"
 
 
-def load(name: str, **kwargs):
-    """Load a checkpoint by name, such as "digits", or by its folder; see ``minidiff.systems.zoo.load``."""
-    from .systems.zoo import load
+def load(ref: str, **kwargs):
+    """Load a system by its name, such as "digits", or by its folder; see ``minidiff.store.load``."""
+    from .store import load
 
-    return load(name, **kwargs)
+    return load(ref, **kwargs)

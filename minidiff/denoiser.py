@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,73 +14,53 @@ Denoiser = Callable[[Tensor, NoiseLevel], Prediction]
 ConditionalModel = Callable[[Tensor, NoiseLevel, object], Prediction]
 
 
-@dataclass(frozen=True)
-class Condition:
-    """The three doors into a network.
-
-    Attributes:
-        vector: (B, E), added to the time embedding.
-        tokens: (B, L, W), attended to.
-        tokens_mask: (B, L) bool, True where a token counts.
-        image: (B, C, H, W), concatenated to the channels.
-    """
-
-    vector: Tensor | None = None
-    tokens: Tensor | None = None
-    tokens_mask: Tensor | None = None
-    image: Tensor | None = None
-
-
-def concatenate(*conditions):
-    """One condition for the batch made of the given batches: tensors are joined along the first axis.
-
-    Raises:
-        ValueError: when one condition uses a door that another leaves closed.
-    """
-    first = conditions[0]
-    if all(c is None for c in conditions):
-        return None
-    if any(type(c) is not type(first) for c in conditions):
-        given = ", ".join(type(c).__name__ for c in conditions)
-        raise ValueError(f"conditions of one batch must have the same form, got {given}")
-    if isinstance(first, Tensor):
-        return torch.cat(conditions)
-    names = [f.name for f in dataclasses.fields(first)]
-    return type(first)(**{n: concatenate(*[getattr(c, n) for c in conditions]) for n in names})
-
-
 def conditioned(model: ConditionalModel, condition) -> Denoiser:
     """The denoiser of a conditional model with its condition filled in."""
     return lambda x, level: model(x, level, condition)
 
 
-def as_denoiser(network, predicts: str = "eps", variance: str = "fixed") -> ConditionalModel:
-    """Read the output of a network as a prediction.
+def require_reading(predicts: str, variance: str) -> None:
+    """Raise ValueError unless ``predict`` knows these two."""
+    if predicts not in ("eps", "v", "x0"):
+        raise ValueError(f"predicts must be 'eps', 'v' or 'x0', got {predicts!r}")
+    if variance not in ("fixed", "learned"):
+        raise ValueError(f"variance must be 'fixed' or 'learned', got {variance!r}")
+
+
+def predict(
+    network, x: Tensor, level: NoiseLevel, condition=None, predicts: str = "eps", variance: str = "fixed"
+) -> Prediction:
+    """Ask a network, and read its output as a prediction.
 
     Args:
-        network: Callable ``(x, time (B,), condition) -> (B, C or 2C, H, W)``.
+        network: Callable ``(x, time (B,), condition) -> (B, C or 2C, ...)``.
+        x: (B, C, ...) at the level.
+        level: What the network is told the time of.
+        condition: What else it is told.
         predicts: "eps", "v" or "x0".
-        variance: "fixed", or "learned_range": the second C channels, in [-1, 1], place the log variance between
+        variance: "fixed", or "learned": the second C channels, in [-1, 1], place the log variance between
             log beta-tilde and log beta (Nichol and Dhariwal 2021, equation 15).
 
     Raises:
-        ValueError: for unknown options, x that is not finite, or an output of the wrong number of channels.
+        ValueError: for x that is not finite, or an output of the wrong number of channels.
     """
-    if predicts not in ("eps", "v", "x0"):
-        raise ValueError(f"predicts must be 'eps', 'v' or 'x0', got {predicts!r}")
-    if variance not in ("fixed", "learned_range"):
-        raise ValueError(f"variance must be 'fixed' or 'learned_range', got {variance!r}")
+    if not x.is_cuda:  # there the check would make every step wait; a sampler checks x_T
+        require_finite(x, "x")
+    time = torch.as_tensor(level.time, device=x.device).expand(len(x))
+    out = network(x, time, condition).to(x.dtype)
+    channels = x.shape[1]
+    expected = 2 * channels if variance == "learned" else channels
+    if out.shape[1] != expected:
+        raise ValueError(f"a network with {variance} variance must return {expected} channels, not {out.shape[1]}")
+    fraction = (out[:, channels:] + 1) / 2 if variance == "learned" else None
+    return Prediction(x, level, out[:, :channels], predicts, fraction)
 
-    def denoiser(x: Tensor, level: NoiseLevel, condition=None) -> Prediction:
-        if not x.is_cuda:  # there the check would make every step wait; a sampler checks x_T
-            require_finite(x, "x")
-        time = torch.as_tensor(level.time, device=x.device).expand(len(x))
-        out = network(x, time, condition).to(x.dtype)
-        channels = x.shape[1]
-        expected = 2 * channels if variance == "learned_range" else channels
-        if out.shape[1] != expected:
-            raise ValueError(f"a network with {variance} variance must return {expected} channels, not {out.shape[1]}")
-        fraction = (out[:, channels:] + 1) / 2 if variance == "learned_range" else None
-        return Prediction(x, level, out[:, :channels], predicts, fraction)
 
-    return denoiser
+def as_denoiser(network, predicts: str = "eps", variance: str = "fixed") -> ConditionalModel:
+    """A network as a conditional model; the arguments are those of ``predict``.
+
+    Raises:
+        ValueError: for unknown options.
+    """
+    require_reading(predicts, variance)
+    return lambda x, level, condition=None: predict(network, x, level, condition, predicts, variance)

@@ -8,12 +8,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .denoiser import ConditionalModel, Denoiser, concatenate
+from .condition import concatenate
+from .denoiser import ConditionalModel, Denoiser, conditioned
 from .prediction import KINDS, Prediction
 from .process import as_known
 from .schedule import NoiseLevel
 
 LogProb = Callable[[Tensor, NoiseLevel], Tensor]
+Guide = Callable[[ConditionalModel, object, object], Denoiser]  # from a model, its condition and its null
 
 
 def _require_finite_scale(scale: float) -> None:
@@ -216,7 +218,9 @@ def guidance_interval(guided: Denoiser, plain: Denoiser, low: float, high: float
         raise ValueError(f"a guidance interval needs 0 <= low < high, as sigma / alpha; got {low} and {high}")
 
     def limited(x: Tensor, level: NoiseLevel) -> Prediction:
-        inside = (low * level.alpha < level.sigma) & (level.sigma <= high * level.alpha)
+        inside = low * level.alpha < level.sigma
+        if math.isfinite(high):  # infinity times 0, at pure noise, is no number
+            inside = inside & (level.sigma <= high * level.alpha)
         if not isinstance(inside, Tensor) or not inside.ndim:
             return (guided if inside else plain)(x, level)
         inside = inside.to(x.device).reshape(-1, *[1] * (x.ndim - 1))
@@ -256,3 +260,84 @@ def rescaled(guided: Denoiser, conditional: Denoiser, phi: float = 0.7, kind: st
         return prediction.replace(value=factor * g, kind=kind)
 
     return matched
+
+
+# Guides: the same as values. Each takes (model, condition, null) and makes a denoiser of them; they nest.
+
+
+def cfg(scale: float) -> Guide:
+    """Classifier-free guidance, see ``classifier_free``.
+
+    Args:
+        scale: s; 1 is plain conditional.
+
+    Raises:
+        ValueError: when the scale is not finite; from the guide, for another scale than 1 and a model without a null.
+    """
+    _require_finite_scale(scale)
+
+    def guide(model: ConditionalModel, condition, null) -> Denoiser:
+        if scale != 1 and null is condition:
+            raise ValueError(f"this model knows no null condition to guide at scale {scale:g}; only scale 1 is left")
+        return classifier_free(model, condition, null, scale)
+
+    return guide
+
+
+def classifier(log_prob: LogProb, scale: float) -> Guide:
+    """Classifier guidance of the model that is told nothing, see ``classifier_guidance``; of one that has no null, as
+    it is.
+
+    Args:
+        log_prob: ``(x_t, level) -> (B,)`` log p(c | x_t).
+        scale: s; 1 is Bayes' rule.
+
+    Raises:
+        ValueError: when the scale is not finite.
+    """
+    _require_finite_scale(scale)
+    return lambda model, condition, null: classifier_guidance(conditioned(model, null), log_prob, scale)
+
+
+def clip(clip, captions, scale: float) -> Guide:
+    """The same by the critic of a CLIP, see ``clip_guidance``.
+
+    Args:
+        clip: What has a ``critic``.
+        captions: One caption for all samples, or one for each.
+        scale: s.
+    """
+    return classifier(clip.critic(captions), scale)
+
+
+def adm(log_prob: LogProb, scale: float, ode: bool = False) -> Guide:
+    """ADM's scripts: the model that knows the condition, x_0 clamped, then guided by a classifier as well.
+
+    Dhariwal and Nichol 2021, algorithms 1 and 2. Draw with ``threshold=None``; by the mean shift with an ancestral
+    sampler, ``ancestral("learned")`` where the variance is learned.
+
+    Args:
+        log_prob: ``(x_t, level) -> (B,)`` log p(c | x_t).
+        scale: s.
+        ode: Shift the score (algorithm 2, for DDIM) in place of the mean.
+
+    Raises:
+        ValueError: when the scale is not finite.
+    """
+    _require_finite_scale(scale)
+    rule = classifier_guidance if ode else mean_shift_guidance
+    return lambda model, condition, null: rule(static_threshold(conditioned(model, condition)), log_prob, scale)
+
+
+def interval(guide: Guide, low: float, high: float) -> Guide:
+    """Another guide where low < sigma / alpha <= high, the plain conditional model elsewhere; see
+    ``guidance_interval``."""
+    return lambda model, condition, null: guidance_interval(
+        guide(model, condition, null), conditioned(model, condition), low, high
+    )
+
+
+def auto(weak: Denoiser, scale: float) -> Guide:
+    """Away from a weaker denoiser that is told the same, see ``autoguidance``."""
+    _require_finite_scale(scale)
+    return lambda model, condition, null: autoguidance(conditioned(model, condition), weak, scale)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .data.images import UNREADABLE, to_tensor
 from .files import write_atomically
+from .pixels import to_uint8
 
 
 def grid(images: Tensor, columns: int | None = None, gap: int = 1) -> Tensor:
@@ -37,12 +38,21 @@ def save_grid(images: Tensor, path: Path, columns: int | None = None, least: int
         raise ValueError(f"the picture is a PNG: choose a name that ends in .png, not {path.name!r}")
     if images.shape[1] not in (1, 3):
         raise ValueError(f"pictures have 1 or 3 channels, got {images.shape[1]}")
-    pixels = ((grid(images, columns).clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+    pixels = to_uint8(grid(images, columns)).permute(1, 2, 0).numpy()
     picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     factor = max(1, least // max(picture.size))
     buffer = io.BytesIO()
     picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST).save(buffer, "PNG")
     write_atomically(path, buffer.getvalue())
+
+
+def read_picture(path: str | Path, size: int) -> Tensor:
+    """A picture file as (3, size, size) in [-1, 1], cropped to a square.
+
+    Raises:
+        ValueError: for a file that is no picture.
+    """
+    return to_tensor(_opened(path), size)
 
 
 def read_edit(path: str | Path, size: int, mask: str | Path | None = None) -> tuple[Tensor, Tensor]:

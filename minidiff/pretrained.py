@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from .download import Downloaded, fetch
-from .recipes import Recipe, load_recipe, nearest
-from .systems.zoo import build
+from .recipes import Recipe, load_recipe
 from .training.checkpoint import require_fit
+from .words import nearest
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Preset:
     @cached_property
     def parameters(self) -> int:
         """Number of parameters, counted on the network itself."""
-        return sum(p.numel() for p in build(self.recipe, empty=True).parameters())
+        return sum(p.numel() for p in self.recipe.build(empty=True).parameters())
 
 
 def _adm(name: str, file: str, *scales: float, layout: str = "adm-legacy", steps: str = "250") -> Preset:
@@ -192,11 +192,11 @@ def load(name: str, source: str | Path | Mapping) -> nn.Module:
     chosen = preset(name)
     if "" not in chosen.files:
         source = _joined(chosen, source)
-    return read_into(build(chosen.recipe, empty=True), LAYOUTS[chosen.layout], source, f"preset {name!r}")
+    return read_into(chosen.recipe.build(empty=True), LAYOUTS[chosen.layout], source, f"preset {name!r}")
 
 
 def read_into(system: nn.Module, layout: Layout, source: str | Path | Mapping[str, Tensor], what: str) -> nn.Module:
-    """Fill an empty system (``build(recipe, empty=True)``) from a published file or state dict, see ``load``.
+    """Fill an empty system (``recipe.build(empty=True)``) from a published file or state dict, see ``load``.
 
     Args:
         system: The system, its network without weights.

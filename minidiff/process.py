@@ -22,6 +22,15 @@ def diffuse(x0: Tensor, level: NoiseLevel, eps: Tensor) -> Tensor:
     return alpha * x0 + sigma * eps
 
 
+def start_std(level: NoiseLevel) -> float:
+    """Standard deviation of the noise that a chain starts from at a scalar level.
+
+    Where noise is added to data of scale 1 (variance exploding) it is sigma (Karras et al. 2022); where the variance is
+    preserved it is 1, also where a chain starts below the last level (Dhariwal and Nichol 2021).
+    """
+    return level.sigma if level.alpha == 1 else math.hypot(level.alpha, level.sigma)
+
+
 def transition(s: NoiseLevel, t: NoiseLevel) -> tuple[float | Tensor, float | Tensor]:
     """Scale and variance of q(x_t | x_s): alpha_t/alpha_s and sigma_t^2 - scale^2 sigma_s^2 (``eq-transition``)."""
     scale = t.alpha / s.alpha

@@ -39,8 +39,15 @@ class State:
 Sampler = Callable[..., Iterator[State]]
 
 
-def sample(sampler: Sampler, denoiser: Denoiser, levels: Sequence[NoiseLevel], x_T: Tensor, generator=None) -> Tensor:
-    """Run a sampler to its end and return the last x, without recording gradients.
+def sample(
+    sampler: Sampler,
+    denoiser: Denoiser,
+    levels: Sequence[NoiseLevel],
+    x_T: Tensor,
+    generator=None,
+    gradients: bool = False,
+) -> Tensor:
+    """Run a sampler to its end and return the last x.
 
     Args:
         sampler: ``ancestral(...)``, ``ddim(...)`` or ``heun()``.
@@ -48,11 +55,12 @@ def sample(sampler: Sampler, denoiser: Denoiser, levels: Sequence[NoiseLevel], x
         levels: At least two scalar levels, from noise to data.
         x_T: Batch at ``levels[0]``, usually ``sigma_T`` times standard normal noise.
         generator: One ``torch.Generator``, or a list with one per sample (then a sample does not depend on its batch).
+        gradients: Record gradients of x with respect to x_T and what the denoiser depends on.
 
     Raises:
         ValueError: for a chain that does not fall, or x_T that is not finite.
     """
-    with torch.no_grad():
+    with torch.set_grad_enabled(gradients):
         for state in sampler(denoiser, levels, x_T, generator):
             pass
     return state.x

@@ -15,7 +15,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from .random import rand, randint, randn
+from .random import rand, randint
 
 
 def broadcast(value: float | Tensor, x: Tensor) -> float | Tensor:
@@ -120,7 +120,7 @@ class DiscreteSchedule:
         return self.level(level.time - 1)
 
     def random_level(self, batch: int, generator=None, device=None) -> NoiseLevel:
-        """One uniformly drawn level per sample, as the training loss needs it."""
+        """One level per sample, t uniform."""
         return self.level(randint(self.T, batch, generator, device))
 
     def log_snr(self, t: int | Tensor) -> float | Tensor:
@@ -156,6 +156,31 @@ class DiscreteSchedule:
         chain = self.level(torch.tensor(times[::-1]))
         columns = (column.tolist() for column in (chain.alpha, chain.sigma, chain.time))
         return [NoiseLevel(*row) for row in zip(*columns, strict=True)] + [DATA]
+
+
+def respaced(schedule, steps: int | str | Sequence[NoiseLevel]) -> Sequence[NoiseLevel]:
+    """The chain of levels that a number of steps, or ADM's spelling of one, stands for.
+
+    Args:
+        schedule: The schedule that the network was trained with.
+        steps: 250 or "250" evenly, "ddim25" with an integer stride from 0, "90,60,60,20,20": the steps of each equal
+            section, data end first; "fast27", those of GLIDE's upsampler; or a chain of one's own, from noise to data.
+
+    Raises:
+        ValueError: for anything else, or a number of steps that the schedule cannot give.
+    """
+    if not isinstance(steps, str):
+        return steps if isinstance(steps, Sequence) else schedule.levels(steps)
+    if steps == "fast27":
+        return schedule.levels(spacing=steps)
+    text = steps.removeprefix("ddim")
+    if not text.replace(",", "").isdigit() or (text != steps and "," in text):
+        accepted = "a number, '250', 'ddim25', 'fast27' or sections such as '90,60,60,20,20'"
+        raise ValueError(f"steps must be {accepted}, got {steps!r}")
+    if text != steps:
+        return schedule.levels(int(text), "ddim")
+    counts = [int(count) for count in text.split(",") if count]
+    return schedule.levels(spacing=counts) if "," in text else schedule.levels(*counts)
 
 
 def _even(size: int, n: int) -> list[int]:
@@ -311,11 +336,6 @@ class EDMSchedule(ContinuousSchedule):
     def times(self, n: int) -> list[float]:
         """The last network call is at sigma_min."""
         return [1 - i / max(n - 1, 1) for i in range(n)]
-
-    def random_level(self, batch: int, generator=None, device=None) -> NoiseLevel:
-        """One level per sample, log sigma normal with mean -1.2 and deviation 1.2 (Karras et al. 2022, table 1)."""
-        sigma = (randn((batch,), generator, dtype=torch.float64, device=device) * 1.2 - 1.2).exp()
-        return NoiseLevel(torch.ones_like(sigma), sigma, self.network_time(sigma, sigma))
 
 
 def vp_schedule(beta_min: float = 0.1, beta_max: float = 20.0) -> VPSchedule:

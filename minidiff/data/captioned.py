@@ -29,7 +29,9 @@ class Captioned:
     objects: Tensor
 
 
-def captioned_scenes(n: int, size: int, generator: torch.Generator, split: str = "all") -> Captioned:
+def captioned_scenes(
+    n: int, size: int, generator: torch.Generator, split: str = "all", reading: float = 0.5
+) -> Captioned:
     """n scenes, one in four with one object and the others with two, each with a caption drawn from the grammar.
 
     Args:
@@ -37,6 +39,7 @@ def captioned_scenes(n: int, size: int, generator: torch.Generator, split: str =
         size: Side in pixels.
         generator: Decides everything.
         split: "all", "seen" or "heldout" combinations of shape and colour, as ``sample_scenes`` takes it.
+        reading: Probability that the left or the upper object is named first.
 
     Raises:
         ValueError: as ``sample_scenes`` and ``render`` do.
@@ -50,7 +53,7 @@ def captioned_scenes(n: int, size: int, generator: torch.Generator, split: str =
         if len(places):
             scenes = sample_scenes(len(places), generator, count, split)
             images[places] = render(scenes, size)
-            for i, caption in zip(places.tolist(), sample_captions(scenes, generator), strict=True):
+            for i, caption in zip(places.tolist(), sample_captions(scenes, generator, reading), strict=True):
                 captions[i] = caption
     return Captioned(images, captions, objects)
 

@@ -54,7 +54,7 @@ def load_encoder(name: str, device: str = "cpu", text: bool = False) -> Encoder:
         return _committed(name, device, text)
     if ":" in name:
         return _open_clip(name, device, text)
-    from ..recipes import nearest
+    from ..words import nearest
 
     raise ValueError(
         f"no encoder {name!r}: {nearest(name, checkpoints())}; a model of open_clip is written MODEL:WEIGHTS"

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..recipes import nearest
+from ..words import nearest
 from . import emoji
 from .captions import MAX_WORDS, VOCABULARY
 

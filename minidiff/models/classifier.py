@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from .layers import AttentionPool, GroupNorm, timestep_embedding
-from .unet import UNetConfig, check_images, encoder, time_embedding
+from .layers import AttentionPool, GroupNorm
+from .unet import Encoder, UNetConfig, encoder, time_embedding
 
 
-class Classifier(nn.Module):
+class Classifier(Encoder):
     """log p(c | x_t) up to a constant (Dhariwal and Nichol 2021, section 4.1).
 
     ``config.out_channels`` is the number of classes.
@@ -38,9 +37,4 @@ class Classifier(nn.Module):
         return pool.features(activation(norm(self._encoded(x, time))))
 
     def _encoded(self, x: Tensor, time: Tensor) -> Tensor:
-        check_images(x, self.config)
-        embedding = self.time_embed(timestep_embedding(time, self.config.channels).to(x.dtype))
-        h = x.contiguous(memory_format=torch.channels_last)
-        for block in self.input_blocks:
-            h = block(h, embedding)
-        return self.middle_block(h, embedding)
+        return self.encode(x, self.embed_time(x, time))[0]

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import Stage, attention
+from .layers import Stage, attend, check_input
 
 INITIAL_LOGIT_SCALE, LARGEST_LOGIT_SCALE = math.log(1 / 0.07), math.log(100)  # (Radford et al. 2021, section 2.5)
 
@@ -72,6 +72,11 @@ class CLIPConfig:
         return len(self.pixel_mean)
 
     @property
+    def in_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        return self.in_channels, self.size, self.size
+
+    @property
     def ends(self) -> tuple[int, int]:
         """The tokens that start and end a text."""
         return (self.vocabulary - 2, self.vocabulary - 1) if self.frame is None else self.frame
@@ -82,9 +87,7 @@ class CLIPConfig:
         Raises:
             ValueError: for the wrong channels or size.
         """
-        expected = (self.in_channels, self.size, self.size)
-        if x.ndim != 4 or tuple(x.shape[1:]) != expected:
-            raise ValueError(f"this network takes (B, {', '.join(map(str, expected))}), got {tuple(x.shape)}")
+        check_input(x, self.in_shape)
         return channelwise((x + 1) * 127.5, self.pixel_mean, self.pixel_std)
 
 
@@ -124,11 +127,11 @@ class Towers(nn.Module):
     """What every CLIP network offers.
 
     Attributes:
-        noisy: Whether the image tower is told the time.
+        noise_aware: Whether the image tower is told the time.
         logit_scale: log 1/tau, the parameter.
     """
 
-    noisy: bool
+    noise_aware: bool
     logit_scale: Tensor
 
     def image(self, x: Tensor, time: Tensor) -> Tensor:
@@ -158,6 +161,10 @@ class Towers(nn.Module):
         """Compile the towers, which are called one by one too; arguments are those of ``torch.compile``."""
         self.image, self.text = (torch.compile(tower, *args, **options) for tower in (self.image, self.text))
 
+    def __getstate__(self) -> dict:
+        """What is copied: not the compiled towers, which would go on computing with the weights of the original."""
+        return {name: value for name, value in super().__getstate__().items() if name not in ("image", "text")}
+
     @property
     def scale(self) -> Tensor:
         """exp(logit_scale), a number; at most 100, so that training cannot run away."""
@@ -178,9 +185,7 @@ class _Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, W) -> (B, L, W)."""
         h = self.ln(x)
-        q, k, v = (f(h).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.f_q, self.f_k, self.f_v))
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True) if self.causal else attention(q, k, v)
-        return x + self.f_c(out.transpose(1, 2).flatten(2))
+        return x + self.f_c(attend(self.f_q(h), [(self.f_k(h), self.f_v(h))], self.heads, causal=self.causal))
 
 
 class _Perceptron(nn.Module):
@@ -276,7 +281,7 @@ class NoisedCLIP(Towers):
         ValueError: without levels, or in ``image`` and ``text`` for what does not fit the shape.
     """
 
-    noisy = True
+    noise_aware = True
 
     def __init__(self, config: CLIPConfig):
         super().__init__()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -19,16 +20,55 @@ def timestep_embedding(time: Tensor, dim: int, max_period: float = 10000.0) -> T
     return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, dim % 2))
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
     """softmax(q k^T / sqrt(d)) v for q (B, heads, L, d), k and v (B, heads, K, d).
 
-    ``mask`` (B, K) bool is True for the keys that count.
+    Each query has to see a key.
+
+    Args:
+        q: Queries.
+        k: Keys.
+        v: Values.
+        mask: (B, K) bool, True for the keys that count.
+        causal: The queries stand beside the last L keys, and none sees a key behind its own: the first K - L keys, of
+            what was there before, are seen by all.
     """
+    length, keys = q.shape[-2], k.shape[-2]
+    if causal and length == keys and mask is None:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
     mask = None if mask is None else mask[:, None, None]
+    if causal:
+        before = torch.ones(length, keys, dtype=torch.bool, device=q.device).tril(keys - length)
+        mask = before if mask is None else mask & before
     if q.device.type == "cpu" and q.dtype is torch.bfloat16:  # the fused kernel's backward pass takes twice as long
         logits = q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)
         return (logits if mask is None else logits.masked_fill(~mask, -math.inf)).softmax(-1) @ v
     return F.scaled_dot_product_attention(q, k, v, mask)
+
+
+def attend(
+    q: Tensor,
+    sources: Sequence[Sequence[Tensor]],
+    heads: int,
+    mask: Tensor | None = None,
+    causal: bool = False,
+) -> Tensor:
+    """Attention of several heads to the keys and values of one source or more: every attention layer here is this.
+
+    Args:
+        q: Queries (B, L, C), the heads one after another in C.
+        sources: (keys, values) of each, (B, K_i, C) like the queries; they are joined in this order. That of q alone is
+            self-attention.
+        heads: Number of heads.
+        mask: (B, sum of K_i) bool, True for the keys that count.
+        causal: See ``attention``.
+
+    Returns:
+        (B, L, C).
+    """
+    joined = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1) for parts in zip(*sources, strict=True))
+    q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, *joined))
+    return attention(q, k, v, mask, causal).transpose(1, 2).flatten(2)
 
 
 class GroupNorm(nn.GroupNorm):
@@ -41,16 +81,17 @@ class GroupNorm(nn.GroupNorm):
         return super().forward(x)
 
 
+def check_input(x: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless x is a batch of this shape."""
+    if tuple(x.shape[1:]) != shape or x.ndim != 1 + len(shape):
+        raise ValueError(f"this network takes (B, {', '.join(map(str, shape))}), got {tuple(x.shape)}")
+
+
 def zeroed(module: nn.Module) -> nn.Module:
     """The module with its parameters set to zero, so that its branch starts as nothing."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
-
-
-def split_heads(fused: Tensor, heads: int, parts: int = 3) -> list[Tensor]:
-    """(B, L, parts C) with q, k, v (or k, v) one after another -> ``parts`` tensors (B, heads, L, C / heads)."""
-    return [part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in fused.chunk(parts, dim=-1)]
 
 
 def pointwise(conv: nn.Conv1d, x: Tensor) -> Tensor:
@@ -154,14 +195,13 @@ class AttentionBlock(nn.Module):
         A block without an entrance for tokens ignores them.
         """
         pixels = self.norm(x).permute(0, 2, 3, 1).flatten(1, 2)
-        q, k, v = split_heads(pointwise(self.qkv, pixels), self.heads)
+        q, *own = pointwise(self.qkv, pixels).chunk(3, dim=-1)
         if self.encoder_kv is None or tokens is None:
-            mask = None
+            sources, mask = [own], None
         else:
-            told = split_heads(pointwise(self.encoder_kv, tokens), self.heads, 2)
-            k, v = (torch.cat(pair, dim=2) for pair in zip(told, (k, v), strict=True))
+            sources = [pointwise(self.encoder_kv, tokens).chunk(2, dim=-1), own]
             mask = None if mask is None else F.pad(mask, (0, pixels.shape[1]), value=True)
-        out = pointwise(self.proj_out, attention(q, k, v, mask).transpose(1, 2).flatten(2))
+        out = pointwise(self.proj_out, attend(q, sources, self.heads, mask))
         return residual(x, out.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2), self.factor)
 
 
@@ -183,8 +223,8 @@ class AttentionPool(nn.Module):
         """(B, C, H, W) -> (B, C), what the last linear map reads."""
         pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
         tokens = torch.cat([pixels.mean(1, keepdim=True), pixels], dim=1) + self.positional_embedding.T
-        q, k, v = split_heads(pointwise(self.qkv_proj, tokens), self.heads)
-        return attention(q[:, :, :1], k, v).transpose(1, 2).flatten(1)
+        q, *own = pointwise(self.qkv_proj, tokens).chunk(3, dim=-1)
+        return attend(q[:, :1], [own], self.heads)[:, 0]
 
 
 class Downsample(nn.Module):

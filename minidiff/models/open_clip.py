@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..words import nearest
 from .clip import CLIPConfig, Towers, channelwise, framed
 
 
@@ -40,8 +41,6 @@ def load_open_clip(name: str, device: str = "cpu") -> tuple[nn.Module, Callable[
     local = name.startswith(("local-dir:", "hf-hub:"))
     model_name, weights = (name, None) if local else name.partition(":")[::2]
     if not local and model_name not in open_clip.list_models():
-        from ..recipes import nearest
-
         raise ValueError(f"open_clip has no model {model_name!r}: {nearest(model_name, open_clip.list_models())}")
     logging.disable(logging.ERROR)  # it logs what it then raises
     try:
@@ -77,7 +76,7 @@ class ReleasedCLIP(Towers):
         model: From ``load_open_clip``.
     """
 
-    noisy = False
+    noise_aware = False
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -106,7 +105,7 @@ class OpenCLIP(Towers):
         ValueError: when open_clip is not installed, or in ``image`` and ``text`` for what does not fit the shape.
     """
 
-    noisy = False
+    noise_aware = False
 
     def __init__(self, config: CLIPConfig):
         super().__init__()

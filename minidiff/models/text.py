@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from .layers import attention, split_heads
+from .transformer import Transformer
 
 
 @dataclass(frozen=True)
@@ -40,60 +39,6 @@ class TextConfig:
             raise ValueError(f"width {self.width} does not divide into {self.heads} heads")
 
 
-class _SelfAttention(nn.Module):
-    """Every token attends to every token; rows of ``c_qkv`` are q, k, v, each with its heads in order."""
-
-    FUSED: ClassVar[dict[str, int]] = {"c_qkv": 3}
-
-    def __init__(self, width: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.c_qkv = nn.Linear(width, 3 * width)
-        self.c_proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, L, W) -> (B, L, W)."""
-        q, k, v = split_heads(self.c_qkv(x), self.heads)
-        return self.c_proj(attention(q, k, v).transpose(1, 2).flatten(2))
-
-
-class _Perceptron(nn.Module):
-    def __init__(self, width: int):
-        super().__init__()
-        self.c_fc = nn.Linear(width, 4 * width)
-        self.c_proj = nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, L, W) -> (B, L, W)."""
-        return self.c_proj(nn.functional.gelu(self.c_fc(x)))
-
-
-class _Block(nn.Module):
-    """A pre-norm transformer block."""
-
-    def __init__(self, width: int, heads: int):
-        super().__init__()
-        self.ln_1, self.attn = nn.LayerNorm(width), _SelfAttention(width, heads)
-        self.ln_2, self.mlp = nn.LayerNorm(width), _Perceptron(width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, L, W) -> (B, L, W)."""
-        x = x + self.attn(self.ln_1(x))
-        return x + self.mlp(self.ln_2(x))
-
-
-class _Transformer(nn.Module):
-    def __init__(self, config: TextConfig):
-        super().__init__()
-        self.resblocks = nn.ModuleList(_Block(config.width, config.heads) for _ in range(config.layers))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, L, W) -> (B, L, W)."""
-        for block in self.resblocks:
-            x = block(x)
-        return x
-
-
 class TextTransformer(nn.Module):
     """Captions into a vector and a sequence (Nichol et al. 2022, section 2.2; names as in the released checkpoints).
 
@@ -111,7 +56,7 @@ class TextTransformer(nn.Module):
         self.token_embedding = nn.Embedding(config.vocabulary, config.width)
         self.positional_embedding = nn.Parameter(config.embedding_std * torch.randn(config.context, config.width))
         self.padding_embedding = nn.Parameter(config.embedding_std * torch.randn(config.context, config.width))
-        self.transformer = _Transformer(config)
+        self.transformer = Transformer(config.width, config.layers, config.heads)
         self.final_ln = nn.LayerNorm(config.width)
         self.transformer_proj = nn.Linear(config.width, out_features)
         nn.init.normal_(self.token_embedding.weight, std=config.embedding_std)

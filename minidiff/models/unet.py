@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from ..denoiser import Condition
-from .layers import AttentionBlock, Downsample, GroupNorm, ResBlock, Stage, Upsample, timestep_embedding, zeroed
+from ..condition import Condition
+from .layers import (
+    AttentionBlock,
+    Downsample,
+    GroupNorm,
+    ResBlock,
+    Stage,
+    Upsample,
+    check_input,
+    timestep_embedding,
+    zeroed,
+)
 from .text import TextConfig, TextTransformer
 
 
@@ -33,6 +44,8 @@ class UNetConfig:
         resample_blocks: Residual blocks do the up- and downsampling (BigGAN), else convolutions.
         rescale: Residual sums are divided by sqrt 2.
         text: Shape of the text transformer that reads captions, or None.
+        token_width: Width of the tokens that attention reads beside the pixels, wherever they come from; that of the
+            text transformer when left out, and where there is none, or its text is pooled, attention reads none.
         image_level: A second time embedding, for the noise level of what comes through the image door.
     """
 
@@ -53,11 +66,29 @@ class UNetConfig:
     rescale: bool = False
     text: TextConfig | None = None
     image_level: bool = False
+    token_width: int | None = None
 
     def __post_init__(self):
         deepest = 2 ** (len(self.channel_mult) - 1)
         if not self.channel_mult or self.size % deepest:
             raise ValueError(f"size {self.size} must be divisible by 2 for each of {len(self.channel_mult)} levels")
+        if self.text is not None and not self.text.pooled and self.token_width not in (None, self.text.width):
+            raise ValueError(
+                f"token_width {self.token_width} is not the width {self.text.width} of the text transformer, whose "
+                "tokens are attended to; leave it out, or let the text be pooled"
+            )
+
+    @property
+    def in_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what enters: x, and after it the channels of the image door."""
+        return self.in_channels, self.size, self.size
+
+    @property
+    def tokens(self) -> int | None:
+        """Width of the tokens that attention reads, or None."""
+        if self.token_width is None and self.text is not None and not self.text.pooled:
+            return self.text.width
+        return self.token_width
 
     def res_block(self, channels: int, out_channels: int, resample: str | None = None) -> ResBlock:
         """A residual block of this network."""
@@ -78,8 +109,7 @@ class UNetConfig:
 
     def attention_block(self, channels: int) -> AttentionBlock:
         """An attention block of this network."""
-        tokens = None if self.text is None or self.text.pooled else self.text.width
-        return AttentionBlock(channels, self.head_count(channels), self.groups, self.rescale, tokens)
+        return AttentionBlock(channels, self.head_count(channels), self.groups, self.rescale, self.tokens)
 
     def resampler(self, channels: int, direction: str) -> nn.Module:
         """What ends a level: a resampling residual block, or a convolution."""
@@ -131,17 +161,60 @@ def decoder(config: UNetConfig, skips: list[int]) -> nn.ModuleList:
     return blocks
 
 
-class UNet(nn.Module):
-    """ADM's U-Net.
+class Encoder(nn.Module):
+    """What a U-Net and a classifier have in common: the time, and the way down to the middle.
 
     Attributes:
         memory_format: Layout of the activations; convolutions are fastest with channels last.
+    """
+
+    memory_format = torch.channels_last
+    config: UNetConfig
+    time_embed: nn.Module
+    input_blocks: nn.ModuleList
+    middle_block: Stage
+
+    @property
+    def in_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what enters: x, and after it the channels of the image door."""
+        return self.config.in_shape
+
+    def embed_time(self, x: Tensor, time: Tensor) -> Tensor:
+        """Network times (B,) of x -> (B, 4 channels)."""
+        return self.time_embed(timestep_embedding(time, self.config.channels).to(x.dtype))
+
+    def encode(
+        self, x: Tensor, embedding: Tensor, tokens: Tensor | None = None, mask: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The way down and through the middle.
+
+        Args:
+            x: (B, in_channels, H, W).
+            embedding: (B, 4 channels), of the time and what joins it.
+            tokens: (B, L, W), attended to.
+            mask: (B, L) bool, True for the tokens that count.
+
+        Returns:
+            What leaves the middle, and what each input block adds to the skip connections, in their order.
+
+        Raises:
+            ValueError: for the wrong channels or size, or tokens of another width than are attended to.
+        """
+        check_tokens(tokens, self.config)
+        check_input(x, self.in_shape)
+        h, skips = x.contiguous(memory_format=self.memory_format), []
+        for block in self.input_blocks:
+            h = block(h, embedding, tokens, mask)
+            skips.append(h)
+        return self.middle_block(h, embedding, tokens, mask), skips
+
+
+class UNet(Encoder):
+    """ADM's U-Net.
 
     Raises:
         ValueError: in ``forward``, for the wrong channels or size, or a condition whose door this network lacks.
     """
-
-    memory_format = torch.channels_last
 
     def __init__(self, config: UNetConfig):
         super().__init__()
@@ -171,42 +244,82 @@ class UNet(nn.Module):
             condition: ``vector`` (B, 4 channels) joins the time embedding, ``tokens`` (B, L, W) the keys and values of
                 attention, ``image`` (B, C', H, W) the channels.
         """
+        x, *given = self.entering(x, time, condition)
+        h, skips = self.encode(x, *given)
+        return self.decode(h, skips, *given)[0]
+
+    @property
+    def out_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what leaves."""
+        return self.config.out_channels, self.config.size, self.config.size
+
+    def entering(
+        self, x: Tensor, time: Tensor, condition: Condition | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """What ``forward`` is given, as ``encode`` and, but for x, ``decode`` take it: x, embedding, tokens, mask."""
         condition = condition or Condition()
-        tokens, mask = condition.tokens, condition.tokens_mask
-        check_tokens(tokens, self.config)
         if condition.image is not None:
             x = torch.cat([x, condition.image], dim=1)
-        check_images(x, self.config)
-        embedding = self.time_embed(timestep_embedding(time, self.config.channels).to(x.dtype))
+        embedding = self.embed_time(x, time)
         if condition.vector is not None:
             embedding = embedding + condition.vector
-        h = x.contiguous(memory_format=self.memory_format)
-        skips = []
-        for block in self.input_blocks:
-            h = block(h, embedding, tokens, mask)
-            skips.append(h)
-        h = self.middle_block(h, embedding, tokens, mask)
-        for block in self.output_blocks:
-            h = block(torch.cat([h, skips.pop()], dim=1), embedding, tokens, mask)
-        return self.out(h)
+        return x, embedding, condition.tokens, condition.tokens_mask
+
+    def decode(
+        self,
+        h: Tensor,
+        skips: list[Tensor],
+        embedding: Tensor,
+        tokens: Tensor | None = None,
+        mask: Tensor | None = None,
+        extra: Sequence[Tensor] | None = None,
+        keep: Sequence[int] = (),
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """The way up.
+
+        Args:
+            h: What leaves the middle, from ``encode``.
+            skips: The skip connections, from ``encode``. The list is emptied, so that none is kept longer than it is
+                needed; to decode twice, pass a copy.
+            embedding: As in ``encode``.
+            tokens: As in ``encode``.
+            mask: As in ``encode``.
+            extra: What is added to each of the skips, and last to h, of their shapes (Zhang et al. 2023).
+            keep: Output blocks, counted from 0 at the middle, whose outputs are wanted (Baranchuk et al. 2022).
+
+        Returns:
+            (B, out_channels, H, W), and the outputs that are kept, by block.
+
+        Raises:
+            ValueError: for another number of skips or of extras, or a block that is not there.
+        """
+        blocks = len(self.output_blocks)
+        if len(skips) != blocks:
+            raise ValueError(f"this decoder takes {blocks} skips, got {len(skips)}; what decodes empties the list")
+        if extra is not None and len(extra) != blocks + 1:
+            raise ValueError(f"extra must be {blocks + 1} tensors, for {blocks} skips and the middle, got {len(extra)}")
+        if not set(keep) <= set(range(blocks)):
+            raise ValueError(f"keep must name output blocks from 0 to {blocks - 1}, got {sorted(keep)}")
+        h, kept = h if extra is None else h + extra[-1], {}
+        for i, block in enumerate(self.output_blocks):
+            skip = skips.pop()
+            if extra is not None:
+                skip = skip + extra[len(skips)]
+            h = block(torch.cat([h, skip], dim=1), embedding, tokens, mask)
+            if i in keep:
+                kept[i] = h
+        return self.out(h), kept
 
     def embed_image_level(self, time: Tensor) -> Tensor:
         """Network times (B,) of the noise in the image door -> (B, 4 channels), to be added to the vector."""
         return self.image_level_embed(timestep_embedding(time, self.config.channels))
 
 
-def check_images(x: Tensor, config: UNetConfig) -> None:
-    """Raise ValueError unless x is (B, in_channels, size, size)."""
-    expected = (config.in_channels, config.size, config.size)
-    if x.ndim != 4 or tuple(x.shape[1:]) != expected:
-        raise ValueError(f"this network takes (B, {', '.join(map(str, expected))}), got {tuple(x.shape)}")
-
-
 def check_tokens(tokens: Tensor | None, config: UNetConfig) -> None:
     """Raise ValueError for tokens of another width than the network attends to, or where it attends to none."""
     if tokens is None:
         return
-    if config.text is None or config.text.pooled:
-        raise ValueError("this U-Net has no door for tokens; it takes a vector and an image")
-    if tokens.ndim != 3 or tokens.shape[2] != config.text.width:
-        raise ValueError(f"this network attends to tokens (B, L, {config.text.width}), got {tuple(tokens.shape)}")
+    if config.tokens is None:
+        raise ValueError("this network has no door for tokens; it takes a vector and an image")
+    if tokens.ndim != 3 or tokens.shape[2] != config.tokens:
+        raise ValueError(f"this network attends to tokens (B, L, {config.tokens}), got {tuple(tokens.shape)}")

@@ -2,28 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..condition import column
 from ..models.classifier import Classifier
 from ..process import diffuse
-from ..random import randint, randn
+from ..random import randn
 from ..schedule import DATA, DiscreteSchedule, NoiseLevel
+from ..training.levels import Uniform
+from ..training.trainable import Trainable
+from .registry import system
 
 
-class NoisyClassifier(nn.Module):
+@dataclass(frozen=True)
+class ClassifierOptions:
+    """Options of a classifier.
+
+    Attributes:
+        noise_aware: Whether it sees noise, and is told how much.
+    """
+
+    noise_aware: bool = True
+
+
+class NoisyClassifier(Trainable):
     """log p(c | x_t) for every level (Dhariwal and Nichol 2021, section 4.1).
 
     Args:
         network: Encoder half of the U-Net.
         schedule: Noise levels that the classifier is trained at.
-        noisy: False trains on clean images only and ignores the level: the tempting wrong version.
+        noise_aware: False trains on clean images only and ignores the level: the tempting wrong version.
     """
 
-    def __init__(self, network: Classifier, schedule: DiscreteSchedule, noisy: bool = True):
+    def __init__(self, network: Classifier, schedule: DiscreteSchedule, noise_aware: bool = True):
         super().__init__()
-        self.network, self.schedule, self.noisy = network, schedule, noisy
+        self.network, self.schedule, self.noise_aware = network, schedule, noise_aware
 
     @property
     def n_classes(self) -> int:
@@ -38,7 +56,7 @@ class NoisyClassifier(nn.Module):
 
     def log_prob_label(self, x: Tensor, level: NoiseLevel) -> Tensor:
         """(B, n_classes) log p(c | x_t)."""
-        time = level.time if self.noisy else DATA.time
+        time = level.time if self.noise_aware else DATA.time
         time = torch.as_tensor(time, device=x.device).expand(len(x))
         return F.log_softmax(self.network(x, time).float(), dim=1)
 
@@ -64,12 +82,30 @@ class NoisyClassifier(nn.Module):
 
         return log_prob
 
-    def loss(self, images: Tensor, labels: Tensor, generator=None, times: Tensor | None = None) -> dict[str, Tensor]:
-        """(B,) cross entropy at ``times`` (B,), drawn uniformly when left out; also whether the label was right."""
-        if self.noisy and times is None:
-            times = randint(self.schedule.T, len(images), generator, images.device)
-        level = self.schedule.level(times) if self.noisy else DATA
+    def loss(
+        self, batch: Mapping[str, Tensor], generator=None, level: NoiseLevel | None = None
+    ) -> dict[str, Tensor]:
+        """(B,) cross entropy at the level, drawn uniformly when left out; also whether the label was right."""
+        images, labels = column(batch, "image"), column(batch, "label")
+        if not self.noise_aware:
+            level = DATA
+        elif level is None:
+            level, _ = Uniform().draw(self.schedule, len(images), generator, images.device)
         x = diffuse(images, level, randn(images.shape, generator, images.dtype, images.device))
         log_prob = self.log_prob_label(x, level)
         accuracy = (log_prob.argmax(1) == labels).float()
         return {"loss": F.nll_loss(log_prob, labels, reduction="none"), "accuracy": accuracy}
+
+    def published_beside(self, heldout: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A clean classifier keeps features of held-out images, so that distances to them can be measured where the
+        images are not at hand."""
+        if self.noise_aware:
+            return {}
+        features = torch.cat([self.features(part) for part in heldout["image"].split(500)])
+        return {"features": features, "labels": heldout["label"]}
+
+
+@system("classifier", network=Classifier, options=ClassifierOptions)
+def classifier(network, schedule, options, data) -> NoisyClassifier:
+    """log p(c | x_t), or of clean images."""
+    return NoisyClassifier(network, schedule, options.noise_aware)

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..condition import column
+from ..data.tokenizer import tokenizer
 from ..guidance import LogProb
 from ..models.clip import CLIPConfig, NoisedCLIP, Towers
 from ..models.open_clip import OpenCLIP, ReleasedCLIP, load_open_clip
-from ..pmi import info_nce
+from ..pmi import DIRECTIONS, info_nce
 from ..process import diffuse
-from ..random import randint, randn
+from ..random import randn
 from ..schedule import DATA, DiscreteSchedule, NoiseLevel
+from ..training.levels import Uniform
 from ..training.parallel import gathered
+from ..training.trainable import Trainable
+from .registry import system
 
 Captions = str | Sequence[str] | Tensor
 
@@ -25,7 +31,22 @@ def clip_network(config: CLIPConfig) -> Towers:
     return NoisedCLIP(config) if config.levels else OpenCLIP(config)
 
 
-class CLIP(nn.Module):
+@dataclass(frozen=True)
+class CLIPOptions:
+    """Options of a CLIP.
+
+    Attributes:
+        directions: Of its loss: "both", "image-to-text" or "text-to-image".
+    """
+
+    directions: str = "both"
+
+    def __post_init__(self):
+        if self.directions not in DIRECTIONS:
+            raise ValueError(f"directions must be one of {', '.join(DIRECTIONS)}, got {self.directions!r}")
+
+
+class CLIP(Trainable):
     """Two towers whose inner product, times exp(logit_scale), estimates log p(x_t, c) / (p(x_t) p(c)) + const.
 
     Whether it is noise-aware is the network's: a noised one is trained on x_t and asked at the level of x_t (Nichol et
@@ -39,6 +60,8 @@ class CLIP(nn.Module):
         directions: Of the loss, see ``pmi.info_nce``.
     """
 
+    whole_batch = True  # the other pairs are the negatives of a pair
+
     def __init__(
         self,
         network: Towers,
@@ -50,9 +73,9 @@ class CLIP(nn.Module):
         self.network, self.schedule, self.tokenizer, self.directions = network, schedule, tokenizer, directions
 
     @property
-    def noisy(self) -> bool:
+    def noise_aware(self) -> bool:
         """Whether the image tower is told the noise level."""
-        return self.network.noisy
+        return self.network.noise_aware
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -64,11 +87,6 @@ class CLIP(nn.Module):
     def logit_scale(self) -> Tensor:
         """log 1/tau, a number."""
         return self.network.scale.log()
-
-    @property
-    def device(self) -> torch.device:
-        """Where the network lies."""
-        return next(self.parameters()).device
 
     def tokens(self, captions: Captions) -> Tensor:
         """(B, L) tokens of a caption or of B captions; tokens stay as they are.
@@ -120,8 +138,10 @@ class CLIP(nn.Module):
 
         return log_ratio
 
-    def loss(self, images: Tensor, tokens: Tensor, generator=None, times: Tensor | None = None) -> dict[str, Tensor]:
-        """(B,) contrastive loss at ``times`` (B,), drawn uniformly when left out; also whether the caption was found.
+    def loss(
+        self, batch: Mapping[str, Tensor], generator=None, level: NoiseLevel | None = None
+    ) -> dict[str, Tensor]:
+        """(B,) contrastive loss at the level, drawn uniformly when left out; also whether the caption was found.
 
         The negatives of a pair are the other pairs of this call; in training mode, of this call in all processes, each
         of which computes its own rows and columns of the critic (Radford et al. 2021, section 2.5). So the loss says
@@ -132,10 +152,12 @@ class CLIP(nn.Module):
         Returns:
             "loss" and "accuracy", image to text.
         """
-        level = DATA
-        if self.noisy:
-            times = randint(self.schedule.T, len(images), generator, images.device) if times is None else times
-            level = self.schedule.level(times)
+        images, tokens = column(batch, "image"), column(batch, "caption")
+        if not self.noise_aware:
+            level = DATA
+        else:
+            if level is None:
+                level, _ = Uniform().draw(self.schedule, len(images), generator, images.device)
             images = diffuse(images, level, randn(images.shape, generator, images.dtype, images.device))
         z_i, z_t = self.embed_images(images, level), self.embed_texts(tokens)
         share = (z_i, z_t, tokens)
@@ -145,32 +167,21 @@ class CLIP(nn.Module):
         return {"loss": info_nce(rows, self.directions, columns), "accuracy": found.float()}
 
 
-def load_clip(name: str, device: str = "cpu") -> CLIP:
-    """A CLIP by name, ready to use.
-
-    Those of open_clip have never seen noise. They take images in [-1, 1] of any size, and bring them to their own.
+def released_clip(name: str, device: str = "cpu") -> CLIP:
+    """A CLIP of open_clip. It has never seen noise, takes images in [-1, 1] of any size, and brings them to its own.
 
     Args:
-        name: A committed checkpoint, "scenes-clip-noisy"; a preset and the folder of its released files,
-            "glide-clip=/path"; or a model of open_clip, "ViT-B-32:TAG", "ViT-B-32:/path/weights.safetensors" or
-            "local-dir:/path", see ``models.open_clip.load_open_clip``.
+        name: See ``models.open_clip.load_open_clip``.
         device: Where it computes.
 
     Raises:
-        ValueError: for an unknown name, a checkpoint that is no CLIP, or weights that are not there.
+        ValueError: for an unknown model, or weights that are not there.
     """
-    preset, _, released = name.partition("=")
-    if released:
-        from ..pretrained import load as load_preset
+    model, tokenizer = load_open_clip(name, device)
+    return CLIP(ReleasedCLIP(model), None, tokenizer)
 
-        system = load_preset(preset, released).to(device)
-    elif ":" in name:
-        model, tokenizer = load_open_clip(name, device)
-        system = CLIP(ReleasedCLIP(model), None, tokenizer).eval().requires_grad_(False)
-    else:
-        from .zoo import load
 
-        system = load(name, device)
-    if not isinstance(system, CLIP):
-        raise ValueError(f"{name} is a {type(system).__name__}; a CLIP is accepted")
-    return system
+@system("clip", network=clip_network, options=CLIPOptions)
+def clip(network, schedule, options, data) -> CLIP:
+    """A CLIP with the tokenizer of the data."""
+    return CLIP(network, schedule, tokenizer(data.tokenizer), options.directions)

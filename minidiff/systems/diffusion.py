@@ -1,204 +1,226 @@
-"""What every system shares that denoises with a network at discrete levels: its prediction, loss and sampling."""
+"""A network read as a denoiser, and the parts of what it is told: every denoising system is one of these."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, reduce
+from operator import add
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..denoiser import Condition, as_denoiser, conditioned
-from ..guidance import LogProb, classifier_free, classifier_guidance, mean_shift_guidance, static_threshold
+from ..condition import Condition, Part, Value, column, each, length
+from ..denoiser import predict, require_reading
 from ..likelihood import hybrid_vlb, mean_flat
 from ..prediction import Prediction
 from ..process import beta_tilde, diffuse
-from ..random import randint, randn
-from ..sampler import Sampler, ancestral, ddim, sample
-from ..schedule import DiscreteSchedule, NoiseLevel
-
-RULES = ("score", "adm")
-
-
-Steps = int | str | Sequence[NoiseLevel]
+from ..random import randn
+from ..schedule import NoiseLevel
+from ..training.levels import LevelSampler, Uniform, level_sampler
+from ..training.trainable import Trainable
+from ..words import nearest
 
 
-def respaced(schedule: DiscreteSchedule, steps: Steps) -> Sequence[NoiseLevel]:
-    """The chain of levels that a number of steps, or ADM's spelling of one, stands for.
+@dataclass(frozen=True)
+class DenoiserOptions:
+    """Options of a system that denoises.
 
-    Args:
-        schedule: The schedule that the network was trained with.
-        steps: 250 or "250" evenly, "ddim25" with an integer stride from 0, "90,60,60,20,20": the steps of each equal
-            section, data end first; "fast27", those of GLIDE's upsampler; or a chain of one's own, from noise to data.
+    Attributes:
+        predicts: "eps", "v" or "x0".
+        variance: "fixed" or "learned".
+        drop: Probability with which training replaces a label or caption by the null, per sample.
+        level_sampler: Which levels training looks at, see ``training.levels``; the system's own when left out.
 
     Raises:
-        ValueError: for anything else, or a number of steps that the schedule cannot give.
+        ValueError: for a name that is not known, or a drop that is no probability.
     """
-    if isinstance(steps, Sequence) and not isinstance(steps, str):
-        return steps
-    if not isinstance(steps, str):
-        return schedule.levels(steps)
-    if steps == "fast27":
-        return schedule.levels(spacing=steps)
-    text = steps.removeprefix("ddim")
-    if not text.replace(",", "").isdigit() or (text != steps and "," in text):
-        accepted = "a number, '250', 'ddim25', 'fast27' or sections such as '90,60,60,20,20'"
-        raise ValueError(f"steps must be {accepted}, got {steps!r}")
-    if text != steps:
-        return schedule.levels(int(text), "ddim")
-    return schedule.levels(spacing=[int(count) for count in text.split(",")])
+
+    predicts: str = "eps"
+    variance: str = "fixed"
+    drop: float = 0.0
+    level_sampler: Any = None
+
+    def __post_init__(self):
+        require_reading(self.predicts, self.variance)
+        if not 0 <= self.drop <= 1:
+            raise ValueError(f"drop is a probability, got {self.drop}")
+        if self.level_sampler is not None:
+            level_sampler(self.level_sampler)
+
+    def levels(self, default: LevelSampler | None = None) -> LevelSampler:
+        """The level sampler that was named, or a default."""
+        return (default or Uniform()) if self.level_sampler is None else level_sampler(self.level_sampler)
 
 
-class Diffusion(nn.Module):
-    """A network read as a denoiser. Called as a conditional model, ``system(x, level, given)``.
-
-    What is *told*, a label or the tokens of a caption, names the content of an image. What is *given* is all that the
-    system sees beside x: what is told, or a dataclass of tensors with one entry per sample that also holds images. A
-    system says by ``condition`` what it means, by ``dropped`` what of it is hidden in training, by ``null`` what stands
-    for nothing told.
+class Diffusion(Trainable):
+    """A denoiser of x given the parts of a condition. Called as a conditional model, ``system(x, level, condition)``.
 
     Args:
         network: ``(x, time, condition) -> output``, with its shape in ``config``.
-        schedule: Discrete noise levels.
+        schedule: Noise levels.
+        parts: What it is told beside x, in the order of channels and tokens.
         predicts: "eps", "v" or "x0".
-        variance: "fixed" or "learned_range".
+        variance: "fixed" or "learned".
+        level_sampler: Which levels training looks at; all alike when left out.
         bins: Number of values a pixel can take, for the bound.
 
     Raises:
-        ValueError: for a network that takes another number of channels than this system shows it.
+        ValueError: for a network that lacks what a part needs, or takes another number of channels than it is shown.
     """
 
-    def __init__(self, network: nn.Module, schedule: DiscreteSchedule, predicts: str, variance: str, bins: int = 256):
+    subject = "image"  # the column of data that x_0 is
+
+    def __init__(
+        self,
+        network: nn.Module,
+        schedule,
+        parts: Sequence[Part] = (),
+        predicts: str = "eps",
+        variance: str = "fixed",
+        level_sampler: LevelSampler | None = None,
+        bins: int = 256,
+    ):
         super().__init__()
-        self.network, self.schedule = network, schedule
+        require_reading(predicts, variance)
+        self.network, self.schedule, self.parts = network, schedule, tuple(parts)
         self.predicts, self.variance, self.bins = predicts, variance, bins
-        self._denoise = as_denoiser(network, predicts, variance)
-        self._floor = beta_tilde(schedule.level(1), schedule.level(0))
-        shown = self.shape[0] + self.image_channels
+        self.level_sampler = level_sampler or Uniform()
+        shown = self.shape[0] + sum(part.channels for part in self.parts)
         if network.config.in_channels != shown:
             raise ValueError(f"this system needs {shown} input channels, got {network.config.in_channels}")
+        for part in self.parts:
+            part.check(network, self.shape)
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of an image."""
-        config = self.network.config
-        return config.out_channels // (1 + (self.variance == "learned_range")), config.size, config.size
-
-    has_null = True  # whether what is told can be nothing
-
-    def null(self, n: int):
-        """What n samples are told when they are told nothing."""
-        raise NotImplementedError
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W) of x."""
+        channels, *area = self.network.out_shape
+        return channels // (1 + (self.variance == "learned")), *area
 
     @property
-    def image_channels(self) -> int:
-        """Channels that enter the network through the image door, beside those of x."""
-        return 0
+    def has_null(self) -> bool:
+        """Whether any part can be nothing."""
+        return any(part.nullable for part in self.parts)
 
-    def condition(self, given) -> Condition:
-        """What is given, as it enters the network."""
-        raise NotImplementedError
+    def part(self, key: str) -> Part | None:
+        """The part of that name, if there is one."""
+        return next((part for part in self.parts if part.key == key), None)
 
-    def dropped(self, given, generator=None):
-        """What of it a training step shows; all, unless a system hides some."""
-        return given
-
-    def forward(self, x: Tensor, level: NoiseLevel, given) -> Prediction:
-        """The prediction for x (B, C, H, W)."""
-        return self._denoise(x, level, self.condition(given))
-
-    def noise_level(self, times: Tensor, generator=None) -> NoiseLevel:
-        """The level that a training image is noised to at each of the times (B,)."""
-        return self.schedule.level(times)
-
-    def shown(self, images: Tensor, told, generator=None):
-        """What a training step is given of images and what is told of them: what is told, unless a system sees more."""
-        return told
-
-    def loss(self, images: Tensor, told, generator=None, times: Tensor | None = None) -> dict[str, Tensor]:
-        """L_simple in the network's own parametrisation, plus T/1000 times the bound where the variance is learned.
-
-        Nichol and Dhariwal 2021, equation 16. ``times`` (B,) are drawn uniformly when left out. Returns (B,) "loss",
-        "simple" and, with a learned variance, "vlb".
-        """
-        given = self.shown(images, told, generator)
-        times = randint(self.schedule.T, len(images), generator, images.device) if times is None else times
-        t = self.noise_level(times, generator)
-        eps = randn(images.shape, generator, images.dtype, images.device)
-        x_t = diffuse(images, t, eps)
-        prediction = self(x_t, t, self.dropped(given, generator))
-        target = Prediction(x_t, t, eps, "eps")
-        target = {"eps": eps, "x0": images, "v": target.v}[self.predicts]
-        simple = mean_flat((prediction.value - target) ** 2)
-        if self.variance == "fixed":
-            return {"loss": simple, "simple": simple}
-        vlb = hybrid_vlb(prediction, images, t, self.schedule.previous(t), self._floor, self.bins)
-        return {"loss": simple + vlb * self.schedule.T / 1000, "simple": simple, "vlb": vlb}
-
-    @torch.no_grad()
-    def sample(
-        self,
-        told: Tensor,
-        scale: float = 1.0,
-        steps: Steps = 50,
-        *,
-        sampler: Sampler | None = None,
-        log_prob: LogProb | None = None,
-        generator=None,
-        rule: str = "score",
-        temperature: float = 1.0,
-        given: Callable = lambda told: told,
-    ) -> Tensor:
-        """Draw images of what is told, x_0 kept inside [-1, 1]. What is given enters the network once, at the start.
+    def read(self, values: Mapping[str, object], n: int | None = None) -> dict[str, Value]:
+        """What a person gave for the parts as their values, with n entries each.
 
         Args:
-            told: (B, ...) what to draw.
-            scale: Guidance scale s.
-            steps: Number of steps; or "250", "ddim25", "fast27", or sections, see ``respaced``.
-            sampler: A sampler; ``ddim()`` when left out.
-            log_prob: ``(x_t, level) -> (B,)`` that guides; classifier-free guidance when left out.
-            generator: One generator, or a list with one per image.
-            rule: "score": classifier-free guidance, or log_prob shifts the score of the null (of what is told, when
-                there is no null); x_0 is clamped to [-1, 1] last. "adm": log_prob guides the model that knows what is
-                told, after x_0 is clamped, as in ADM's scripts (Dhariwal and Nichol 2021, algorithms 1 and 2):
-                ancestral steps shift the mean, a "ddim" spacing takes DDIM steps and shifts the score.
-            temperature: Standard deviation of the noise to start from, over that of the process; GLIDE's upsampler
-                takes .997.
-            given: From what is told to what this system is given, where that is more.
-
-        Returns:
-            (B, C, H, W).
+            values: By the key of a part. What is left out, or None, is nothing, where there is a null.
+            n: Number of samples; the largest number of entries when left out.
 
         Raises:
-            ValueError: for what cannot be told, a rule, scale or steps out of range, or a combination that the rule
-                does not have.
+            ValueError: for an unknown key (the nearest is named), a missing value, or one that a part refuses.
         """
-        if rule not in RULES:
-            raise ValueError(f"rule must be one of {', '.join(RULES)}, got {rule!r}")
-        if log_prob is None and scale != 1 and (rule == "adm" or not self.has_null):
-            what = "ADM's rule needs a classifier" if rule == "adm" else "this network knows no null condition"
-            raise ValueError(f"{what} to guide at scale {scale:g}; only scale 1 is left")
-        levels, condition = respaced(self.schedule, steps), self.condition(given(told))
-        if rule == "adm":
-            if sampler is not None:
-                raise ValueError("ADM's rule brings its own sampler; choose it by steps, such as '250' or 'ddim25'")
-            deterministic = isinstance(steps, str) and steps.startswith("ddim")
-            denoiser = static_threshold(conditioned(self._denoise, condition))
-            if log_prob is not None:
-                guide = classifier_guidance if deterministic else mean_shift_guidance
-                denoiser = guide(denoiser, log_prob, scale)
-            sampler = ddim() if deterministic else ancestral("beta" if self.variance == "fixed" else "learned")
-        else:
-            null = self.condition(given(self.null(len(told)))) if self.has_null else None
-            if log_prob is None:
-                denoiser = classifier_free(self._denoise, condition, null, scale)
-            else:
-                base = conditioned(self._denoise, condition if null is None else null)
-                denoiser = classifier_guidance(base, log_prob, scale)
-            denoiser = static_threshold(denoiser)
-        x_T = temperature * randn((len(told), *self.shape), generator, device=self.device)
-        return sample(sampler or ddim(), denoiser, levels, x_T, generator)
+        keys = [part.key for part in self.parts]
+        for key in values:
+            if key not in keys:
+                raise ValueError(f"this system is told no {key!r}: {nearest(key, keys) if keys else 'it is told nothing'}")
+        given = {
+            part.key: each(lambda t: t.to(self.device), part.read(values[part.key], self.shape))
+            for part in self.parts
+            if values.get(part.key) is not None
+        }
+        n = max(map(length, given.values()), default=1) if n is None else n
+        for part in self.parts:
+            if part.key not in given:
+                if not part.nullable:
+                    raise ValueError(f"this system is told its {part.key!r}, which has no null: name it")
+                given[part.key] = each(lambda t: t.to(self.device), part.nothing(self.network, n))
+        return {part.key: self._repeated(part.key, given[part.key], n) for part in self.parts}
 
-    @property
-    def device(self) -> torch.device:
-        """Where the network lies."""
-        return next(self.parameters()).device
+    @staticmethod
+    def _repeated(key: str, value: Value, n: int) -> Value:
+        entries = {len(t) for t in ((value,) if isinstance(value, Tensor) else value)}
+        if not entries <= {1, n}:
+            raise ValueError(f"{n} samples take 1 or {n} values of {key!r}, got {', '.join(map(str, sorted(entries)))}")
+        return each(lambda t: t.expand(n, *t.shape[1:]), value)
+
+    def encode(self, values: Mapping[str, Value]) -> Condition:
+        """The sum of the parts, as it enters the network."""
+        return reduce(add, (part.encode(self.network, values[part.key]) for part in self.parts), Condition())
+
+    def nulls(self, values: Mapping[str, Value]) -> dict[str, Value]:
+        """Each value replaced by its null, where there is one."""
+        return {part.key: part.null(self.network, values[part.key]) for part in self.parts}
+
+    def condition(self, n: int | None = None, **values) -> Condition:
+        """What is to be drawn, as it enters the network: ``condition(label=[3, 7])``, ``condition(caption="a ring")``.
+
+        Args:
+            n: Number of samples; the largest number of entries when left out.
+            values: By the key of a part; a nullable one that is left out is nothing.
+
+        Raises:
+            ValueError: for an unknown key, a missing value, or one that a part refuses.
+        """
+        return self.encode(self.read(values, n))
+
+    def null(self, n: int | None = None, **values) -> Condition:
+        """The same with nothing in place of what can be nothing.
+
+        Args:
+            n: Number of samples; the largest number of entries when left out.
+            values: Of the parts that cannot be nothing; others do not matter.
+        """
+        return self.encode(self.nulls(self.read(values, n)))
+
+    def forward(self, x: Tensor, level: NoiseLevel, condition: Condition | None = None) -> Prediction:
+        """The prediction for x (B, C, H, W); given nothing, where the condition is left out."""
+        condition = self.null(len(x)) if condition is None else condition
+        return predict(self.network, x, level, condition, self.predicts, self.variance)
+
+    def loss(
+        self, batch: Mapping[str, Tensor], generator=None, level: NoiseLevel | None = None
+    ) -> dict[str, Tensor]:
+        """L_simple in the network's own parametrisation, plus T/1000 times the bound where the variance is learned.
+
+        Nichol and Dhariwal 2021, equation 16. Each part drops its own value with its own probability, per sample.
+
+        Args:
+            batch: Columns of data by name.
+            generator: One generator, or a list with one per sample.
+            level: One level for each sample; drawn by the level sampler when left out, "loss" then has its weights.
+
+        Returns:
+            (B,) "loss", "simple" and, with a learned variance, "vlb".
+        """
+        x0, drawn, weight = column(batch, self.subject), level is None, None
+        if drawn:
+            level, weight = self.level_sampler.draw(self.schedule, len(x0), generator, x0.device)
+        values = {part.key: part.observe(batch, generator) for part in self.parts}
+        eps = randn(x0.shape, generator, x0.dtype, x0.device)
+        shown = {part.key: part.drop(self.network, values[part.key], generator) for part in self.parts}
+        x_t = diffuse(x0, level, eps)
+        prediction = self(x_t, level, self.encode(shown))
+        simple = mean_flat((prediction.value - self._target(x_t, level, x0, eps)) ** 2)
+        terms = {"loss": simple, "simple": simple}
+        if self.variance == "learned":
+            terms["vlb"] = hybrid_vlb(prediction, x0, level, self.schedule.previous(level), self._floor, self.bins)
+            terms["loss"] = simple + terms["vlb"] * self.schedule.T / 1000
+        if drawn and self.training:
+            self.level_sampler.update(level, terms["loss"].detach())
+        return terms if weight is None else terms | {"loss": weight * terms["loss"]}
+
+    def _target(self, x_t: Tensor, level: NoiseLevel, x0: Tensor, eps: Tensor) -> Tensor:
+        if self.predicts == "v":
+            return Prediction(x_t, level, eps, "eps").v
+        return eps if self.predicts == "eps" else x0
+
+    @cached_property
+    def _floor(self) -> float:
+        return beta_tilde(self.schedule.level(1), self.schedule.level(0))
+
+    def training_state(self) -> dict[str, Tensor]:
+        """What the level sampler has learnt."""
+        return self.level_sampler.state()
+
+    def load_training_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore ``training_state()``."""
+        self.level_sampler.load(dict(state))

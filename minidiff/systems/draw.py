@@ -1,37 +1,176 @@
-"""Draw many images from a system: in batches, over several processes, image i always the same."""
+"""The one way to sample any system, chains of systems that hand images on, and many images in batches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..random import sample_generators
-from .cascade import cascade
+from ..condition import Value, each
+from ..denoiser import Denoiser
+from ..guidance import Guide, cfg, static_threshold
+from ..process import start_std
+from ..random import randn, sample_generators
+from ..sampler import Sampler, ddim, sample
+from ..schedule import NoiseLevel, respaced
+from .diffusion import Diffusion
+
+PLAIN = cfg(1.0)
+Levels = int | str | Sequence[NoiseLevel]
+Stage = tuple[Diffusion, Mapping[str, object]]  # a system, and the options of ``draw`` that are its own
 
 
 def draw(
-    system: nn.Module,
-    told: Tensor,
+    system: Diffusion,
+    n: int,
+    *,
+    guide: Guide = PLAIN,
+    levels: Levels = 50,
+    sampler: Sampler | None = None,
+    x_T: Tensor | None = None,
+    threshold: Callable[[Denoiser], Denoiser] | None = static_threshold,
+    temperature: float = 1.0,
+    generator=None,
+    **values,
+) -> Tensor:
+    """Draw n samples. What is told enters the network once, at the start.
+
+    Gradients are recorded only where x_T or a value asks for them.
+
+    Args:
+        system: What draws.
+        n: Number of samples.
+        guide: From the model, the condition and the null to a denoiser, see ``minidiff.guidance``.
+        levels: Number of steps; "250", "ddim25", "fast27" or sections, see ``schedule.respaced``; or a chain of levels.
+        sampler: A sampler; ``ddim()`` when left out.
+        x_T: (n, *system.shape) to start from; when left out, noise as ``process.start_std`` of the first level has it.
+        threshold: Applied to the guided denoiser, so that x_0 stays in the range of the data; None for latents.
+        temperature: Standard deviation of that noise, over that of the process; GLIDE's upsampler takes .997.
+        generator: One generator, or a list with one per sample.
+        values: Of the parts, by key, one or n of each: ``label=7``, ``caption=["a red ring"]``, ``low_res=images``.
+
+    Returns:
+        (n, *system.shape).
+
+    Raises:
+        ValueError: for values that the system cannot be told, a guide that it has no null for, or levels that its
+            schedule does not have.
+    """
+    if n < 1:
+        raise ValueError(f"the number of samples must be at least 1, got {n}")
+    given = system.read(values, n)
+    tensors = [x_T, *(t for value in given.values() for t in ((value,) if isinstance(value, Tensor) else value))]
+    gradients = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    chain = respaced(system.schedule, levels)
+    if x_T is None:
+        x_T = temperature * start_std(chain[0]) * randn((n, *system.shape), generator, device=system.device)
+    elif tuple(x_T.shape) != (n, *system.shape):
+        raise ValueError(f"x_T must be {(n, *system.shape)}, got {tuple(x_T.shape)}")
+    with torch.set_grad_enabled(gradients):
+        condition = system.encode(given)
+        null = system.encode(system.nulls(given)) if system.has_null else condition
+        denoiser = guide(system, condition, null)
+        denoiser = denoiser if threshold is None else threshold(denoiser)
+        for part in system.parts:
+            denoiser = part.impose(denoiser, given[part.key])
+        return sample(sampler or ddim(), denoiser, chain, x_T, generator, gradients)
+
+
+def truncated(schedule, levels: Levels, sigma: float) -> list[NoiseLevel]:
+    """The chain of ``levels``, cut where its noise has fallen to sigma (``eq-truncated``).
+
+    Args:
+        schedule: Discrete, of the system that samples.
+        levels: As in ``draw``.
+        sigma: Where to stop: at the level of the schedule that is nearest to it.
+
+    Raises:
+        ValueError: when nothing of the chain is left.
+    """
+    deviations = (1 - schedule.alpha_bar).sqrt()
+    end = schedule.level(int((deviations - sigma).abs().argmin()))
+    chain = [level for level in respaced(schedule, levels) if level.sigma > end.sigma]
+    if not chain:
+        raise ValueError(f"a chain cut at sigma = {sigma:g} has no step left")
+    return [*chain, end]
+
+
+def cascade(stages: Sequence[Stage], n: int, generator=None, truncate: bool = False, **values) -> Tensor:
+    """Draw small images and enlarge them, stage by stage.
+
+    A stage with an ``aug_level`` among its options enlarges images with that much noise in them. Without truncation the
+    stage before samples to its end and the noise is added (Ho et al. 2022, section 3.3); with it, that stage stops
+    where its own chain has so much noise left (section 3.2). Images that are sampled to the end are handed on in eight
+    bits.
+
+    Args:
+        stages: Systems, the base first, each with options of ``draw`` of its own, ``aug_level``, and values.
+        n: Number of images.
+        generator: One generator, or a list with one per image; it serves all stages.
+        truncate: Stop chains early.
+        values: Told to every stage that has such a part.
+
+    Returns:
+        (n, C, H, W) in the size of the last stage.
+
+    Raises:
+        ValueError: when a stage does not take what the one before draws, or no stage is given.
+    """
+    if not stages:
+        raise ValueError("a cascade needs at least one stage, its base")
+    for (before, _), (after, _) in pairwise(stages):
+        small = after.part("low_res")
+        if small is None or before.shape != small.small_shape(after.shape):
+            wanted = "nothing" if small is None else small.small_shape(after.shape)
+            raise ValueError(f"one stage draws {before.shape}, the next enlarges {wanted}")
+    handed: dict[str, object] = {}
+    for i, (system, own) in enumerate(stages):
+        options = {key: value for key, value in own.items() if key != "aug_level"} | handed
+        following = stages[i + 1] if i + 1 < len(stages) else None
+        level = following[1].get("aug_level", 0.0) if following else 0.0
+        if level and truncate:
+            options["levels"] = truncated(system.schedule, options.get("levels", 50), level)
+        keys = [part.key for part in system.parts]
+        told = {key: value for key, value in values.items() if key in keys or system is stages[0][0]}
+        drawn = draw(system, n, generator=generator, **{**told, **options})
+        if following:
+            end = options["levels"][-1].sigma if level and truncate else 0.0
+            handed = {"low_res": _handed(following[0].part("low_res"), drawn, level, end, generator)}
+    return drawn
+
+
+def _handed(small, drawn: Tensor, level: float, left: float, generator):
+    """What a stage is given of what the one before drew, with noise that is ``left`` in it, or added up to a level."""
+    if left:
+        return drawn, left
+    image = small.quantize(drawn)
+    if not level:
+        return image
+    sigma = torch.full((len(image),), level, dtype=image.dtype, device=image.device)
+    return small.noised(image, sigma, generator), sigma
+
+
+def drawn(
+    stages: Sequence[tuple[Diffusion, Callable[[Tensor], Mapping[str, object]]]],
+    values: Mapping[str, Value],
+    n: int,
     seed: int = 0,
     batch: int = 64,
     rank: int = 0,
     world: int = 1,
-    stages: Sequence[tuple[nn.Module, dict]] = (),
-    **options,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """One image of each that is told; image i depends on the seed, what is told and i alone, not on batch or processes.
+    """Many images from a cascade, or from one system; image i depends on the seed, its values and i alone.
 
     Args:
-        system: A system with ``sample(told, ..., generator)``.
-        told: (N,) labels, or (N, L) tokens of captions.
+        stages: Systems, the base first, each with a function from the indices of a batch to its options.
+        values: Of the parts, n of each.
+        n: Number of images.
         seed: Seed.
         batch: Images at a time.
         rank: This process.
         world: Number of processes; each draws every ``world``-th image.
-        stages: Upsamplers that are told the same and enlarge the images in turn, each with further options.
-        options: What else ``system.sample`` takes: scale, steps, sampler, classifier.
 
     Yields:
         (b,) indices and (b, C, H, W) images on the CPU, until this process has drawn its share.
@@ -41,11 +180,8 @@ def draw(
     """
     if not 0 <= rank < world or batch < 1:
         raise ValueError(f"need 0 <= rank < world and batch >= 1, got rank {rank}, world {world}, batch {batch}")
-    device = next(system.parameters()).device
-    for mine in torch.arange(rank, len(told), world).split(batch):
-        generators, shown = sample_generators(seed, mine.tolist(), device.type), told[mine].to(device)
-        if stages:
-            images = cascade([(system, options), *stages], shown, generator=generators)
-        else:
-            images = system.sample(shown, generator=generators, **options)
-        yield mine, images.cpu()
+    for mine in torch.arange(rank, n, world).split(batch):
+        generators = sample_generators(seed, mine.tolist(), stages[0][0].device.type)
+        told = {key: each(lambda tensor, mine=mine: tensor[mine], value) for key, value in values.items()}
+        own = [(system, options(mine)) for system, options in stages]
+        yield mine, cascade(own, len(mine), generators, **told).cpu()

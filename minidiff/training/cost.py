@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..denoiser import Condition
+from ..condition import Condition
 from ..models.layers import Stage
-from ..recipes import Recipe
 from .ema import EMA
 from .precision import autocast
 
@@ -44,9 +42,9 @@ class Cost:
         return self.images * self.flops / (gpus * flops_per_second * utilisation) / SECONDS_PER_DAY
 
 
-def cost(recipe: Recipe, build: Callable[[Recipe], nn.Module]) -> Cost:
-    """Count the cost on the meta device: nothing is allocated, nothing computed."""
-    network = build(recipe, empty=True).network
+def cost(recipe) -> Cost:
+    """Count the cost of a ``recipes.Recipe`` on the meta device: nothing is allocated, nothing computed."""
+    network = recipe.build(empty=True).network
     config, saved = network.config, {}
     x = torch.empty(1, config.in_channels, config.size, config.size, device="meta")
     t = torch.empty(1, device="meta")
@@ -99,13 +97,12 @@ def _inputs_of_stages(network: nn.Module, x, t) -> int:
 
 
 def images_per_second(
-    recipe: Recipe, build: Callable[[Recipe], nn.Module], most: int, steps: int = 3
+    recipe, most: int, steps: int = 3
 ) -> tuple[float, int] | None:
     """Median rate of real training steps on this machine's first device, and the batch it was measured with.
 
     Args:
         recipe: What to train.
-        build: From the recipe to the system.
         most: Largest batch to try.
         steps: Timed steps; one more goes before them.
 
@@ -115,7 +112,7 @@ def images_per_second(
     device, plan, counted = (
         torch.device("cuda" if torch.cuda.is_available() else "cpu"),
         recipe.training,
-        cost(recipe, build),
+        cost(recipe),
     )
     room = _free_memory(device) * 0.8 - counted.state_bytes
     batch = min(most, int(room / counted.activation_bytes))
@@ -123,7 +120,7 @@ def images_per_second(
         return None
     if device.type == "cpu":
         batch = max(1, min(batch, int(CPU_STEP / counted.flops)))
-    network = build(recipe).network.to(device, memory_format=torch.channels_last)
+    network = recipe.build().network.to(device, memory_format=torch.channels_last)
     if plan.compile:
         network.compile()
     optimizer = torch.optim.AdamW(network.parameters(), lr=plan.lr, fused=True)

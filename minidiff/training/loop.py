@@ -11,14 +11,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..data.sets import load_dataset
 from ..random import sample_generators
-from ..recipes import Recipe, TrainingRecipe, from_dict, nearest
 from .checkpoint import average_prefix, load_checkpoint, save_checkpoint
-from .data import Order, batches, load_dataset
 from .ema import EMA
+from .order import Order, batches
 from .parallel import parallel, placed, share_of, whole
+from .plan import TrainingRecipe
 from .precision import autocast, computes_in
-from .times import TIMES
+from .trainable import Trainable
 
 
 def learning_rate(step: int, recipe: TrainingRecipe) -> float:
@@ -31,30 +32,30 @@ def learning_rate(step: int, recipe: TrainingRecipe) -> float:
 class Loss(nn.Module):
     """A system's loss as a forward pass, which is where data parallelism hooks in."""
 
-    def __init__(self, system: nn.Module):
+    def __init__(self, system: Trainable):
         super().__init__()
         self.system = system
 
-    def forward(self, images: Tensor, labels: Tensor, generator, times: Tensor) -> dict[str, Tensor]:
+    def forward(self, batch: dict[str, Tensor], generator) -> dict[str, Tensor]:
         """(B,) terms; "loss" is what is minimised."""
-        return self.system.loss(images, labels, generator, times)
+        return self.system.loss(batch, generator)
 
 
 def train(
-    recipe: Recipe,
-    build: Callable[[Recipe], nn.Module],
+    recipe,
+    build: Callable[..., Trainable],
     folder: str | Path,
     cpu: bool = False,
     quiet: bool = False,
 ) -> dict[str, Tensor]:
     """Train a system from a recipe, or go on from where the folder's checkpoint stands.
 
-    Image i of step k and its noise depend on the seed, k and i alone: neither on interruptions, so that a run that is
+    Sample i of step k and its noise depend on the seed, k and i alone: neither on interruptions, so that a run that is
     killed and resumed ends with the same weights, nor on the number of processes, which agree up to the order of sums
     (dropout excepted, which every process draws for its share).
 
     Args:
-        recipe: What to train.
+        recipe: What to train, a ``recipes.Recipe``.
         build: From the recipe to the untrained system.
         folder: Where checkpoints (``last``, ``previous``) and TensorBoard logs go.
         cpu: Stay on the CPU.
@@ -64,16 +65,12 @@ def train(
         The averaged weights, of the first decay of the recipe; of this process's share where they are sharded.
 
     Raises:
-        ValueError: when the folder holds a checkpoint that is damaged or of another recipe (nothing is overwritten),
-            a batch does not divide among the processes and their parts, or the precision or the times are unknown.
+        ValueError: when the folder holds a checkpoint that is damaged or of another recipe (nothing is overwritten), or
+            a batch does not divide among the processes and their parts.
     """
     from accelerate import Accelerator
-    from torch.utils.tensorboard import SummaryWriter
-    from tqdm import tqdm
 
     plan, folder = recipe.training, Path(folder)
-    if plan.times not in TIMES:
-        raise ValueError(f"unknown training.times {plan.times!r}: {nearest(plan.times, TIMES)}")
     accelerator = Accelerator(mixed_precision="no", cpu=cpu)  # a process can have one precision only: ours is per run
     device, main = accelerator.device, accelerator.is_main_process
     dtype = computes_in(plan.precision, device)
@@ -82,75 +79,101 @@ def train(
     share = share_of(plan, accelerator.process_index, accelerator.num_processes)
     torch.manual_seed(plan.seed)
     system = build(recipe)
-    found = load_dataset(recipe.data, recipe.network.size)
+    if system.whole_batch and plan.accumulate != 1:
+        raise ValueError(
+            f"training.accumulate must be 1 for a {recipe.system}, got {plan.accumulate}: the parts of a batch would "
+            "lose each other as negatives"
+        )
+    found = load_dataset(recipe.data)
     order = Order(len(found), plan.batch, plan.seed, getattr(found, "shard_sizes", None))
-    times = TIMES[plan.times](system.schedule.T)
     model, optimizer = parallel(Loss(system), plan, accelerator)
     ema = EMA(system, plan.ema)
 
     last = folder / "last.safetensors"
-    start, seconds = _resume(last, recipe, system, optimizer, ema, times) if last.exists() else (0, 0.0)
-    writer = SummaryWriter(folder / "log", purge_step=start) if main else None
+    start, seconds = _resume(last, recipe, system, optimizer, ema) if last.exists() else (0, 0.0)
     began = time.monotonic()
-    bar = tqdm(total=plan.steps, initial=start, desc=recipe.name, disable=quiet or not main, unit="step")
+    log = _Log(folder, recipe.name, plan.steps, start, quiet, accelerator)
     stream = batches(found, order, range(start, plan.steps), share, recipe.data.workers)
-    for step, (images, labels) in enumerate(stream, start):
-        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+    for step, batch in enumerate(stream, start):
+        batch = {name: column.to(device, non_blocking=True) for name, column in batch.items()}
         places = range(plan.batch)[share]
         generators = sample_generators(plan.seed, [f"step {step} image {i}" for i in places], device.type)
         torch.manual_seed(generators[0].initial_seed())  # dropout has no generator of its own
-        t, weight = times.draw(len(images), generators, device)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, plan)
         optimizer.zero_grad()
-        parts = range(0, len(images), len(images) // plan.accumulate)
-        seen = []
-        for first in parts:
-            part = slice(first, first + parts.step)
-            wait = accelerator.no_sync(model) if first != parts[-1] else nullcontext()
-            with wait:
-                with autocast(plan.precision, device):
-                    losses = model(images[part], labels[part], generators[part], t[part])
-                accelerator.backward((weight[part] * losses["loss"]).mean() / plan.accumulate)
-            seen.append({name: value.detach() for name, value in losses.items()})
+        losses = _accumulated(model, batch, generators, plan, accelerator)
         norm = whole(nn.utils.clip_grad_norm_(model.parameters(), math.inf if plan.clip is None else plan.clip))
         optimizer.step()
         ema.update(system, step)
-        losses = {name: torch.cat([part[name] for part in seen]) for name in seen[0]}
-        if plan.times == "importance":
-            times.update(accelerator.gather(t), accelerator.gather(losses["loss"]))
-        bar.update()
-        if step % 50 == 0:
-            means = {name: accelerator.gather(value).mean().item() for name, value in losses.items()}
-            bar.set_postfix({name: f"{value:.4f}" for name, value in means.items()})
-            if writer:
-                for name, value in (means | {"gradient_norm": norm, "lr": learning_rate(step, plan)}).items():
-                    writer.add_scalar(name, value, step)
-        finished = step + 1 == plan.steps
-        if finished or (step + 1) % plan.checkpoint_every == 0:
-            tensors = _state(system, optimizer, ema, times)
+        log.step(step, losses, norm, learning_rate(step, plan))
+        if step + 1 == plan.steps or (step + 1) % plan.checkpoint_every == 0:
+            tensors = _state(system, optimizer, ema)
             if main:
                 meta = {
                     "step": step + 1,
                     "seconds": seconds + time.monotonic() - began,
                     "device": f"{accelerator.num_processes} x {device.type}, {torch.get_num_threads()} threads, "
                     f"{str(dtype).removeprefix('torch.')}",
-                    "recipe": recipe.to_dict(),
+                    "recipe": recipe.to_plain(),
                     "broken_images": len(getattr(found, "broken", [])),
                 }
                 save_checkpoint(last, tensors, meta)
-    bar.close()
-    if writer:
-        writer.close()
+    log.close()
     accelerator.wait_for_everyone()
     return ema.averages[plan.ema[0]]
 
 
-def _state(system: nn.Module, optimizer, ema: EMA, times) -> dict[str, Tensor]:
+def _accumulated(model: nn.Module, batch, generators: list, plan: TrainingRecipe, accelerator) -> dict[str, Tensor]:
+    """Gradients of one step, the batch cut into parts; the terms of the loss."""
+    n, seen = len(generators), []
+    parts = range(0, n, n // plan.accumulate)
+    for first in parts:
+        part = slice(first, first + parts.step)
+        wait = accelerator.no_sync(model) if first != parts[-1] else nullcontext()
+        with wait:
+            with autocast(plan.precision, accelerator.device):
+                losses = model({name: column[part] for name, column in batch.items()}, generators[part])
+            accelerator.backward(losses["loss"].mean() / plan.accumulate)
+        seen.append({name: value.detach() for name, value in losses.items()})
+    return {name: torch.cat([terms[name] for terms in seen]) for name in seen[0]}
+
+
+class _Log:
+    """The progress bar, and TensorBoard's numbers, of the first process."""
+
+    EVERY = 50  # steps between two means
+
+    def __init__(self, folder: Path, name: str, steps: int, start: int, quiet: bool, accelerator):
+        from torch.utils.tensorboard import SummaryWriter
+        from tqdm import tqdm
+
+        main = accelerator.is_main_process
+        self.accelerator = accelerator
+        self.writer = SummaryWriter(folder / "log", purge_step=start) if main else None
+        self.bar = tqdm(total=steps, initial=start, desc=name, disable=quiet or not main, unit="step")
+
+    def step(self, step: int, losses: dict[str, Tensor], norm: Tensor, lr: float) -> None:
+        self.bar.update()
+        if step % self.EVERY:
+            return
+        means = {name: self.accelerator.gather(value).mean().item() for name, value in losses.items()}
+        self.bar.set_postfix({name: f"{value:.4f}" for name, value in means.items()})
+        if self.writer:
+            for name, value in (means | {"gradient_norm": norm, "lr": lr}).items():
+                self.writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self.bar.close()
+        if self.writer:
+            self.writer.close()
+
+
+def _state(system: Trainable, optimizer, ema: EMA) -> dict[str, Tensor]:
     """Everything that the next step depends on, by name; sharded tensors are gathered, so every process takes part."""
     tensors = {f"model.{k}": v for k, v in system.state_dict().items()}
     tensors |= {average_prefix(decay) + k: v for decay, average in ema.averages.items() for k, v in average.items()}
-    tensors |= {f"times.{k}": v for k, v in times.state().items()}
+    tensors |= {f"levels.{k}": v for k, v in system.training_state().items()}
     names = {p: name for name, p in system.named_parameters()}
     for parameter, state in _inner(optimizer).state.items():
         tensors |= {f"optimizer.{names[parameter]}.{k}": torch.as_tensor(v) for k, v in state.items()}
@@ -162,10 +185,10 @@ def _inner(optimizer) -> torch.optim.Optimizer:
 
 
 @torch.no_grad()
-def _resume(path: Path, recipe: Recipe, system: nn.Module, optimizer, ema: EMA, times) -> tuple[int, float]:
+def _resume(path: Path, recipe, system: Trainable, optimizer, ema: EMA) -> tuple[int, float]:
     """Load a checkpoint into everything that ``_state`` saved; the step to go on from and the seconds spent so far."""
     tensors, meta = load_checkpoint(path)
-    theirs, ours = from_dict(Recipe, meta["recipe"]).to_dict(), recipe.to_dict()
+    theirs, ours = type(recipe).from_plain(meta["recipe"]).to_plain(), recipe.to_plain()
     if theirs != ours:
         different = sorted(k for k in ours if theirs.get(k) != ours[k])
         raise ValueError(
@@ -181,5 +204,5 @@ def _resume(path: Path, recipe: Recipe, system: nn.Module, optimizer, ema: EMA, 
         state = own(f"optimizer.{name}.")
         if state:
             _inner(optimizer).state[parameter] = {k: placed(v, parameter) for k, v in state.items()}
-    times.load(own("times."))
+    system.load_training_state(own("levels."))
     return meta["step"], meta["seconds"]

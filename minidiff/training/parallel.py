@@ -6,10 +6,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from ..models.layers import Stage
-from ..recipes import TrainingRecipe
-
-SHARDINGS = ("none", "full")
-
+from .plan import TrainingRecipe
 
 def share_of(plan: TrainingRecipe, rank: int, world: int) -> slice:
     """The rows of the global batch that a process sees.
@@ -26,13 +23,7 @@ def share_of(plan: TrainingRecipe, rank: int, world: int) -> slice:
 
 
 def parallel(loss: nn.Module, plan: TrainingRecipe, accelerator):
-    """The loss module, spread as the plan says, and its optimiser.
-
-    Raises:
-        ValueError: for an unknown sharding.
-    """
-    if plan.sharding not in SHARDINGS:
-        raise ValueError(f"training.sharding must be one of {', '.join(SHARDINGS)}, got {plan.sharding!r}")
+    """The loss module, spread as the plan says, and its optimiser."""
     for stage in _stages(loss):
         stage.checkpointing = plan.checkpointing
     if plan.compile:
@@ -78,6 +69,15 @@ def gathered(tensor: Tensor) -> Tensor:
 
     parts, rank = all_gather(tensor), distributed.get_rank()
     return torch.cat([*parts[rank:], *parts[:rank]])
+
+
+def everyones(tensor: Tensor) -> Tensor:
+    """(B, ...) of all processes in their order, without gradient, the same in each; alone, the tensor itself."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
 
 
 def placed(value: Tensor, like: Tensor) -> Tensor:

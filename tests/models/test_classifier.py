@@ -10,7 +10,7 @@ from helpers import awake, noise
 
 from minidiff.models.classifier import Classifier
 from minidiff.models.layers import AttentionPool
-from minidiff.models.unet import UNetConfig
+from minidiff.models.unet import UNet, UNetConfig
 
 TINY = UNetConfig(
     size=8, channels=16, channel_mult=(1, 2), blocks=1, attention=(4,), in_channels=2, out_channels=5,
@@ -49,6 +49,14 @@ def test_names_and_shapes_are_those_of_released_checkpoints():
     }
     assert {name: shapes.get(name) for name in expected} == expected
     assert {name.split(".")[0] for name in shapes} == {"time_embed", "input_blocks", "middle_block", "out"}
+
+
+def test_a_classifier_is_the_encoder_of_a_u_net():
+    unet, classifier, x, time = UNet(TINY), awake(Classifier(TINY)), noise(2, 2, 8, 8), torch.tensor([3, 800])
+    shared = {name: value for name, value in classifier.state_dict().items() if not name.startswith("out.")}
+    unet.double().load_state_dict(shared, strict=False)
+    h, _ = unet.encode(x, unet.embed_time(x, time))
+    assert torch.equal(classifier(x, time), classifier.out(h)) and classifier.in_shape == unet.in_shape == (2, 8, 8)
 
 
 def test_attention_pool_is_its_formula():

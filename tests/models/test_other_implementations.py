@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from diffusers import UNet2DModel
-from helpers import awake
+from diffusers import UNet2DConditionModel, UNet2DModel
+from helpers import awake, noise
 from open_clip.modified_resnet import AttentionPool2d
 
 from minidiff.denoiser import Condition
@@ -50,6 +50,10 @@ def copied(ours: UNet, config: UNetConfig) -> dict:
 
     def attention(source, target):
         copy(f"{source}.norm", f"{target}.group_norm")
+        if f"{source}.encoder_kv.weight" in state:
+            for kind in ("weight", "bias"):
+                for name, rows in zip("kv", state[f"{source}.encoder_kv.{kind}"].chunk(2), strict=True):
+                    out[f"{target}.add_{name}_proj.{kind}"] = rows.flatten(1) if kind == "weight" else rows
         out[f"{target}.to_out.0.weight"] = state[f"{source}.proj_out.weight"][..., 0]
         out[f"{target}.to_out.0.bias"] = state[f"{source}.proj_out.bias"]
         for kind in ("weight", "bias"):
@@ -100,6 +104,33 @@ def test_diffusers_u_net_computes_the_same(changes):
     # their sinusoids are float32 until the first linear layer, ours as well
     expected = other(x, t, class_labels=labels).sample
     torch.testing.assert_close(ours(x, t, Condition(vector=ours.label_emb(labels))), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("controlled", [False, True])
+def test_diffusers_u_net_attends_to_the_same_tokens_and_adds_the_same_residuals(controlled, masked):
+    """The decoder of unCLIP as diffusers has it: keys and values of tokens stand before those of the pixels."""
+    config = UNetConfig(**(vars(CONFIG) | {"token_width": 12}))
+    ours, widths = awake(UNet(config), 0.2), (16, 32, 48)
+    other = UNet2DConditionModel(
+        sample_size=16, out_channels=6, in_channels=3, layers_per_block=2, block_out_channels=widths,
+        down_block_types=("ResnetDownsampleBlock2D", *["SimpleCrossAttnDownBlock2D"] * 2),
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        up_block_types=(*["SimpleCrossAttnUpBlock2D"] * 2, "ResnetUpsampleBlock2D"),
+        attention_head_dim=8, cross_attention_dim=12, norm_num_groups=8, resnet_time_scale_shift="scale_shift",
+        num_class_embeds=5,
+    ).double().eval()  # fmt: skip
+    other.load_state_dict(copied(ours, config))
+    x, t, labels = noise(3, 3, 16, 16), torch.tensor([0, 433, 999]), torch.tensor([0, 2, 4])
+    tokens, mask = noise(3, 7, 12, seed=1), torch.arange(7) < torch.tensor([[7], [3], [1]]) if masked else None
+    x, *given = ours.entering(x, t, Condition(vector=ours.label_emb(labels), tokens=tokens, tokens_mask=mask))
+    h, skips = ours.encode(x, *given)
+    extra = [noise(*skip.shape, seed=i) for i, skip in enumerate([*skips, h])] if controlled else None
+    expected = other(
+        x, t, tokens, class_labels=labels, encoder_attention_mask=mask,
+        down_block_additional_residuals=extra and extra[:-1], mid_block_additional_residual=extra and extra[-1],
+    ).sample  # fmt: skip
+    torch.testing.assert_close(ours.decode(h, skips, *given, extra=extra)[0], expected, rtol=1e-6, atol=1e-6)
 
 
 def test_clip_pools_the_same():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 from minidiff.denoiser import Condition
 from minidiff.models.layers import AttentionBlock, attention
 from minidiff.models.text import TextConfig, TextTransformer
+from minidiff.models.transformer import Transformer
 from minidiff.models.unet import UNet, UNetConfig
 
 TEXT = TextConfig(vocabulary=11, context=6, width=24, layers=2, heads=3)
@@ -56,6 +58,27 @@ def test_the_transformer_is_torchs_own(text, tokens):
     vector, sequence = text(tokens)
     torch.testing.assert_close(sequence, expected)
     torch.testing.assert_close(vector, expected[:, -1] @ text.transformer_proj.weight.T + text.transformer_proj.bias)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_masked_and_causal_blocks_are_torchs_own(causal, masked):
+    ours = awake(Transformer(24, 2, 3, causal))
+    layer = nn.TransformerEncoderLayer(24, 3, 96, 0.0, "gelu", batch_first=True, norm_first=True)
+    theirs = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).double().eval()
+    names = {
+        "attn.c_qkv.": "self_attn.in_proj_", "attn.c_proj": "self_attn.out_proj", "ln_1": "norm1", "ln_2": "norm2",
+        "mlp.c_fc": "linear1", "mlp.c_proj": "linear2", "resblocks": "layers",
+    }  # fmt: skip
+    renamed = lambda key: functools.reduce(lambda name, pair: name.replace(*pair), names.items(), key)
+    theirs.load_state_dict({renamed(key): value for key, value in ours.state_dict().items()})
+    x, mask = noise(3, 6, 24), torch.arange(6) < torch.tensor([[6], [4], [1]])
+    expected = theirs(
+        x,
+        mask=torch.ones(6, 6, dtype=torch.bool).triu(1) if causal else None,
+        src_key_padding_mask=~mask if masked else None,
+    )
+    torch.testing.assert_close(ours(x, mask if masked else None), expected)
 
 
 def test_the_order_of_words_enters_by_their_places_alone(text, tokens):
@@ -253,6 +276,30 @@ def test_pooled_text_enters_as_a_vector_alone(tokens):
     assert not torch.allclose(out, network(images, time, asked(network, tokens.flip(0))))
     with pytest.raises(ValueError, match="no door for tokens"):
         network(images, time, Condition(tokens=network.text(tokens)[1]))
+
+
+def test_tokens_from_elsewhere(tokens):
+    """A width of tokens alone opens the door; beside a pooled text it is a width of its own."""
+    elsewhere = noise(4, 5, 20)
+    images, time = noise(4, 3, 8, 8), torch.full((4,), 300)
+    pooled = dataclasses.replace(TEXT, pooled=True)
+    for text in (None, pooled):
+        network = awake(UNet(dataclasses.replace(TINY, text=text, token_width=20)))
+        widths = {p.shape[1] for n, p in network.named_parameters() if "encoder_kv.weight" in n}
+        assert widths == {20} and hasattr(network, "text") == (text is not None)
+        plain, vector = network(images, time), network.text(tokens)[0] if text else None
+        out = network(images, time, Condition(vector=vector, tokens=elsewhere))
+        assert (out - plain).flatten(1).abs().amax(1).min() > 1e-4
+        with pytest.raises(ValueError, match=r"attends to tokens \(B, L, 20\), got \(4, 5, 24\)"):
+            network(images, time, Condition(tokens=noise(4, 5, 24)))
+
+
+def test_the_width_of_tokens_is_that_of_the_text_unless_it_is_pooled():
+    assert TINY.tokens == 24 and dataclasses.replace(TINY, token_width=24).tokens == 24
+    assert dataclasses.replace(TINY, text=None).tokens is None
+    assert dataclasses.replace(TINY, text=dataclasses.replace(TEXT, pooled=True)).tokens is None
+    with pytest.raises(ValueError, match="token_width 20 is not the width 24 of the text transformer"):
+        dataclasses.replace(TINY, token_width=20)
 
 
 def test_tokens_through_the_wrong_door_are_refused(tokens):

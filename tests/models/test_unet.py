@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
 
 import pytest
@@ -12,7 +14,7 @@ from helpers import awake, noise
 from torch import nn
 
 from minidiff.denoiser import Condition, as_denoiser
-from minidiff.models.layers import AttentionBlock, ResBlock, attention, timestep_embedding
+from minidiff.models.layers import AttentionBlock, ResBlock, attend, attention, timestep_embedding
 from minidiff.models.unet import UNet, UNetConfig
 from minidiff.schedule import linear_schedule
 
@@ -145,6 +147,39 @@ def test_attention_is_the_softmax_of_scaled_products():
     torch.testing.assert_close(attention(q, k, v), expected)
 
 
+def attended_one_by_one(q, k, v, seen):
+    """Each head of each query by itself, over the keys that it sees: seen(sample, query, key)."""
+    out = torch.zeros_like(q)
+    for b, h, i in itertools.product(*map(range, q.shape[:3])):
+        keys = [j for j in range(k.shape[2]) if seen(b, i, j)]
+        weights = torch.stack([q[b, h, i] @ k[b, h, j] / math.sqrt(q.shape[3]) for j in keys]).exp()
+        out[b, h, i] = sum(w * v[b, h, j] for w, j in zip(weights, keys, strict=True)) / weights.sum()
+    return out
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("keys", [5, 8])
+def test_causal_attention_sees_no_later_key(keys, masked):
+    """With a mask of keys or without, in both precisions; keys that were there before are seen by all queries."""
+    q, k, v = noise(2, 3, 5, 4, seed=1), noise(2, 3, keys, 4, seed=2), noise(2, 3, keys, 4, seed=3)
+    mask = torch.arange(keys) < torch.tensor([[keys - 3], [keys - 1]]) if masked else None
+    seen = lambda b, i, j: j <= i + keys - 5 and (mask is None or bool(mask[b, j]))
+    expected = attended_one_by_one(q, k, v, seen)
+    torch.testing.assert_close(attention(q, k, v, mask, causal=True), expected)
+    half = attention(*(t.bfloat16() for t in (q, k, v)), mask, causal=True)
+    torch.testing.assert_close(half.double(), expected, atol=0.03, rtol=0.03)
+    assert not torch.allclose(attention(q, k, v, mask), expected, atol=1e-3)
+
+
+def test_attending_joins_sources_and_splits_heads():
+    q, sources = noise(2, 3, 8), [(noise(2, n, 8, seed=n), noise(2, n, 8, seed=n + 9)) for n in (4, 1, 2)]
+    mask = torch.tensor([[True, False, True, True, False, True, True], [False, True] * 3 + [True]])
+    k, v = (torch.cat(parts, 1) for parts in zip(*sources, strict=True))
+    split = lambda x: torch.stack([x[..., :4], x[..., 4:]], 1)
+    expected = attended_one_by_one(split(q), split(k), split(v), lambda b, i, j: bool(mask[b, j]))
+    torch.testing.assert_close(attend(q, sources, 2, mask), torch.cat([expected[:, 0], expected[:, 1]], -1))
+
+
 def test_attention_block_is_its_formula_head_by_head():
     """Rows of qkv: all of q, then k, then v, each with its heads in order; added to the input."""
     block, x = awake(AttentionBlock(12, heads=3, groups=4)), noise(2, 12, 3, 5)
@@ -231,6 +266,72 @@ def test_image_door_is_concatenated_after_x():
     network = awake(UNet(UNetConfig(**(vars(TINY) | {"in_channels": 3}))))
     x, image, time = noise(1, 2, 8, 8), noise(1, 1, 8, 8, seed=4), torch.tensor([9])
     torch.testing.assert_close(network(x, time, Condition(image=image)), network(torch.cat([x, image], 1), time))
+
+
+# --- the way down and the way up ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def halves():
+    """A network and what its decoder takes: h, skips, embedding."""
+    network, x = awake(UNet(TINY)), noise(3, 2, 8, 8)
+    x, embedding, *_ = network.entering(x, torch.tensor([0, 500, 999]), Condition(vector=noise(3, 64, seed=1)))
+    return network, *network.encode(x, embedding), embedding
+
+
+def test_what_is_encoded_is_what_the_blocks_return():
+    network, x, time = awake(UNet(TINY)), noise(3, 2, 8, 8), torch.tensor([0, 500, 999])
+    outputs = []
+    for block in (*network.input_blocks, network.middle_block):
+        block.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    h, skips = network.encode(x, network.embed_time(x, time))
+    assert len(skips) == len(network.input_blocks) == len(network.output_blocks) == 4
+    assert all(found is made for found, made in zip((*skips, h), outputs, strict=True))
+
+
+def test_what_is_added_to_skips_and_middle(halves):
+    """Written out: the last skip enters first; nothing added is nothing changed, to the bit."""
+    network, h, skips, embedding = halves
+    extra = [noise(*skip.shape, seed=i) for i, skip in enumerate([*skips, h])]
+    out, by_hand = network.decode(h, list(skips), embedding, extra=extra)[0], h + extra[4]
+    for i, block in zip((3, 2, 1, 0), network.output_blocks, strict=True):
+        by_hand = block(torch.cat([by_hand, skips[i] + extra[i]], 1), embedding)
+    assert torch.equal(out, network.out(by_hand))
+    plain, zeros = network.decode(h, list(skips), embedding)[0], [torch.zeros_like(e) for e in extra]
+    assert torch.equal(network.decode(h, list(skips), embedding, extra=zeros)[0], plain)
+    for i in range(5):  # each of them arrives
+        one = [e if i == j else z for j, (e, z) in enumerate(zip(extra, zeros, strict=True))]
+        assert not torch.allclose(network.decode(h, list(skips), embedding, extra=one)[0], plain, atol=1e-4)
+
+
+def test_outputs_of_blocks_are_kept(halves):
+    network, h, skips, embedding = halves
+    outputs = []
+    for block in network.output_blocks:
+        block.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    out, kept = network.decode(h, list(skips), embedding, keep=(3, 1))
+    assert sorted(kept) == [1, 3] and kept[1] is outputs[1] and kept[3] is outputs[3]
+    assert kept[1].shape == (3, 32, 8, 8) and kept[3].shape == (3, 16, 8, 8)
+    assert torch.equal(out, network.out(kept[3]))
+    nothing = network.decode(h, skips, embedding)
+    assert torch.equal(nothing[0], out) and nothing[1] == {} and skips == []
+
+
+def test_what_a_decoder_cannot_take(halves):
+    network, h, skips, embedding = halves
+    with pytest.raises(ValueError, match=r"takes 4 skips, got 3"):
+        network.decode(h, skips[1:], embedding)
+    with pytest.raises(ValueError, match=r"extra must be 5 tensors, for 4 skips and the middle, got 4"):
+        network.decode(h, skips, embedding, extra=skips)
+    for keep in ((4,), (0, -1)):
+        with pytest.raises(ValueError, match=r"output blocks from 0 to 3, got \["):
+            network.decode(h, skips, embedding, keep=keep)
+
+
+def test_a_network_says_what_enters_and_leaves():
+    network, config = UNet(TINY), UNetConfig(**(vars(TINY) | {"in_channels": 5}))
+    out = network(torch.zeros(1, *network.in_shape), torch.zeros(1))
+    assert out.shape == (1, *network.out_shape) == (1, 4, 8, 8) and UNet(config).in_shape == (5, 8, 8)
 
 
 def test_dropout_acts_in_training_alone():

@@ -1,0 +1,206 @@
+"""What a network is told beside x: a condition is a sum of parts, each of which enters by its own doors."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .random import rand
+
+Value = Tensor | tuple[Tensor, ...]  # of a part: tensors with one entry per sample
+
+
+@dataclass(frozen=True)
+class Condition:
+    """The three doors into a network. Conditions add: vectors are summed, tokens and image channels concatenated.
+
+    Attributes:
+        vector: (B, E), added to the time embedding.
+        tokens: (B, L, W), attended to.
+        tokens_mask: (B, L) bool, True where a token counts.
+        image: (B, C, H, W), concatenated to the channels.
+    """
+
+    vector: Tensor | None = None
+    tokens: Tensor | None = None
+    tokens_mask: Tensor | None = None
+    image: Tensor | None = None
+
+    def __add__(self, other: Condition) -> Condition:
+        """The condition of both; tokens without a mask all count."""
+        masks = (self.tokens_mask, other.tokens_mask)
+        if self.tokens is not None and other.tokens is not None and any(mask is not None for mask in masks):
+            masks = tuple(_mask(mask, c.tokens) for mask, c in zip(masks, (self, other), strict=True))
+        return Condition(
+            _joined(torch.add, self.vector, other.vector),
+            _joined(_along(1), self.tokens, other.tokens),
+            _joined(_along(1), *masks),
+            _joined(_along(1), self.image, other.image),
+        )
+
+
+def _mask(mask: Tensor | None, tokens: Tensor) -> Tensor:
+    return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if mask is None else mask
+
+
+def _along(axis: int) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda a, b: torch.cat([a, b], dim=axis)
+
+
+def _joined(join: Callable[[Tensor, Tensor], Tensor], a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return join(a, b) if a is not None and b is not None else b if a is None else a
+
+
+def concatenate(*conditions):
+    """One condition for the batch made of the given batches: tensors are joined along the first axis.
+
+    Raises:
+        ValueError: when one condition uses a door that another leaves closed.
+    """
+    first = conditions[0]
+    if all(c is None for c in conditions):
+        return None
+    if any(type(c) is not type(first) for c in conditions):
+        given = ", ".join(type(c).__name__ for c in conditions)
+        raise ValueError(f"conditions of one batch must have the same form, got {given}")
+    if isinstance(first, Tensor):
+        return torch.cat(conditions)
+    names = [f.name for f in dataclasses.fields(first)]
+    return type(first)(**{n: concatenate(*[getattr(c, n) for c in conditions]) for n in names})
+
+
+def each(function: Callable[..., Tensor], *values: Value) -> Value:
+    """A function of tensors, applied to every tensor of the values of a part."""
+    if isinstance(values[0], Tensor):
+        return function(*values)
+    return tuple(function(*tensors) for tensors in zip(*values, strict=True))
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a person is asked to have a part's value.
+
+    Attributes:
+        name: Of the option: "label" is asked for by ``--label``.
+        kind: "integer", "number", "text", or "file".
+        help: What to answer, in one line.
+        many: Several answers are taken, which the samples get in turn.
+        first: The answers may stand without the option's name after that of the system, as captions do.
+    """
+
+    name: str
+    kind: str
+    help: str
+    many: bool = False
+    first: bool = False
+
+
+class Part:
+    """One named input of a system. A part holds no parameters: they are the network's, whose names it does not change.
+
+    Its *value* is a tensor, or a tuple of tensors, with one entry per sample. The order of a system's parts is the
+    order of channels and tokens.
+
+    Attributes:
+        key: Its name: ``system.condition(label=...)``.
+        channels: Channels that enter through the image door.
+        nullable: Whether there is a value that stands for nothing.
+        p_drop: Probability with which training replaces a value by that one, drawn per sample.
+        questions: What to ask a person who is to give a value.
+        judge: Whether samples are judged by the "class" or the "caption" that this part gave them; "" for neither.
+    """
+
+    key: str
+    channels: int = 0
+    nullable: bool = False
+    p_drop: float = 0.0
+    questions: tuple[Question, ...] = ()
+    judge: str = ""
+
+    def check(self, network: nn.Module, shape: tuple[int, ...]) -> None:
+        """Whether a network for x of this shape has what the part needs.
+
+        Raises:
+            ValueError: when it has not.
+        """
+
+    def read(self, value, shape: tuple[int, ...]) -> Value:
+        """What a person gave as the value of a part, for x of this shape.
+
+        Raises:
+            ValueError: for what cannot be a value.
+        """
+        return value
+
+    def encode(self, network: nn.Module, value: Value) -> Condition:
+        """The value, as it enters the network."""
+        raise NotImplementedError
+
+    def nothing(self, network: nn.Module, n: int) -> Value:
+        """What stands for nothing, n times; only a nullable part has it."""
+        raise NotImplementedError
+
+    def null(self, network: nn.Module, value: Value) -> Value:
+        """What stands for nothing in place of a value; the value itself where there is no null."""
+        if not self.nullable:
+            return value
+        return each(lambda nothing, given: nothing.to(given.device), self.nothing(network, length(value)), value)
+
+    def observe(self, batch: Mapping[str, Tensor], generator=None) -> Value:
+        """The value of a training step, from a batch of data.
+
+        Args:
+            batch: Columns of data by name.
+            generator: One generator, or a list with one per sample.
+
+        Raises:
+            ValueError: when the data lack what it takes.
+        """
+        return column(batch, self.key)
+
+    def drop(self, network: nn.Module, value: Value, generator=None) -> Value:
+        """The value with classifier-free dropout applied: replaced by the null with probability ``p_drop``, per sample.
+
+        Ho and Salimans 2022, algorithm 1.
+        """
+        if not self.p_drop:
+            return value
+        first = value if isinstance(value, Tensor) else value[0]
+        hidden = rand((len(first),), generator, device=first.device) < self.p_drop
+        hide = lambda null, given: torch.where(hidden.reshape(-1, *[1] * (given.ndim - 1)), null, given)
+        return each(hide, self.null(network, value), value)
+
+    def impose(self, denoiser, value: Value):
+        """A denoiser that keeps to what is known of x_0 from the value; by default the denoiser."""
+        return denoiser
+
+    def answer(self, given: Mapping[str, object], n: int, shape: tuple[int, ...]):
+        """The values of n samples of this shape from the answers to ``questions``, where there are some.
+
+        Returns:
+            What ``read`` takes, and the (n,) number of the class or caption of each sample, or None.
+
+        Raises:
+            ValueError: when an answer is missing or wrong.
+        """
+        raise ValueError(f"a {self.key.replace('_', ' ')} cannot be asked for here")
+
+
+def length(value: Value) -> int:
+    """Number of samples that a value is for."""
+    return len(value if isinstance(value, Tensor) else value[0])
+
+
+def column(batch: Mapping[str, Tensor], name: str) -> Tensor:
+    """A column of a batch of data.
+
+    Raises:
+        ValueError: when it is not there.
+    """
+    if name not in batch:
+        raise ValueError(f"training needs a column {name!r} of data; there are: {', '.join(sorted(batch))}")
+    return batch[name]

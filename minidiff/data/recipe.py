@@ -1,0 +1,49 @@
+"""Which data to learn from, as a recipe says it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """Which data to learn from.
+
+    Attributes:
+        name: "digits", "shapes"; "scenes", "scenes-pairs" and "emoji" (with captions), "cifar10", "folder" (or a zip
+            archive), "shards" (with captions where a tokenizer is named), or "torchvision:NAME".
+        size: Side of the images in pixels, whatever the network's.
+        images: Number of images to render, for sets without a fixed size.
+        seed: Seed of that rendering.
+        bins: Number of values a pixel can take.
+        path: Where the images lie, for sets that are not made here.
+        train: Folder below ``path`` (or split of torchvision's set) to train on; "" for all.
+        heldout: The same for the images to evaluate on.
+        mirror: Every image is also seen flipped left to right.
+        workers: Processes that decode images, per training process.
+        tokenizer: Who reads the captions, of images that have some.
+        reading: Probability that a caption of scenes names the left or the upper object first.
+
+    Raises:
+        ValueError: for a number out of range.
+    """
+
+    name: str
+    size: int
+    images: int = 0
+    seed: int = 0
+    bins: int = 256
+    path: str | None = None
+    train: str = "train"
+    heldout: str = "test"
+    mirror: bool = False
+    workers: int = 0
+    tokenizer: str = ""
+    reading: float = 0.5
+
+    def __post_init__(self):
+        for name, least in (("size", 1), ("images", 0), ("bins", 2), ("workers", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"data.{name} must be at least {least}, got {getattr(self, name)}")
+        if not 0 <= self.reading <= 1:
+            raise ValueError(f"data.reading is a probability, got {self.reading}")

@@ -1,0 +1,202 @@
+"""Every data set behind one name: items are dicts of tensors, "image" with "label", or with "caption" (its tokens)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+
+from ..random import sample_generators
+from ..words import nearest
+from .recipe import DataRecipe
+
+SPLITS = ("train", "heldout")
+HELDOUT = 2000  # images of a held-out set that is rendered
+
+
+class Columns(Dataset):
+    """A data set in memory.
+
+    Attributes:
+        columns: Tensors by name, with one row per item.
+    """
+
+    def __init__(self, **columns: Tensor):
+        self.columns = columns
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    def __getitem__(self, i) -> dict[str, Tensor]:
+        """The row of an integer, or the rows of many."""
+        return {name: column[i] for name, column in self.columns.items()}
+
+
+class Items(Dataset):
+    """A data set that is read on demand, its items turned into dicts.
+
+    Attributes:
+        found: Items are (image, label), or (image, caption).
+        second: What the second is called.
+        convert: From the second to a tensor.
+    """
+
+    def __init__(self, found: Dataset, second: str = "label", convert: Callable = torch.as_tensor):
+        self.found, self.second, self.convert = found, second, convert
+        self.shard_sizes: Sequence[int] | None = getattr(found, "shard_sizes", None)
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    def __getitem__(self, i: int) -> dict[str, Tensor]:
+        image, second = self.found[i]
+        return {"image": image, self.second: self.convert(second)}
+
+    @property
+    def broken(self) -> list[str]:
+        """Names of the items that could not be decoded so far."""
+        return getattr(self.found, "broken", [])
+
+
+def load_dataset(recipe: DataRecipe, split: str = "train") -> Dataset:
+    """A map-style data set whose items are dicts of tensors: "image" (C, size, size) in [-1, 1], and what is said of it.
+
+    Args:
+        recipe: Which data.
+        split: "train" or "heldout".
+
+    Raises:
+        ValueError: for an unknown set or split, or data that are not there.
+    """
+    name = recipe.name.partition(":")[0]
+    if name not in SETS:
+        raise ValueError(f"unknown data {recipe.name!r}: {nearest(recipe.name, SETS)}")
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    return SETS[name](recipe, split)
+
+
+def load_set(recipe: DataRecipe, split: str = "train", count: int | None = None) -> dict[str, Tensor]:
+    """Columns of a data set in memory: all rows, or ``count`` spread evenly over the set.
+
+    Raises:
+        ValueError: as ``load_dataset``.
+    """
+    found = load_dataset(recipe, split)
+    n = len(found)
+    every = count is None or count >= n
+    if isinstance(found, Columns):
+        return found.columns if every else found[[i * n // count for i in range(count)]]
+    return default_collate([found[i] for i in (range(n) if every else [i * n // count for i in range(count)])])
+
+
+def second(columns: Mapping[str, Tensor]) -> Tensor:
+    """What is said of the images of a batch: its labels, or the tokens of its captions."""
+    return columns["label" if "label" in columns else "caption"]
+
+
+def _digits(recipe: DataRecipe, split: str) -> Dataset:
+    from .digits import digits
+
+    return _labelled(recipe, *digits(split))
+
+
+def _shapes(recipe: DataRecipe, split: str) -> Dataset:
+    from .shapes import shapes
+
+    return _labelled(recipe, *shapes(_count(recipe, split), recipe.size, _generator(recipe, split)))
+
+
+def _scenes(recipe: DataRecipe, split: str) -> Dataset:
+    from .captioned import captioned_pairs, captioned_scenes
+
+    draw = captioned_scenes if recipe.name == "scenes" else captioned_pairs
+    draw = partial(draw, reading=recipe.reading)
+    found = draw(_count(recipe, split), recipe.size, _generator(recipe, split), "seen")
+    return Columns(image=found.images, caption=_tokenizer(recipe)(found.captions))
+
+
+def _emoji(recipe: DataRecipe, split: str) -> Dataset:
+    from .emoji import Emoji
+
+    found = Emoji(recipe.path, recipe.size, split)
+    images = torch.stack([found[i][0] for i in range(len(found))])
+    return Columns(image=images, caption=_tokenizer(recipe)(list(found.captions.values())))
+
+
+def _cifar10(recipe: DataRecipe, split: str) -> Dataset:
+    from .cifar import cifar10
+
+    return _labelled(recipe, *cifar10(split, recipe.size, recipe.path, recipe.mirror and split == "train"))
+
+
+def _folder(recipe: DataRecipe, split: str) -> Dataset:
+    from .images import ImageFolder
+
+    return Items(ImageFolder(_path(recipe), recipe.size, _part(recipe, split), recipe.mirror and split == "train"))
+
+
+def _shards(recipe: DataRecipe, split: str) -> Dataset:
+    from .shards import Shards
+
+    part = _part(recipe, split)
+    where, mirror = f"{_path(recipe)}/{part}" if part else _path(recipe), recipe.mirror and split == "train"
+    if recipe.tokenizer:
+        read = _tokenizer(recipe)
+        return Items(Shards(where, recipe.size, mirror, "txt"), "caption", lambda caption: read([caption])[0])
+    return Items(Shards(where, recipe.size, mirror))
+
+
+def _torchvision(recipe: DataRecipe, split: str) -> Dataset:
+    from .images import torchvision_set
+
+    name = recipe.name.partition(":")[2]
+    return Items(torchvision_set(name, _path(recipe), _part(recipe, split), recipe.size))
+
+
+SETS = {
+    "digits": _digits,
+    "shapes": _shapes,
+    "scenes": _scenes,
+    "scenes-pairs": _scenes,
+    "emoji": _emoji,
+    "cifar10": _cifar10,
+    "folder": _folder,
+    "shards": _shards,
+    "torchvision": _torchvision,
+}
+
+
+def _labelled(recipe: DataRecipe, images: Tensor, labels: Tensor) -> Columns:
+    if images.shape[-1] != recipe.size:
+        raise ValueError(f"{recipe.name} are {images.shape[-1]} pixels wide, and data.size is {recipe.size}")
+    return Columns(image=images, label=labels)
+
+
+def _count(recipe: DataRecipe, split: str) -> int:
+    return recipe.images if split == "train" else HELDOUT
+
+
+def _generator(recipe: DataRecipe, split: str) -> torch.Generator:
+    return sample_generators(recipe.seed, [SPLITS.index(split)])[0]
+
+
+def _path(recipe: DataRecipe) -> str:
+    if recipe.path is None:
+        raise ValueError(f"data {recipe.name!r} lie somewhere on disk: name the place with data.path=...")
+    return recipe.path
+
+
+def _tokenizer(recipe: DataRecipe):
+    from .tokenizer import tokenizer
+
+    if not recipe.tokenizer:
+        raise ValueError(f"data {recipe.name!r} come with captions: name who reads them with data.tokenizer=...")
+    return tokenizer(recipe.tokenizer)
+
+
+def _part(recipe: DataRecipe, split: str) -> str:
+    return {"train": recipe.train, "heldout": recipe.heldout}[split]

@@ -1,0 +1,71 @@
+"""A stack of pre-norm transformer blocks; parameter names are those of GLIDE's released checkpoints."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from .layers import attend
+
+
+class _SelfAttention(nn.Module):
+    """Rows of ``c_qkv`` are q, k, v, each with its heads in order."""
+
+    FUSED: ClassVar[dict[str, int]] = {"c_qkv": 3}
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.c_qkv = nn.Linear(width, 3 * width)
+        self.c_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+        """(B, L, W) -> (B, L, W)."""
+        q, *own = self.c_qkv(x).chunk(3, dim=-1)
+        return self.c_proj(attend(q, [own], self.heads, mask, causal))
+
+
+class _Perceptron(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.c_fc = nn.Linear(width, 4 * width)
+        self.c_proj = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, L, W) -> (B, L, W)."""
+        return self.c_proj(nn.functional.gelu(self.c_fc(x)))
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.ln_1, self.attn = nn.LayerNorm(width), _SelfAttention(width, heads)
+        self.ln_2, self.mlp = nn.LayerNorm(width), _Perceptron(width)
+
+    def forward(self, x: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+        """(B, L, W) -> (B, L, W)."""
+        x = x + self.attn(self.ln_1(x), mask, causal)
+        return x + self.mlp(self.ln_2(x))
+
+
+class Transformer(nn.Module):
+    """Blocks one after another; no norm follows the last.
+
+    Args:
+        width: Width.
+        layers: Residual blocks.
+        heads: Attention heads.
+        causal: No place sees a later one.
+    """
+
+    def __init__(self, width: int, layers: int, heads: int, causal: bool = False):
+        super().__init__()
+        self.causal = causal
+        self.resblocks = nn.ModuleList(_Block(width, heads) for _ in range(layers))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, L, W) -> (B, L, W); ``mask`` (B, L) bool is True for the places that are seen."""
+        for block in self.resblocks:
+            x = block(x, mask, self.causal)
+        return x

@@ -1,0 +1,53 @@
+"""ADM (Dhariwal and Nichol 2021): a U-Net told a label, told none (for classifier-free guidance), or never told any."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..condition import Part
+from ..models.unet import UNet
+from .diffusion import DenoiserOptions, Diffusion
+from .parts import Label, LowRes
+from .registry import system
+
+
+@dataclass(frozen=True)
+class UpsamplerOptions(DenoiserOptions):
+    """Options of a system that enlarges.
+
+    Attributes:
+        factor: Height of the image over that of the small one.
+    """
+
+    factor: int = 4
+
+
+def label(network: UNet, options: DenoiserOptions) -> list[Part]:
+    """The label, where the network has an embedding of some; its last row is the null where labels are dropped."""
+    rows, nullable = network.config.classes, options.drop > 0
+    return [] if rows is None else [Label(rows - nullable, nullable, options.drop)]
+
+
+def channels(network: UNet, options: DenoiserOptions) -> int:
+    """Channels of the images that a network draws."""
+    return network.config.out_channels // (1 + (options.variance == "learned"))
+
+
+def denoiser(network, schedule, parts, options: DenoiserOptions, data, kind=Diffusion, levels=None) -> Diffusion:
+    """A system of the options that all of them share."""
+    return kind(network, schedule, parts, options.predicts, options.variance, options.levels(levels), data.bins)
+
+
+@system("class_conditional", network=UNet, options=DenoiserOptions)
+def class_conditional(network, schedule, options, data) -> Diffusion:
+    """Told a label."""
+    return denoiser(network, schedule, label(network, options), options, data)
+
+
+@system("upsampler", network=UNet, options=UpsamplerOptions)
+def upsampler(network, schedule, options, data) -> Diffusion:
+    """Told a label and a small image, which a cascade hands on rounded down (section 2.3, table 13)."""
+    small = LowRes(options.factor, channels(network, options), rounding=torch.floor)
+    return denoiser(network, schedule, [*label(network, options), small], options, data)

@@ -1,0 +1,301 @@
+"""The parts that several systems are told: a label, a caption, a small version of the image, what of it is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..condition import Condition, Part, Question, column
+from ..data.masks import random_masks
+from ..data.tokenizer import Tokenizer
+from ..guidance import replace_known
+from ..pictures import read_edit, read_picture
+from ..pixels import quantize
+from ..process import as_known, diffuse
+from ..random import rand, randn
+from ..schedule import NoiseLevel
+
+TOLD = 1000  # a level in [0, 1] is told times this: the fastest sinusoid of a time embedding has the frequency one
+
+
+class Label(Part):
+    """A class, through the vector door. The null is -1, and the last row of the embedding (Ho and Salimans 2022).
+
+    Args:
+        n_classes: Number of classes.
+        nullable: Whether the embedding has one more row, for the null.
+        p_drop: Probability of the null in training.
+    """
+
+    key, judge = "label", "class"
+    questions = (Question("label", "integer", "Class to draw (default: all of them in turn).", many=True),)
+
+    def __init__(self, n_classes: int, nullable: bool = False, p_drop: float = 0.0):
+        if p_drop and not nullable:
+            raise ValueError(f"labels are dropped with probability {p_drop}, but the embedding has no row for the null")
+        self.n_classes, self.nullable, self.p_drop = n_classes, nullable, p_drop
+
+    def check(self, network: nn.Module, shape: tuple[int, ...]) -> None:
+        """The label embedding has a row for each class, and one more where labels can be null."""
+        rows, needed = network.config.classes, self.n_classes + self.nullable
+        if rows != needed:
+            raise ValueError(f"{self.n_classes} classes need network.classes = {needed}, got {rows}")
+
+    def read(self, value, shape: tuple[int, ...]) -> Tensor:
+        """A label or (B,) labels, -1 for the null.
+
+        Raises:
+            ValueError: for a label that is out of range, or a null that the network was not built with.
+        """
+        labels = torch.as_tensor(value)
+        labels = labels[None] if labels.ndim == 0 else labels
+        lowest = -1 if self.nullable else 0
+        wrong = labels.ndim != 1 or labels.is_floating_point()
+        if wrong or bool(((labels < lowest) | (labels >= self.n_classes)).any()):
+            raise ValueError(f"labels must be (B,) integers from {lowest} to {self.n_classes - 1}, got {value}")
+        return labels.long()
+
+    def encode(self, network: nn.Module, value: Tensor) -> Condition:
+        """Rows of the label embedding."""
+        return Condition(vector=network.label_emb(torch.where(value < 0, self.n_classes, value)))
+
+    def nothing(self, network: nn.Module, n: int) -> Tensor:
+        """(n,) null labels."""
+        return torch.full((n,), -1)
+
+    def answer(self, given: Mapping[str, object], n: int, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """The labels that were asked for, or all classes, in turn."""
+        chosen = torch.tensor(given.get("label") or range(self.n_classes))
+        labels = chosen[torch.arange(n) % len(chosen)]
+        return labels, labels
+
+
+class Caption(Part):
+    """A caption, by the network's own text transformer: one vector, and a token for each word (Nichol et al. 2022, 4.1).
+
+    What the transformer makes of the last place goes to the vector door, what it makes of all places to the tokens
+    door. The null is the empty caption, tokens of -1.
+
+    Args:
+        tokenizer: Reads captions.
+        p_drop: Probability of the empty caption in training; GLIDE's fine-tuning for guidance takes .2.
+    """
+
+    key, judge, nullable = "caption", "caption", True
+    questions = (Question("caption", "text", "What to draw; several are drawn in turn.", many=True, first=True),)
+
+    def __init__(self, tokenizer: Tokenizer, p_drop: float = 0.0):
+        self.tokenizer, self.p_drop = tokenizer, p_drop
+
+    def check(self, network: nn.Module, shape: tuple[int, ...]) -> None:
+        """The network reads text, and was made for this tokenizer."""
+        text = network.config.text
+        if text is None:
+            raise ValueError("a text-to-image system needs a network with a text transformer; network.text is missing")
+        if (text.vocabulary, text.context) != (self.tokenizer.size, self.tokenizer.context):
+            raise ValueError(
+                f"the network reads {text.context} of {text.vocabulary} tokens, but the tokenizer "
+                f"{self.tokenizer.name!r} writes {self.tokenizer.context} of {self.tokenizer.size}"
+            )
+
+    def read(self, value, shape: tuple[int, ...]) -> Tensor:
+        """A caption, B captions, or their tokens (B, L).
+
+        Raises:
+            ValueError: for what the tokenizer refuses.
+        """
+        if isinstance(value, Tensor):
+            return value
+        return self.tokenizer([value] if isinstance(value, str) else list(value))
+
+    def encode(self, network: nn.Module, value: Tensor) -> Condition:
+        """Tokens (B, L), -1 for none, through the vector door and the tokens door."""
+        vector, sequence = network.text(value)
+        return Condition(vector=vector, tokens=None if network.config.text.pooled else sequence)
+
+    def nothing(self, network: nn.Module, n: int) -> Tensor:
+        """(n, L) tokens of empty captions."""
+        return torch.full((n, self.tokenizer.context), -1)
+
+    def answer(self, given: Mapping[str, object], n: int, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """The captions in turn."""
+        captions: Sequence[str] = given.get("caption") or ()
+        if not captions:
+            raise ValueError('this system draws captions: name some after it, such as "..."')
+        number = torch.arange(n) % len(captions)
+        return self.read(captions, shape)[number], number
+
+
+def level_of_sigma(sigma: Tensor) -> NoiseLevel:
+    """The variance-preserving levels of standard deviations (B,) in [0, 1), of which the network is told sigma."""
+    return NoiseLevel((1 - sigma**2).sqrt(), sigma, TOLD * sigma)
+
+
+class LowRes(Part):
+    """A small version of the image, enlarged and put through the image door (Saharia et al. 2021; ADM; GLIDE).
+
+    With ``augment`` there is noise in the small image, whose level the network is told (noise-conditioning
+    augmentation, Ho et al. 2022): its value is (z, sigma), z = sqrt(1 - sigma^2) y + sigma eps. In training sigma is
+    uniform in [0, augment], drawn per sample, and the noise is added to the image in [-1, 1] before it is enlarged.
+
+    Args:
+        factor: Height of x over that of the small image.
+        channels: Channels of an image.
+        mode: How the small image is enlarged, and in training reduced: "bilinear" (reduced by the area average) or
+            "bicubic" (reduced with antialiasing).
+        augment: Largest sigma of training; 0 for none.
+        rounding: Of the eight bits in which a cascade hands the small image on.
+
+    Raises:
+        ValueError: for a factor below 1, another mode, or an augment outside [0, 1].
+    """
+
+    key = "low_res"
+    questions = (Question("image", "file", "Small picture to enlarge; or draw one first, and name this as --upsample."),)
+
+    def __init__(
+        self,
+        factor: int,
+        channels: int = 3,
+        mode: str = "bilinear",
+        augment: float = 0.0,
+        rounding: Callable[[Tensor], Tensor] = torch.round,
+    ):
+        if factor < 1 or mode not in ("bilinear", "bicubic"):
+            raise ValueError(f"a factor >= 1 and mode 'bilinear' or 'bicubic' are accepted, got {factor} and {mode!r}")
+        if not 0 <= augment <= 1:
+            raise ValueError(f"augment is a standard deviation in [0, 1], got {augment}")
+        self.factor, self.channels, self.mode, self.augment, self.rounding = factor, channels, mode, augment, rounding
+
+    def small_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
+        """(C, H, W) of the small image for x of a shape."""
+        channels, height, width = shape
+        return channels, height // self.factor, width // self.factor
+
+    def check(self, network: nn.Module, shape: tuple[int, ...]) -> None:
+        """The size divides by the factor, and a level that is told has an embedding."""
+        if shape[1] % self.factor:
+            raise ValueError(f"size {shape[1]} must be divisible by the factor, got {self.factor}")
+        if bool(self.augment) != network.config.image_level:
+            need = "needs image_level=True" if self.augment else "has image_level=True, but augment is 0"
+            raise ValueError(f"noise in the small image has to be told, and nothing else: the network {need}")
+
+    def read(self, value, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """Small images (B, C, H, W); with augmentation (images, sigma), sigma 0 when left out.
+
+        Raises:
+            ValueError: for another shape, or a sigma that training did not show.
+        """
+        image, *sigma = value if isinstance(value, (tuple, list)) else (value,)
+        if tuple(image.shape[1:]) != self.small_shape(shape):
+            expected = ", ".join(map(str, self.small_shape(shape)))
+            raise ValueError(f"this upsampler enlarges (B, {expected}), got {tuple(image.shape)}")
+        if not self.augment:
+            if sigma:
+                raise ValueError("this upsampler was trained without noise in the small image: it is told no level")
+            return (image,)
+        level = torch.as_tensor(sigma[0] if sigma else 0.0, dtype=image.dtype, device=image.device).expand(len(image))
+        if not bool(((level >= 0) & (level <= self.augment)).all()):
+            raise ValueError(f"sigma is a standard deviation from 0 to {self.augment}, as in training; got {sigma[0]}")
+        return image, level
+
+    def encode(self, network: nn.Module, value: tuple[Tensor, ...]) -> Condition:
+        """The enlarged image through the image door, the level of its noise through the vector door."""
+        image, *sigma = value
+        condition = Condition(image=self.upsample(image))
+        return replace(condition, vector=network.embed_image_level(TOLD * sigma[0])) if sigma else condition
+
+    def upsample(self, image: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C, factor h, factor w)."""
+        size = [self.factor * side for side in image.shape[2:]]
+        return F.interpolate(image, size, mode=self.mode, align_corners=False)
+
+    def downsample(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H / factor, W / factor)."""
+        size = [side // self.factor for side in images.shape[2:]]
+        if self.mode == "bilinear":
+            return F.interpolate(images, size, mode="area")
+        return F.interpolate(images, size, mode="bicubic", align_corners=False, antialias=True)
+
+    def observe(self, batch: Mapping[str, Tensor], generator=None) -> tuple[Tensor, ...]:
+        """The images reduced; with augmentation also noised, and how much."""
+        small = self.downsample(column(batch, "image"))
+        if not self.augment:
+            return (small,)
+        sigma = self.augment * rand((len(small),), generator, small.dtype, small.device)
+        return self.noised(small, sigma, generator), sigma
+
+    @staticmethod
+    def noised(image: Tensor, sigma: Tensor, generator=None) -> Tensor:
+        """z = sqrt(1 - sigma^2) y + sigma eps for y (B, C, H, W) and sigma (B,) (``eq-noised-condition``)."""
+        eps = randn(image.shape, generator, image.dtype, image.device)
+        return diffuse(image, level_of_sigma(sigma), eps)
+
+    def quantize(self, image: Tensor) -> Tensor:
+        """The small image as a cascade hands it on: in eight bits."""
+        return quantize(image, rounding=self.rounding)
+
+    def answer(self, given: Mapping[str, object], n: int, shape: tuple[int, ...]) -> tuple[Tensor, None]:
+        """The small picture."""
+        if not given.get("image"):
+            raise ValueError("this system enlarges: name a small picture with --image, or it as --upsample of another")
+        return read_picture(given["image"], self.small_shape(shape)[1])[None], None
+
+
+class Known(Part):
+    """The known part of the image and the mask that says which, through the image door (Nichol et al. 2022, section 4.3).
+
+    Its value is (image, mask): (B, C, H, W), whose values where the mask is 0 are not seen, and (B, 1, H, W), **1 where
+    a pixel is known** and kept, 0 where it is to be painted. The network takes image * mask, then the mask.
+
+    Args:
+        channels: Channels of an image.
+    """
+
+    key = "known"
+    questions = (
+        Question("edit", "file", "Picture to edit: what is transparent in it is painted."),
+        Question("mask", "file", "With --edit, says so instead: white is kept, black is painted."),
+    )
+
+    def __init__(self, channels: int = 3):
+        self.channels = channels + 1
+
+    def read(self, value, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Images (B, C, H, W) and masks (B, 1, H, W).
+
+        Raises:
+            ValueError: for another shape, or a mask of anything but 0 and 1.
+        """
+        image, mask = value
+        area = shape[1:]
+        if tuple(image.shape[1:]) != tuple(shape) or tuple(mask.shape[1:]) != (1, *area):
+            raise ValueError(
+                f"this inpainter takes images (B, {', '.join(map(str, shape))}) and masks (B, 1, {area[0]}, {area[1]}),"
+                f" got {tuple(image.shape)} and {tuple(mask.shape)}"
+            )
+        return image, as_known(mask).to(image.dtype)
+
+    def encode(self, network: nn.Module, value: tuple[Tensor, Tensor]) -> Condition:
+        """image * mask, then the mask."""
+        image, mask = value
+        return Condition(image=torch.cat([image * mask, mask], dim=1))
+
+    def observe(self, batch: Mapping[str, Tensor], generator=None) -> tuple[Tensor, Tensor]:
+        """The images behind random masks."""
+        images = column(batch, "image")
+        return images, random_masks(len(images), images.shape[-1], generator, images.device)
+
+    def impose(self, denoiser, value: tuple[Tensor, Tensor]):
+        """The known pixels come back as they are (``eq-impose``)."""
+        return replace_known(denoiser, *value)
+
+    def answer(self, given: Mapping[str, object], n: int, shape: tuple[int, ...]) -> tuple[tuple[Tensor, Tensor], None]:
+        """The picture that is edited, and what is kept of it."""
+        if not given.get("edit"):
+            raise ValueError("this system edits a picture: name it with --edit")
+        return read_edit(given["edit"], shape[1], given.get("mask")), None

@@ -1,0 +1,214 @@
+"""Which noise levels training looks at: a policy, drawn from once per sample.
+
+``draw(schedule, n, generator)`` gives the levels of n samples and the weight of each one's loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..random import rand, randint, randn
+from ..schedule import NoiseLevel
+from ..settings import from_plain
+from ..words import nearest
+from .parallel import everyones
+
+Drawn = tuple[NoiseLevel, Tensor]
+
+
+@dataclass
+class LevelSampler:
+    """Which levels training looks at; this one knows no history."""
+
+    def draw(self, schedule, n: int, generator=None, device=None) -> Drawn:
+        """Levels of n samples, one each, and the (n,) weights of their losses.
+
+        Args:
+            schedule: A discrete or continuous schedule.
+            n: Number of samples.
+            generator: One generator, or a list with one per sample.
+            device: Where the levels are used.
+        """
+        raise NotImplementedError
+
+    def update(self, level: NoiseLevel, losses: Tensor) -> None:
+        """Learn from the unweighted (n,) losses at the levels that were drawn."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What the next draw depends on."""
+        return {}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Restore ``state()``."""
+
+
+@dataclass
+class Uniform(LevelSampler):
+    """Every time of the schedule alike."""
+
+    def draw(self, schedule, n: int, generator=None, device=None) -> Drawn:
+        """Levels uniform in time, weights 1."""
+        return schedule.random_level(n, generator, device), torch.ones(n, device=device)
+
+
+@dataclass
+class Noisiest(LevelSampler):
+    """The noisiest times of a discrete schedule, all alike; the loss is that of these times alone.
+
+    Balaji et al. 2022 (section 4) train experts on such intervals.
+
+    Attributes:
+        share: Of the times.
+    """
+
+    share: float = 0.25
+
+    def __post_init__(self):
+        _require(0 < self.share <= 1, "share lies in (0, 1]", self.share)
+
+    def draw(self, schedule, n: int, generator=None, device=None) -> Drawn:
+        """Levels uniform among the noisiest, weights 1."""
+        count = max(1, int(self.share * schedule.T))
+        return schedule.level(schedule.T - 1 - randint(count, n, generator, device)), torch.ones(n, device=device)
+
+
+@dataclass
+class Only(LevelSampler):
+    """One time, that of a regression for instance.
+
+    Attributes:
+        t: The time; counted from the end where it is negative.
+    """
+
+    t: int
+
+    def draw(self, schedule, n: int, generator=None, device=None) -> Drawn:
+        """The same level n times, weights 1."""
+        t = self.t + schedule.T if self.t < 0 else self.t
+        return schedule.level(torch.full((n,), t, device=device)), torch.ones(n, device=device)
+
+
+@dataclass
+class AlphaBetween(LevelSampler):
+    """Alpha uniform between those of a uniform time and the one before (``eq-sr3-level``).
+
+    So the network knows all levels, and can be sampled with any schedule.
+    """
+
+    def draw(self, schedule, n: int, generator=None, device=None) -> Drawn:
+        """Levels between those of a discrete schedule, weights 1."""
+        times = randint(schedule.T, n, generator, device)
+        noisy, clean = schedule.level(times).alpha, schedule.level(times - 1).alpha
+        alpha = torch.lerp(noisy, clean, rand((n,), generator, torch.float64, device))
+        return NoiseLevel(alpha, (1 - alpha**2).sqrt(), times), torch.ones(n, device=device)
+
+
+@dataclass
+class LogNormal(LevelSampler):
+    """log sigma normal, for a variance-exploding schedule (Karras et al. 2022, table 1).
+
+    Attributes:
+        mean: Of log sigma.
+        std: Of log sigma.
+    """
+
+    mean: float = -1.2
+    std: float = 1.2
+
+    def __post_init__(self):
+        _require(self.std > 0, "std > 0", self.std)
+
+    def draw(self, schedule, n: int, generator=None, device=None) -> Drawn:
+        """Levels with alpha = 1, weights 1."""
+        sigma = (randn((n,), generator, dtype=torch.float64, device=device) * self.std + self.mean).exp()
+        time = schedule.network_time(sigma, sigma)
+        return NoiseLevel(torch.ones_like(sigma), sigma, time), torch.ones(n, device=device)
+
+
+@dataclass
+class Importance(LevelSampler):
+    """p_t proportional to sqrt(E[L_t^2]), weight 1 / (T p_t) (Nichol and Dhariwal 2021, equation 18).
+
+    The expectation is that of the last ``history`` losses seen at each time of a discrete schedule; until every time
+    has been seen that often, times are uniform.
+
+    Attributes:
+        history: Losses remembered per time.
+        uniform: Share of uniform times mixed in, so that no time dies out.
+    """
+
+    history: int = 10
+    uniform: float = 0.001
+    losses: Tensor | None = field(default=None, init=False, repr=False)
+    seen: Tensor | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self):
+        _require(self.history >= 1, "history >= 1", self.history)
+        _require(0 < self.uniform <= 1, "uniform lies in (0, 1]", self.uniform)
+
+    def probabilities(self, T: int) -> Tensor:
+        """(T,) float64."""
+        if self.seen is None or bool((self.seen < self.history).any()):
+            return torch.full((T,), 1 / T, dtype=torch.float64)
+        p = self.losses.square().mean(1).sqrt()
+        return (1 - self.uniform) * p / p.sum() + self.uniform / T
+
+    def draw(self, schedule, n: int, generator=None, device=None) -> Drawn:
+        """Levels by importance, and the weights that make the loss unbiased."""
+        T = schedule.T
+        if self.seen is None:
+            self.losses = torch.zeros(T, self.history, dtype=torch.float64)
+            self.seen = torch.zeros(T, dtype=torch.long)
+        p = self.probabilities(T)
+        u = rand((n,), generator, torch.float64, device).cpu()
+        times = torch.searchsorted(p.cumsum(0), u).clamp(max=T - 1)  # the sum may end just below 1
+        return schedule.level(times.to(device)), (1 / (T * p[times])).float().to(device)
+
+    def update(self, level: NoiseLevel, losses: Tensor) -> None:
+        """Remember the losses of all processes, in the same order in each."""
+        times, losses = everyones(level.time), everyones(losses)
+        for t, loss in zip(times.tolist(), losses.double().tolist(), strict=True):
+            self.losses[t, self.seen[t] % self.history] = loss
+            self.seen[t] += 1
+
+    def state(self) -> dict[str, Tensor]:
+        """The losses that were remembered."""
+        return {} if self.seen is None else {"losses": self.losses, "seen": self.seen}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Restore ``state()``."""
+        self.losses, self.seen = state.get("losses"), state.get("seen")
+
+
+SAMPLERS = {
+    "uniform": Uniform,
+    "importance": Importance,
+    "noisiest": Noisiest,
+    "only": Only,
+    "alpha_between": AlphaBetween,
+    "log_normal": LogNormal,
+}
+
+
+def level_sampler(spec: Any) -> LevelSampler:
+    """A level sampler as a recipe names it: "importance", or {name: only, t: -1}.
+
+    Raises:
+        ValueError: for an unknown name or option, naming the nearest.
+    """
+    values = {"name": spec} if isinstance(spec, str) else spec
+    if not isinstance(values, dict) or "name" not in values:
+        raise ValueError(f"a level sampler is a name, or a mapping with a name; got {spec!r}")
+    options = {k: v for k, v in values.items() if k != "name"}
+    if values["name"] not in SAMPLERS:
+        raise ValueError(f"unknown level sampler {values['name']!r}: {nearest(str(values['name']), SAMPLERS)}")
+    return from_plain(SAMPLERS[values["name"]], options, "level_sampler")
+
+
+def _require(holds: bool, accepted: str, given) -> None:
+    if not holds:
+        raise ValueError(f"{accepted}; got {given}")

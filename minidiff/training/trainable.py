@@ -1,0 +1,43 @@
+"""What the training loop trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+class Trainable(nn.Module):
+    """Anything with a loss: a denoiser, a classifier, a CLIP, an autoencoder.
+
+    Attributes:
+        whole_batch: Whether the loss of a sample depends on the others, so that a batch cannot be cut into parts.
+    """
+
+    whole_batch = False
+
+    def loss(self, batch: Mapping[str, Tensor], generator=None) -> dict[str, Tensor]:
+        """(B,) terms by name; the mean of "loss" is what training makes small.
+
+        Args:
+            batch: Columns of data by name, "image" (B, C, H, W) and "label" (B,) say.
+            generator: One generator, or a list with one per sample.
+        """
+        raise NotImplementedError
+
+    def training_state(self) -> dict[str, Tensor]:
+        """What training has learnt beside the parameters, and the next step depends on."""
+        return {}
+
+    def load_training_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore ``training_state()``."""
+
+    def published_beside(self, heldout: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors that are published beside the weights, made from held-out data."""
+        return {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters lie."""
+        return next(self.parameters()).device

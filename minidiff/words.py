@@ -1,0 +1,13 @@
+"""Words in messages."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """The accepted words, the nearest one first, as the end of an error message."""
+    words = list(words)
+    close = difflib.get_close_matches(word, words, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(words))}"
