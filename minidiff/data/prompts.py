@@ -111,7 +111,7 @@ def sheets(data: DataRecipe, size: int, count: int | None = None, seed: int = 0)
     """
     from ..training.data import load_dataset
 
-    if data.name in ("scenes", "scenes-pairs"):
+    if data.name == "scenes":
         return [scene_sheet(name, count or COUNT, size, seed=seed) for name in SHEETS]
     if not data.tokenizer:
         raise ValueError(f"data {data.name!r} have no captions")

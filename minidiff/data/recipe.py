@@ -10,7 +10,7 @@ class DataRecipe:
     """Which data to learn from.
 
     Attributes:
-        name: "digits", "shapes"; "scenes", "scenes-pairs" and "emoji" (with captions), "cifar10", "folder" (or a zip
+        name: "digits", "shapes"; "scenes" and "emoji" (with captions), "cifar10", "folder" (or a zip
             archive), "shards" (with captions where a tokenizer is named), or "torchvision:NAME".
         size: Side of the images in pixels, whatever the network's.
         images: Number of images to render, for sets without a fixed size.
@@ -23,6 +23,7 @@ class DataRecipe:
         workers: Processes that decode images, per training process.
         tokenizer: Who reads the captions, of images that have some.
         reading: Probability that a caption of scenes names the left or the upper object first.
+        explicit: Share of the scenes whose caption leaves no shape and no colour open.
 
     Raises:
         ValueError: for a number out of range.
@@ -40,10 +41,12 @@ class DataRecipe:
     workers: int = 0
     tokenizer: str = ""
     reading: float = 0.5
+    explicit: float = 0.0
 
     def __post_init__(self):
         for name, least in (("size", 1), ("images", 0), ("bins", 2), ("workers", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"data.{name} must be at least {least}, got {getattr(self, name)}")
-        if not 0 <= self.reading <= 1:
-            raise ValueError(f"data.reading is a probability, got {self.reading}")
+        for name in ("reading", "explicit"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"data.{name} is a share from 0 to 1, got {getattr(self, name)}")

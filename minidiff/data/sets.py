@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -111,11 +110,10 @@ def _shapes(recipe: DataRecipe, split: str) -> Dataset:
 
 
 def _scenes(recipe: DataRecipe, split: str) -> Dataset:
-    from .captioned import captioned_pairs, captioned_scenes
+    from .captioned import captioned_scenes
 
-    draw = captioned_scenes if recipe.name == "scenes" else captioned_pairs
-    draw = partial(draw, reading=recipe.reading)
-    found = draw(_count(recipe, split), recipe.size, _generator(recipe, split), "seen")
+    how = (recipe.size, _generator(recipe, split), "seen", recipe.reading, recipe.explicit)
+    found = captioned_scenes(_count(recipe, split), *how)
     return Columns(image=found.images, caption=_tokenizer(recipe)(found.captions))
 
 
@@ -161,7 +159,6 @@ SETS = {
     "digits": _digits,
     "shapes": _shapes,
     "scenes": _scenes,
-    "scenes-pairs": _scenes,
     "emoji": _emoji,
     "cifar10": _cifar10,
     "folder": _folder,
