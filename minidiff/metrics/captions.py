@@ -1,5 +1,8 @@
 """How well pictures fit their captions: by the oracle, by a CLIP, beside real pictures of the same captions.
 
+Where no oracle reads the captions, a CLIP is to find the name of each picture among those of the sheet. What it finds
+of real pictures is the most that can be expected of drawn ones; with the names dealt out anew it finds one in N.
+
 Each caption is drawn once, and some are drawn once more, for diversity. Captions are the independent draws: intervals
 are over captions with their pictures, so they cover what other captions of the same kind would give.
 """
@@ -32,12 +35,47 @@ FITS = {  # the verdicts of captions.judge, and their headings
     "relation": "relation",
     "all": "all",
 }
-COLUMNS = {"clip_score": "CLIP score", "frechet": "FD", "frechet_debiased": "FD - bias", "diversity": "diversity"}
+COLUMNS = {
+    "named": "named",
+    "named_real": "real",
+    "named_shuffled": "shuffled",
+    "named_5": "named in 5",
+    "named_5_real": "real in 5",
+    "named_5_shuffled": "shuffled in 5",
+    "clip_score": "CLIP score",
+    "frechet": "FD",
+    "frechet_debiased": "FD - bias",
+    "diversity": "diversity",
+}
+PART = 1024  # pictures that are compared with all captions at a time
 
 
 def clip_score(images: Tensor, texts: Tensor) -> Tensor:
     """(N,) 2.5 max(cos(image, text), 0) of embeddings (N, E) each (Hessel et al. 2021, equation 1, w = 2.5)."""
     return 2.5 * F.cosine_similarity(images, texts).clamp(min=0)
+
+
+def place_of_name(images: Tensor, texts: Tensor, captions: Sequence[str]) -> Tensor:
+    """(N,) how many other captions fit a picture at least as well as its own does; 0 where its name is found.
+
+    Args:
+        images: (N, E) embeddings of pictures.
+        texts: (N, E) those of their captions.
+        captions: The N captions; equal ones are no others of each other.
+    """
+    first = {caption: i for i, caption in reversed(list(enumerate(captions)))}
+    numbers = {caption: number for number, caption in enumerate(first)}
+    own = torch.tensor([numbers[caption] for caption in captions], device=images.device)[:, None]
+    different = F.normalize(texts[list(first.values())], dim=1)
+    parts = zip(F.normalize(images, dim=1).split(PART), own.split(PART), strict=True)
+    fit = ((part @ different.T, own) for part, own in parts)
+    return torch.cat([(found >= found.gather(1, own)).sum(1) - 1 for found, own in fit])
+
+
+def named(images: Tensor, texts: Tensor, captions: Sequence[str]) -> dict[str, Interval]:
+    """Shares of pictures whose caption fits best, or is one of the five that fit best, with Wilson's intervals."""
+    place = place_of_name(images, texts, captions)
+    return {"named": proportion(place < 1), "named_5": proportion(place < 5)}
 
 
 def diversity(features: Tensor) -> Tensor:
@@ -175,7 +213,10 @@ class ByCaption(Plan):
         return features, verdicts, score
 
     def measure(self, found: tuple[Tensor, ...], against: tuple[Tensor, ...]) -> dict[str, Interval]:
-        """The measures that there are: the verdicts, and ``COLUMNS``; "all_one" and "all_two" by number of objects."""
+        """The measures that there are: the verdicts, and ``COLUMNS``; "all_one" and "all_two" by number of objects.
+
+        Names are looked for where no oracle reads the captions.
+        """
         features, verdicts, score = found
         n, theirs, out = len(self.sheet.captions), against[0], {}
         if self.sheet.grammar:
@@ -189,6 +230,8 @@ class ByCaption(Plan):
         if self._texts is not None:
             out["clip_score"] = self._interval(lambda i: score[i].mean(), n)
         copies = theirs.unflatten(0, (-1, n))
+        if self._texts is not None and not self.sheet.grammar:
+            out |= self._named(features[:n], copies[0])
         distance = lambda i: frechet_distance(features[i], copies[:, i].flatten(0, 1))
         if n >= self.least:
             value, scattered = distance(torch.arange(n)), halves(distance, torch.arange(n), **self._halves())
@@ -202,6 +245,13 @@ class ByCaption(Plan):
 
     def about(self) -> dict:
         return {"name": self.eye.name, "width": self.eye.width, "sha256": self.eye.sha256}
+
+    def _named(self, drawn: Tensor, real: Tensor) -> dict[str, Interval]:
+        """What is found of pictures (n, E) drawn, of real ones, and of those drawn for another caption."""
+        captions, texts = self.sheet.captions, self._texts
+        controls = {"real": named(real, texts, captions), "shuffled": named(drawn.roll(1, 0), texts, captions)}
+        found = {f"{name}_{what}": x for what, control in controls.items() for name, x in control.items()}
+        return named(drawn, texts, captions) | found
 
     def _halves(self) -> dict:
         return {"generator": torch.Generator().manual_seed(self.seed), "draws": self.draws}
