@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from ..download import Downloaded, fetch
-from ..recipes import nearest
+from ..words import nearest
 from .images import ImageFolder, Images
 
 URL = "https://github.com/googlefonts/noto-emoji/archive/refs/tags/v2.047.zip"

@@ -61,7 +61,7 @@ class Items(Dataset):
 
 
 def load_dataset(recipe: DataRecipe, split: str = "train") -> Dataset:
-    """A map-style data set whose items are dicts of tensors: "image" (C, size, size) in [-1, 1], and what is said of it.
+    """A map-style data set whose items are dicts of tensors: "image" (C, size, size) in [-1, 1], and what is said.
 
     Args:
         recipe: Which data.

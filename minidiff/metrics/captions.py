@@ -17,14 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.captions import judge, parse, relates
+from ..data.embedder import Embedder
 from ..data.oracle import read
 from ..data.prompts import Sheet
-from ..files import sha256
-from ..recipes import DataRecipe, nearest
-from ..systems.zoo import card, checkpoints, weights_path
 from .evaluation import Plan
 from .intervals import Interval, around, bootstrap, halves, proportion
-from .networks import feature_network
 from .quality import frechet_distance
 
 FITS = {  # the verdicts of captions.judge, and their headings
@@ -106,72 +103,6 @@ def asked(captions: Sequence[str]) -> dict[str, Tensor]:
     return {name: {"binding": two, "relation": told}.get(name, every) for name in FITS}
 
 
-@dataclass(frozen=True)
-class Eye:
-    """What pictures are compared in.
-
-    Attributes:
-        name: Name.
-        sha256: Of its weights; None for those that are named by a tag.
-        width: Number of features.
-        features: Images (b, C, H, W) in [-1, 1] -> (b, width).
-        texts: Captions -> (b, width); None where it reads none.
-    """
-
-    name: str
-    sha256: str | None
-    width: int
-    features: Callable[[Tensor], Tensor]
-    texts: Callable[[list[str]], Tensor] | None
-
-
-def eye(name: str, device: torch.device | str = "cpu") -> Eye:
-    """A clean CLIP by name (see ``load_clip``), a committed classifier or Inception (see ``feature_network``).
-
-    Images that are a whole number of times as large as what it sees are averaged down.
-
-    Raises:
-        ValueError: for an unknown name, a CLIP for noised images, or weights that are not there.
-    """
-    known = {known: card(known)["recipe"]["system"] for known in checkpoints()}
-    released = ":" in name and not name.startswith("inception:")
-    if known.get(name) != "clip" and not released:
-        if name not in known and not name.startswith("inception"):
-            raise ValueError(f"no features {name!r}: {nearest(name, known)}")
-        network = feature_network(name, device)
-        seen = lambda images: network(_reduced(images, network.size))[0]
-        return Eye(network.name, network.sha256, network.width, seen, None)
-    from ..systems.clip import load_clip
-
-    clip = load_clip(name, str(device))
-    if clip.noisy:
-        raise ValueError(f"{name} is made for noised images; pictures are judged by a clean CLIP")
-    weights = None if released else sha256(weights_path(name))
-    size = None if released else clip.shape[1]
-    images = torch.no_grad()(lambda images: clip.embed_images(_reduced(images, size)))
-    texts = torch.no_grad()(clip.embed_texts)
-    return Eye(name, weights, texts([""]).shape[1], images, texts)
-
-
-def default_eye(data: DataRecipe) -> str:
-    """Name of the committed clean CLIP that knows a data set.
-
-    Raises:
-        ValueError: when there is none.
-    """
-    for name in checkpoints():
-        recipe = card(name)["recipe"]
-        if recipe["system"] == "clip" and not recipe["network"]["levels"] and recipe["data"]["name"] == data.name:
-            return name
-    raise ValueError(f"no committed CLIP knows {data.name}: choose what pictures are compared in with --features")
-
-
-def _reduced(images: Tensor, size: int | None) -> Tensor:
-    if size is None or images.shape[2] == size or images.shape[2] % size:
-        return images
-    return F.avg_pool2d(images, images.shape[2] // size)
-
-
 @dataclass
 class ByCaption(Plan):
     """Pictures of a sheet of captions. A row draws caption i at i, and the first captions again after that.
@@ -185,14 +116,14 @@ class ByCaption(Plan):
     """
 
     sheet: Sheet
-    eye: Eye
+    eye: Embedder
 
     def __post_init__(self):
         if self.count < len(self.sheet.captions):
             raise ValueError(f"{self.count} pictures do not draw each of {len(self.sheet.captions)} captions")
-        captions, texts = self.sheet.captions, self.eye.texts
-        parts = range(0, len(captions), self.batch)
-        self._texts = None if texts is None else torch.cat([texts(captions[i : i + self.batch]) for i in parts])
+        captions, parts = self.sheet.captions, range(0, len(self.sheet.captions), self.batch)
+        reads = self.eye.read is not None
+        self._texts = torch.cat([self.eye.texts(captions[i : i + self.batch]) for i in parts]) if reads else None
 
     @property
     def least(self) -> int:
@@ -201,7 +132,7 @@ class ByCaption(Plan):
 
     def see(self, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         """Features (b, E), verdicts of the oracle (b, 6), CLIP score (b,); of the reference features alone."""
-        features = self.eye.features(images)
+        features = self.eye.images(images)
         verdicts, score = torch.zeros(len(images), 0), torch.zeros(len(images), 0)
         if bool((labels < 0).all()):
             return features, verdicts, score

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from ..data.recipe import DataRecipe
 from ..data.embedder import Embedder
+from ..data.recipe import DataRecipe
 from ..files import sha256
 from ..pixels import to_uint8
 from ..schedule import DATA

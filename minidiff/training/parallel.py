@@ -8,6 +8,7 @@ from torch import Tensor, distributed, nn
 from ..models.layers import Stage
 from .plan import TrainingRecipe
 
+
 def share_of(plan: TrainingRecipe, rank: int, world: int) -> slice:
     """The rows of the global batch that a process sees.
 

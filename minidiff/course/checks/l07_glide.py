@@ -15,7 +15,7 @@ from minidiff.prediction import Prediction
 from minidiff.process import diffuse
 from minidiff.random import randn
 from minidiff.schedule import NoiseLevel, cosine_schedule
-from minidiff.systems.zoo import load
+from minidiff.store import load
 
 LESSON = "07_glide"
 
