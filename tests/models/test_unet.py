@@ -14,7 +14,7 @@ from helpers import awake, noise
 from torch import nn
 
 from minidiff.denoiser import Condition, as_denoiser
-from minidiff.models.layers import AttentionBlock, ResBlock, attend, attention, timestep_embedding
+from minidiff.models.layers import AttentionBlock, GroupNorm, ResBlock, attend, attention, timestep_embedding
 from minidiff.models.unet import UNet, UNetConfig
 from minidiff.schedule import linear_schedule
 
@@ -199,6 +199,20 @@ def test_attention_does_not_know_where_a_pixel_is():
     block, x, order = awake(AttentionBlock(8, heads=2, groups=4)), noise(1, 8, 3, 4), torch.randperm(12)
     moved = x.flatten(2)[..., order].reshape(x.shape)
     torch.testing.assert_close(block(moved), block(x).flatten(2)[..., order].reshape(x.shape))
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (256, 128), (70, 131), (2, 9000)])
+@pytest.mark.parametrize("mean", [0.0, 5.0])
+def test_group_norm_keeps_its_digits_whatever_the_size(height, width, mean):
+    """Against float64, with channels last on a CPU, where the kernel of torch loses some; gradients too."""
+    norm, x = awake(GroupNorm(4, 16)).float(), (noise(2, 16, height, width) + mean).float()
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    found, (outer, exact) = norm(x), (noise(2, 16, height, width, seed=1), x.detach().double().requires_grad_())
+    expected = F.group_norm(exact, 4, norm.weight.double(), norm.bias.double(), 1e-5)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    (gradient,), (exactly,) = torch.autograd.grad(found, x, outer.float()), torch.autograd.grad(expected, exact, outer)
+    torch.testing.assert_close(gradient.double(), exactly, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("scale_shift", [True, False])
