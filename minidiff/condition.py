@@ -191,8 +191,8 @@ class Part:
 
 
 def length(value: Value) -> int:
-    """Number of samples that a value is for."""
-    return len(value if isinstance(value, Tensor) else value[0])
+    """Number of samples that a value is for; a tensor with one entry serves as many as the others."""
+    return max(map(len, (value,) if isinstance(value, Tensor) else value))
 
 
 def column(batch: Mapping[str, Tensor], name: str) -> Tensor:

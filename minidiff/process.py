@@ -124,7 +124,7 @@ def reverse_log_variance(
     if kind != "learned":
         raise ValueError(f"variance must be 'beta', 'beta_tilde' or 'learned', got {kind!r}")
     if prediction is None or prediction.fraction is None:
-        raise ValueError("variance='learned' needs a denoiser that predicts its variance (variance='learned_range')")
+        raise ValueError("variance='learned' needs a denoiser that predicts its variance")
     return torch.lerp(*_pair(low, high, prediction.fraction), prediction.fraction)
 
 

@@ -8,7 +8,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from minidiff.denoiser import Condition, as_denoiser, conditioned
+from minidiff.condition import Condition
+from minidiff.denoiser import as_denoiser, conditioned
 from minidiff.exact import GaussianMixtureDenoiser
 from minidiff.guidance import (
     autoguidance,
@@ -146,7 +147,7 @@ def test_all_channels_are_guided_and_the_variance_is_conditional():
         calls.append(len(x))
         return network(x, time, condition)
 
-    model = as_denoiser(counted, variance="learned_range")
+    model = as_denoiser(counted, variance="learned")
     x = torch.randn(3, 4, 2, 2)
     level = linear_schedule().level(torch.tensor([10, 500, 900]))
     condition, null = Condition(vector=torch.full((3, 8), 2.0)), Condition(vector=torch.full((3, 8), -1.0))

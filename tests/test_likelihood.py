@@ -357,5 +357,5 @@ def test_chains_without_a_bound(grey):
 def test_unknown_variance(grey):
     with pytest.raises(ValueError, match="'beta', 'beta_tilde' or 'learned', got 'large'"):
         vlb_terms(grey, double([[0.0]]), linear_schedule().levels(4), variance="large")
-    with pytest.raises(ValueError, match="learned_range"):
+    with pytest.raises(ValueError, match="that predicts its variance"):
         vlb_terms(grey, double([[0.0]]), linear_schedule().levels(4), variance="learned")

@@ -252,5 +252,5 @@ def test_unknown_variance():
 def test_learned_variance_needs_a_network_that_learned_it():
     levels, x = linear_schedule().levels(5), torch.zeros(1, 2)
     for prediction in (None, Prediction(x, levels[0], x, "eps")):
-        with pytest.raises(ValueError, match="learned_range"):
+        with pytest.raises(ValueError, match="that predicts its variance"):
             reverse_log_variance(prediction, *levels[:2], "learned", 1e-9)

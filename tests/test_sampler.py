@@ -170,7 +170,7 @@ def test_ancestral_against_diffusers(ours, theirs, n):
         eps = torch.tanh(x) + 0.1 * torch.sin(x * torch.as_tensor(time).reshape(-1, 1, 1, 1) / 100)
         return torch.cat([eps, torch.sin(3 * x)], dim=1) if ours == "learned" else eps
 
-    model = as_denoiser(network, variance="learned_range" if ours == "learned" else "fixed")
+    model = as_denoiser(network, variance="learned" if ours == "learned" else "fixed")
     x, generator = noise(2, 1, 3, 3), seeded()
     for state in ancestral(ours)(model, levels, x, seeded()):
         t = int(state.prediction.level.time)
@@ -405,7 +405,7 @@ def test_unknown_variance():
 
 
 def test_learned_variance_that_was_not_learned(mixture):
-    with pytest.raises(ValueError, match="learned_range"):
+    with pytest.raises(ValueError, match="that predicts its variance"):
         sample(ancestral("learned"), mixture, linear_schedule().levels(4), noise(2, 2))
 
 

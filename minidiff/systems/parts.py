@@ -200,7 +200,8 @@ class LowRes(Part):
             if sigma:
                 raise ValueError("this upsampler was trained without noise in the small image: it is told no level")
             return (image,)
-        level = torch.as_tensor(sigma[0] if sigma else 0.0, dtype=image.dtype, device=image.device).expand(len(image))
+        level = torch.as_tensor(sigma[0] if sigma else 0.0, dtype=image.dtype, device=image.device)
+        level = level if level.ndim else level.expand(len(image))
         if not bool(((level >= 0) & (level <= self.augment)).all()):
             raise ValueError(f"sigma is a standard deviation from 0 to {self.augment}, as in training; got {sigma[0]}")
         return image, level

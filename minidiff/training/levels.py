@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..random import rand, randint, randn
-from ..schedule import NoiseLevel
+from ..schedule import DiscreteSchedule, EDMSchedule, NoiseLevel
 from ..settings import from_plain
 from ..words import nearest
 from .parallel import everyones
@@ -32,6 +32,9 @@ class LevelSampler:
             n: Number of samples.
             generator: One generator, or a list with one per sample.
             device: Where the levels are used.
+
+        Raises:
+            ValueError: for a schedule of another kind.
         """
         raise NotImplementedError
 
@@ -93,6 +96,7 @@ class Noisiest(LevelSampler):
 
     def draw(self, schedule, n: int, generator=None, device=None) -> Drawn:
         """Levels uniform among the noisiest, weights 1."""
+        _require_times(schedule)
         count = max(1, int(self.share * schedule.T))
         return schedule.level(schedule.T - 1 - randint(count, n, generator, device)), torch.ones(n, device=device)
 
@@ -109,6 +113,7 @@ class Only(LevelSampler):
 
     def draw(self, schedule, n: int, generator=None, device=None) -> Drawn:
         """The same level n times, weights 1."""
+        _require_times(schedule)
         t = self.t + schedule.T if self.t < 0 else self.t
         return schedule.level(torch.full((n,), t, device=device)), torch.ones(n, device=device)
 
@@ -122,6 +127,7 @@ class AlphaBetween(LevelSampler):
 
     def draw(self, schedule, n: int, generator=None, device=None) -> Drawn:
         """Levels between those of a discrete schedule, weights 1."""
+        _require_times(schedule)
         times = randint(schedule.T, n, generator, device)
         noisy, clean = schedule.level(times).alpha, schedule.level(times - 1).alpha
         alpha = torch.lerp(noisy, clean, rand((n,), generator, torch.float64, device))
@@ -145,6 +151,7 @@ class LogNormal(LevelSampler):
 
     def draw(self, schedule, n: int, generator=None, device=None) -> Drawn:
         """Levels with alpha = 1, weights 1."""
+        _require(isinstance(schedule, EDMSchedule), "log sigma is normal on a variance-exploding schedule", schedule)
         sigma = (randn((n,), generator, dtype=torch.float64, device=device) * self.std + self.mean).exp()
         time = schedule.network_time(sigma, sigma)
         return NoiseLevel(torch.ones_like(sigma), sigma, time), torch.ones(n, device=device)
@@ -180,6 +187,7 @@ class Importance(LevelSampler):
 
     def draw(self, schedule, n: int, generator=None, device=None) -> Drawn:
         """Levels by importance, and the weights that make the loss unbiased."""
+        _require_times(schedule)
         T = schedule.T
         if self.seen is None:
             self.losses = torch.zeros(T, self.history, dtype=torch.float64)
@@ -229,6 +237,10 @@ def level_sampler(spec: Any) -> LevelSampler:
     if values["name"] not in SAMPLERS:
         raise ValueError(f"unknown level sampler {values['name']!r}: {nearest(str(values['name']), SAMPLERS)}")
     return from_plain(SAMPLERS[values["name"]], options, "level_sampler")
+
+
+def _require_times(schedule) -> None:
+    _require(isinstance(schedule, DiscreteSchedule), "times are counted on a discrete schedule", schedule)
 
 
 def _require(holds: bool, accepted: str, given) -> None:

@@ -16,8 +16,7 @@ import torch
 import torch.utils.tensorboard
 
 from minidiff.data.digits import digits
-from minidiff.recipes import load_recipe
-from minidiff.systems.zoo import build
+from minidiff.recipes import Recipe, load_recipe
 from minidiff.training.loop import train
 
 recipe, folder, kills = load_recipe(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
@@ -34,7 +33,7 @@ def written() -> float:
 while True:
     before, child = written(), os.fork()
     if not child:
-        train(recipe, build, folder, cpu=True, quiet=True)
+        train(recipe, Recipe.build, folder, cpu=True, quiet=True)
         os._exit(0)
     if hits < kills:
         while written() == before and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:

@@ -12,11 +12,10 @@ import torch
 
 from minidiff.data.captioned import captioned_scenes
 from minidiff.data.pack import picture
-from minidiff.data.shards import Shards
+from minidiff.data.recipe import DataRecipe
+from minidiff.data.sets import load_dataset, load_set
 from minidiff.data.tokenizer import tokenizer
-from minidiff.recipes import DataRecipe, load_recipe
-from minidiff.systems.zoo import build
-from minidiff.training.data import load_dataset, load_set
+from minidiff.recipes import Recipe, load_recipe
 from minidiff.training.loop import train
 
 TINY = str(Path(__file__).with_name("tiny-glide.yaml"))
@@ -47,25 +46,27 @@ def folder(scenes, tmp_path_factory):
 
 
 def test_items_are_pictures_and_tokens(folder, scenes):
-    found = load_dataset(DataRecipe("shards", path=str(folder), train="", tokenizer="scenes"), 16)
+    found = load_dataset(DataRecipe("shards", 16, path=str(folder), train="", tokenizer="scenes"))
     assert len(found) == 10 and list(found.shard_sizes) == [5, 5]
     expected = tokenizer("scenes")(scenes.captions)
     for i in (0, 3, 5, 9):
-        image, tokens = found[i]
-        assert torch.equal(tokens, expected[i])
-        assert (image - scenes.images[i]).abs().mean() < 0.1, "as far as JPEG keeps it"
-    assert torch.equal(found[4][1], expected[5]), "a broken picture takes its caption with it"
+        item = found[i]
+        assert item.keys() == {"image", "caption"} and torch.equal(item["caption"], expected[i])
+        assert (item["image"] - scenes.images[i]).abs().mean() < 0.1, "as far as JPEG keeps it"
+    assert torch.equal(found[4]["caption"], expected[5]), "a broken picture takes its caption with it"
     assert found.broken == ["00000.tar/000000004"]
 
 
 def test_in_memory_and_without_captions(folder):
-    images, tokens = load_set(DataRecipe("shards", path=str(folder), train="", tokenizer="scenes"), 8, count=5)
+    columns = load_set(DataRecipe("shards", 8, path=str(folder), train="", tokenizer="scenes"), count=5)
+    images, tokens = columns["image"], columns["caption"]
     assert images.shape == (5, 3, 8, 8) and tokens.shape == (5, 12) and tokens.dtype == torch.long
-    assert isinstance(load_dataset(DataRecipe("shards", path=str(folder), train=""), 8), Shards), "labels without one"
+    unread = load_dataset(DataRecipe("shards", 8, path=str(folder), train=""))
+    assert unread.second == "label" and len(unread) == 10, "labels without a tokenizer"
 
 
 def test_a_system_trains_on_them(folder, tmp_path):
     """Whole shards at a time, in worker processes, the broken picture included."""
     data = ["data.name=shards", f"data.path={folder}", "data.train=", "data.workers=1", "training.steps=3"]
-    averaged = train(load_recipe(TINY, data), build, tmp_path, cpu=True, quiet=True)
+    averaged = train(load_recipe(TINY, data), Recipe.build, tmp_path, cpu=True, quiet=True)
     assert all(bool(value.isfinite().all()) for value in averaged.values())

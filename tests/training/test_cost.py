@@ -9,7 +9,6 @@ from click.testing import CliRunner
 from minidiff.cli import main
 from minidiff.models.unet import UNetConfig
 from minidiff.recipes import load_recipe
-from minidiff.systems.zoo import build
 from minidiff.training.cost import cost, images_per_second
 
 V100 = 125e12  # peak in half precision
@@ -18,28 +17,31 @@ THEORETICAL = {"adm-imagenet64": 182.3, "adm-imagenet128": 65.2, "adm-imagenet25
 
 @pytest.mark.parametrize("name", THEORETICAL)
 def test_operations_give_the_published_theoretical_throughput(name):
-    assert V100 / cost(load_recipe(name), build).flops == pytest.approx(THEORETICAL[name], rel=0.05)
+    assert V100 / cost(load_recipe(name)).flops == pytest.approx(THEORETICAL[name], rel=0.05)
 
 
 def test_one_convolution_by_hand():
     tiny = UNetConfig(size=8, channels=8, channel_mult=(1,), blocks=1, in_channels=3, out_channels=3, groups=4)
     recipe = dataclasses.replace(load_recipe("shapes16"), network=dataclasses.replace(tiny, classes=9))
-    fixed, learned = (dataclasses.replace(recipe, variance=v) for v in ("fixed", "learned_range"))
+    fixed, learned = (
+        dataclasses.replace(recipe, options=dataclasses.replace(recipe.options, variance=v))
+        for v in ("fixed", "learned")
+    )
     wider = dataclasses.replace(learned, network=dataclasses.replace(recipe.network, out_channels=6))
-    more = cost(wider, build).flops - cost(fixed, build).flops
+    more = cost(wider).flops - cost(fixed).flops
     assert more == 3 * 3 * 2 * 9 * 8 * 64, "3 channels, 3 passes, 2 per multiply-add, 3x3 x 8 channels, 64 pixels"
 
 
 def test_recomputation_trades_memory_for_operations():
     plain = load_recipe("cifar16")
     saving = load_recipe("cifar16", ["training.checkpointing=true"])
-    assert cost(saving, build).activation_bytes < cost(plain, build).activation_bytes / 3
-    assert cost(saving, build).flops == pytest.approx(cost(plain, build).flops * 4 / 3)
+    assert cost(saving).activation_bytes < cost(plain).activation_bytes / 3
+    assert cost(saving).flops == pytest.approx(cost(plain).flops * 4 / 3)
 
 
 def test_activations_are_what_autograd_really_keeps():
     recipe = load_recipe("digits")
-    network, kept = build(recipe).network, {}
+    network, kept = recipe.build().network, {}
     weights = {p.data_ptr() for p in network.parameters()}
 
     def keep(tensor):
@@ -50,17 +52,17 @@ def test_activations_are_what_autograd_really_keeps():
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         out = network(torch.randn(1, 1, 8, 8), torch.zeros(1))
     real = sum(kept.values()) + 4 * out.numel()
-    assert cost(recipe, build).activation_bytes == pytest.approx(real, rel=0.25)
+    assert cost(recipe).activation_bytes == pytest.approx(real, rel=0.25)
 
 
 def test_days():
-    counted = cost(load_recipe("digits"), build)
+    counted = cost(load_recipe("digits"))
     assert counted.days(1, counted.flops, 1.0) == pytest.approx(counted.images / 86400)
     assert counted.days(4, counted.flops, 0.5) == pytest.approx(counted.images / 86400 / 2)
 
 
 def test_dry_run_measures_and_trains_nothing(tmp_path):
-    rate, batch = images_per_second(load_recipe("digits"), build, most=4)
+    rate, batch = images_per_second(load_recipe("digits"), most=4)
     assert rate > 0 and batch == 4
     result = CliRunner().invoke(main, ["train", "digits", "--dry-run", "--gpus", "2", "--out", str(tmp_path / "run")])
     assert result.exit_code == 0, result.output

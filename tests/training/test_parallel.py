@@ -10,15 +10,16 @@ import pytest
 import torch
 
 from minidiff.pmi import DIRECTIONS
-from minidiff.recipes import load_recipe
-from minidiff.systems.zoo import build
+from minidiff.recipes import Recipe, load_recipe
 from minidiff.training.checkpoint import load_checkpoint
 from minidiff.training.loop import train
 
 HERE = Path(__file__).parent
 TINY, CLIP = str(HERE / "tiny.yaml"), str(HERE / "tiny-clip.yaml")
-COMMON = ["training.steps=4", "training.checkpoint_every=2", "training.times=importance"]
-ONE = {"one": (TINY, ["network.dropout=0"])} | {f"clip-{d}": (CLIP, [f"directions={d}"]) for d in DIRECTIONS}
+COMMON = ["training.steps=4", "training.checkpoint_every=2"]
+ONE = {"one": (TINY, ["network.dropout=0", "system.level_sampler=importance"])} | {
+    f"clip-{d}": (CLIP, [f"system.directions={d}"]) for d in DIRECTIONS
+}
 TWO = {  # the run of one process that each should equal, and what else it is told
     "ddp": ("one", []),
     "accumulated": ("one", ["training.accumulate=2"]),
@@ -29,19 +30,18 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 from accelerate import Accelerator
-from minidiff.recipes import load_recipe
-from minidiff.systems.zoo import build
+from minidiff.recipes import Recipe, load_recipe
 from minidiff.training.loop import train
 assert Accelerator(cpu=True).num_processes == 2
 folder, ways = Path(sys.argv[1]), json.loads(sys.argv[2])
 for name, (recipe, changes) in ways.items():
-    train(load_recipe(recipe, changes), build, folder / name, cpu=True, quiet=True)
+    train(load_recipe(recipe, changes), Recipe.build, folder / name, cpu=True, quiet=True)
     Accelerator().wait_for_everyone()
     if Accelerator().is_main_process:  # and once more from the middle
         (folder / name / "last.safetensors").write_bytes((folder / name / "previous.safetensors").read_bytes())
         (folder / name / "previous.safetensors").unlink()
     Accelerator().wait_for_everyone()
-    train(load_recipe(recipe, changes), build, folder / name, cpu=True, quiet=True)
+    train(load_recipe(recipe, changes), Recipe.build, folder / name, cpu=True, quiet=True)
 """
 
 
@@ -57,7 +57,7 @@ def runs(tmp_path_factory):
     )
     assert run.returncode == 0, run.stderr[-3000:]
     for name, (recipe, changes) in ONE.items():
-        train(load_recipe(recipe, COMMON + changes), build, folder / name, cpu=True, quiet=True)
+        train(load_recipe(recipe, COMMON + changes), Recipe.build, folder / name, cpu=True, quiet=True)
     return folder
 
 
@@ -79,11 +79,13 @@ def test_two_processes_end_with_the_weights_of_one(runs, way):
 
 def apart(recipe):
     """A CLIP whose pairs see only those of their own half, like those of two processes that do not gather."""
-    system = build(recipe)
+    system = recipe.build()
     whole = system.loss
 
-    def halves(*given):
-        parts = [whole(*half) for half in zip(*((g[: len(g) // 2], g[len(g) // 2 :]) for g in given), strict=True)]
+    def halves(batch, generators):
+        n = len(generators) // 2
+        cut = [({name: column[half] for name, column in batch.items()}, half) for half in (slice(n), slice(n, None))]
+        parts = [whole(part, generators[half]) for part, half in cut]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     system.loss = halves
@@ -92,7 +94,7 @@ def apart(recipe):
 
 @pytest.mark.parametrize("directions", DIRECTIONS)
 def test_a_clip_that_lacks_the_other_half_as_negatives_ends_elsewhere(runs, tmp_path, directions):
-    recipe = load_recipe(CLIP, [*COMMON, f"directions={directions}"])
+    recipe = load_recipe(CLIP, [*COMMON, f"system.directions={directions}"])
     train(recipe, apart, tmp_path, cpu=True, quiet=True)
     with pytest.raises(AssertionError, match="not close"):
         assert_equal_runs(runs / f"clip-{directions}", tmp_path)

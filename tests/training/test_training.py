@@ -1,4 +1,4 @@
-"""Training: exact resume after SIGKILL, damaged and foreign checkpoints, order, average, learning."""
+"""Training: exact resume after SIGKILL, damaged and foreign checkpoints, average, learning."""
 
 import dataclasses
 import itertools
@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from minidiff.data.sets import load_set
 from minidiff.files import write_atomically
-from minidiff.metrics.sources import is_image_set, load_system
-from minidiff.recipes import load_recipe
-from minidiff.systems.zoo import begun, build, load
+from minidiff.recipes import Recipe, load_recipe
+from minidiff.store import begun, load
 from minidiff.training.checkpoint import load_checkpoint, load_weights, save_checkpoint
-from minidiff.training.data import Order, load_set
 from minidiff.training.ema import EMA
 from minidiff.training.loop import learning_rate, train
 from minidiff.training.precision import autocast, computes_in
@@ -44,13 +43,13 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_weights(tmp_path):
 
 def test_interrupted_between_checkpoints(tmp_path):
     recipe = load_recipe(TINY, ["training.checkpoint_every=7", "training.steps=20"])
-    train(recipe, build, tmp_path / "whole", cpu=True, quiet=True)
+    train(recipe, Recipe.build, tmp_path / "whole", cpu=True, quiet=True)
 
     class Stop(Exception):
         pass
 
     def build_and_stop(r):
-        system, calls = build(r), []
+        system, calls = r.build(), []
 
         def loss(*args):
             calls.append(0)
@@ -64,7 +63,7 @@ def test_interrupted_between_checkpoints(tmp_path):
     with pytest.raises(Stop):
         train(recipe, build_and_stop, tmp_path / "halted", cpu=True, quiet=True)
     assert load_checkpoint(tmp_path / "halted/last.safetensors")[1]["step"] == 7
-    train(recipe, build, tmp_path / "halted", cpu=True, quiet=True)
+    train(recipe, Recipe.build, tmp_path / "halted", cpu=True, quiet=True)
     whole, halted = weights(tmp_path / "whole"), weights(tmp_path / "halted")
     assert all(torch.equal(whole[k], halted[k]) for k in whole)
 
@@ -72,7 +71,7 @@ def test_interrupted_between_checkpoints(tmp_path):
 @pytest.mark.parametrize("damage", ["truncated", "foreign", "not safetensors"])
 def test_damaged_checkpoint_is_refused_and_kept(tmp_path, damage):
     recipe = load_recipe(TINY, ["training.steps=2"])
-    train(recipe, build, tmp_path, cpu=True, quiet=True)
+    train(recipe, Recipe.build, tmp_path, cpu=True, quiet=True)
     last = tmp_path / "last.safetensors"
     if damage == "truncated":
         last.write_bytes(last.read_bytes()[:-100])
@@ -84,15 +83,15 @@ def test_damaged_checkpoint_is_refused_and_kept(tmp_path, damage):
         last.write_bytes(b"PK\x03\x04 something else")
     before = last.read_bytes()
     with pytest.raises(ValueError, match=r"last\.safetensors"):
-        train(recipe, build, tmp_path, cpu=True, quiet=True)
+        train(recipe, Recipe.build, tmp_path, cpu=True, quiet=True)
     assert last.read_bytes() == before
     assert load_checkpoint(tmp_path / "previous.safetensors")[1]["step"] == 1, "the one before is kept"
 
 
 def test_another_recipe_is_refused(tmp_path):
-    train(load_recipe(TINY, ["training.steps=1"]), build, tmp_path, cpu=True, quiet=True)
+    train(load_recipe(TINY, ["training.steps=1"]), Recipe.build, tmp_path, cpu=True, quiet=True)
     with pytest.raises(ValueError, match=r"another recipe.*training"):
-        train(load_recipe(TINY, ["training.steps=1", "training.lr=0.5"]), build, tmp_path, cpu=True, quiet=True)
+        train(load_recipe(TINY, ["training.steps=1", "training.lr=0.5"]), Recipe.build, tmp_path, cpu=True, quiet=True)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
@@ -112,30 +111,11 @@ def test_weights_of_another_network_are_refused_by_name(tmp_path):
         load_weights(module, tmp_path / "w.safetensors")
 
 
-def test_order_visits_every_image_once_an_epoch():
-    order = Order(n=10, batch=4, seed=0)
-    seen = torch.cat([order[step] for step in range(5)])
-    assert sorted(seen[:10].tolist()) == list(range(10)) == sorted(seen[10:].tolist())
-    assert seen[:10].tolist() != seen[10:].tolist()
-    assert torch.equal(Order(10, 4, 0)[3], order[3]), "any step can be asked for, in any order"
-
-
-def test_order_of_shards_mixes_a_few_files_at_a_time():
-    sizes = [3, 5, 2, 4, 6, 1]
-    order = Order(n=21, batch=7, seed=1, shards=sizes, window=2)
-    epoch = torch.cat([order[step] for step in range(3)])
-    assert sorted(epoch.tolist()) == list(range(21))
-    file_of = torch.repeat_interleave(torch.arange(6), torch.tensor(sizes))[epoch].tolist()
-    runs = [set(file_of[: i + 1]) & set(file_of[i + 1 :]) for i in range(20)]
-    assert max(map(len, runs)) == 2, "never more than a window of files is open"
-    assert file_of != sorted(file_of) and any(len(run) == 2 for run in runs)
-
-
 @pytest.mark.parametrize("option", ["accumulate=4", "checkpointing=true"])
 def test_saving_memory_changes_nothing_but_rounding(tmp_path, option):
     plain = ["training.steps=4", "training.checkpoint_every=4", "network.dropout=0"]
     for name, more in (("plain", []), ("saving", [f"training.{option}"])):
-        train(load_recipe(TINY, plain + more), build, tmp_path / name, cpu=True, quiet=True)
+        train(load_recipe(TINY, plain + more), Recipe.build, tmp_path / name, cpu=True, quiet=True)
     one, other = weights(tmp_path / "plain"), weights(tmp_path / "saving")
     for name in one:
         if name.startswith("model."):
@@ -146,7 +126,7 @@ def test_one_process_trains_in_two_precisions(tmp_path):
     has_bf16 = computes_in("bf16", torch.device("cpu")) is torch.bfloat16
     for precision in ("bf16", "no"):
         recipe = load_recipe(TINY, ["training.steps=1", f"training.precision='{precision}'"])
-        train(recipe, build, tmp_path / precision, cpu=True, quiet=True)
+        train(recipe, Recipe.build, tmp_path / precision, cpu=True, quiet=True)
     one, other = weights(tmp_path / "bf16"), weights(tmp_path / "no")
     names = [name for name in one if name.startswith("model.")]
     differ = any(not torch.equal(one[name], other[name]) for name in names)
@@ -165,25 +145,26 @@ def test_bf16_is_for_devices_that_have_it(monkeypatch, has_bf16):
 
 
 def test_batches_that_do_not_divide_and_unknown_options_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="batch of 8 does not divide"):
+        train(load_recipe(TINY, ["training.accumulate=3"]), Recipe.build, tmp_path, cpu=True, quiet=True)
     cases = (
-        ("accumulate=3", "batch of 8 does not divide"),
-        ("sharding=half", "none, full"),
-        ("precision=fp16", "'no' or 'bf16', got 'fp16'"),
-        ("times=noisy", "unknown training.times 'noisy'.*noisiest"),
+        ("training.sharding=half", "sharding must be one of none, full, got 'half'"),
+        ("training.precision=fp16", "precision must be one of no, bf16, got 'fp16'"),
+        ("system.level_sampler=noisy", "unknown level sampler 'noisy'.*noisiest"),
     )
     for option, message in cases:
         with pytest.raises(ValueError, match=message):
-            train(load_recipe(TINY, [f"training.{option}"]), build, tmp_path, cpu=True, quiet=True)
+            load_recipe(TINY, [option])
 
 
-def test_importance_of_times_is_saved_and_resumed(tmp_path):
-    recipe = load_recipe(TINY, ["training.times=importance", "training.steps=6", "training.checkpoint_every=3"])
-    train(recipe, build, tmp_path / "whole", cpu=True, quiet=True)
+def test_importance_of_levels_is_saved_and_resumed(tmp_path):
+    recipe = load_recipe(TINY, ["system.level_sampler=importance", "training.steps=6", "training.checkpoint_every=3"])
+    train(recipe, Recipe.build, tmp_path / "whole", cpu=True, quiet=True)
     whole = weights(tmp_path / "whole")
-    assert whole["times.seen"].sum() == 6 * 8
+    assert whole["levels.seen"].sum() == 6 * 8
     (tmp_path / "halted").mkdir()
     (tmp_path / "halted/last.safetensors").write_bytes((tmp_path / "whole/previous.safetensors").read_bytes())
-    train(recipe, build, tmp_path / "halted", cpu=True, quiet=True)
+    train(recipe, Recipe.build, tmp_path / "halted", cpu=True, quiet=True)
     halted = weights(tmp_path / "halted")
     assert all(torch.equal(whole[k], halted[k]) for k in whole)
 
@@ -201,12 +182,12 @@ def test_a_folder_trains_through_workers_and_resumes_inside_an_epoch(tmp_path):
     changes += ["network.in_channels=3", "network.out_channels=6", "network.classes=3"]
     changes += ["training.steps=4", "training.checkpoint_every=2"]
     recipe = load_recipe(TINY, [c for c in changes])
-    train(recipe, build, tmp_path / "whole", cpu=True, quiet=True)
+    train(recipe, Recipe.build, tmp_path / "whole", cpu=True, quiet=True)
     tensors, meta = load_checkpoint(tmp_path / "whole/last.safetensors")
     assert meta["broken_images"] == 1
     (tmp_path / "halted").mkdir()
     (tmp_path / "halted/last.safetensors").write_bytes((tmp_path / "whole/previous.safetensors").read_bytes())
-    train(recipe, build, tmp_path / "halted", cpu=True, quiet=True)
+    train(recipe, Recipe.build, tmp_path / "halted", cpu=True, quiet=True)
     assert all(torch.equal(v, weights(tmp_path / "halted")[k]) for k, v in tensors.items())
 
 
@@ -234,9 +215,11 @@ def test_learning_rate_warms_up_and_decays():
 
 def _check_published_folder(folder, recipe):
     """What was published is loaded by its folder, as a committed checkpoint is by its name; a start may spare parts."""
+    from minidiff.metrics.sources import is_image_set
+
     weights = load_checkpoint(folder / "model.safetensors")[0]
     again = dataclasses.replace(recipe, start=str(folder))
-    for system in (load(str(folder)), load_system(str(folder))[0], begun(again)):
+    for system in (load(str(folder)), begun(again)):
         assert all(torch.equal(value, weights[name].float()) for name, value in system.state_dict().items())
     renewed = begun(dataclasses.replace(again, fresh=("network.time_embed",)))
     for name, value in renewed.state_dict().items():
@@ -253,14 +236,13 @@ def _check_published_folder(folder, recipe):
 
 def test_training_learns_and_publishes(tmp_path):
     recipe = load_recipe(TINY, ["training.steps=60", "training.checkpoint_every=60", "training.lr=3e-3"])
-    untrained = build(recipe)
-    images, labels = load_set(recipe.data, 8, "heldout")
-    generator = lambda: torch.Generator().manual_seed(0)
-    before = untrained.loss(images, labels, generator())["simple"].mean().item()
-    train(recipe, build, tmp_path / "run", cpu=True, quiet=True)
-    card = publish(recipe, build(recipe), tmp_path / "run", tmp_path / "out")
+    untrained = recipe.build()
+    heldout = load_set(recipe.data, "heldout")
+    before = untrained.loss(heldout, torch.Generator().manual_seed(0))["simple"].mean().item()
+    train(recipe, Recipe.build, tmp_path / "run", cpu=True, quiet=True)
+    card = publish(recipe, recipe.build(), tmp_path / "run", tmp_path / "out")
     assert card["metrics"]["heldout_simple"] < 0.8 * before
-    assert card["steps"] == 60 and card["recipe"] == recipe.to_dict()
+    assert card["steps"] == 60 and card["recipe"] == recipe.to_plain()
     _check_published_folder(tmp_path / "out", recipe)
     with pytest.raises(ValueError, match="step 60 of 61"):
         publish(load_recipe(TINY, ["training.steps=61"]), untrained, tmp_path / "run", tmp_path / "out")
@@ -268,17 +250,19 @@ def test_training_learns_and_publishes(tmp_path):
 
 def test_heldout_losses_are_measured_in_parts_no_larger_than_a_batch():
     recipe = load_recipe(TINY)
-    system, seen, losses = build(recipe), [], []
+    system, seen, losses = recipe.build(), [], []
     measure = system.loss
 
-    def loss(images, *rest):
-        seen.append(len(images))
-        losses.append(measure(images, *rest))
+    def loss(batch, *rest):
+        assert batch.keys() == {"image", "label"}
+        seen.append(batch["image"])
+        losses.append(measure(batch, *rest))
         return losses[-1]
 
     system.loss = loss
-    found = heldout_metrics(system, recipe, passes=2)
-    images = load_set(recipe.data, recipe.network.size, "heldout")[0]
-    assert max(seen) <= recipe.training.batch < len(images) and sum(seen) == 2 * len(images)
+    heldout = load_set(recipe.data, "heldout")
+    found = heldout_metrics(system, recipe, heldout, passes=2)
+    assert max(map(len, seen)) <= recipe.training.batch < len(heldout["image"])
+    assert torch.equal(torch.cat(seen), heldout["image"].repeat(2, 1, 1, 1)), "every image, in every pass"
     simple = torch.cat([part["simple"] for part in losses])
     assert found["heldout_simple"] == pytest.approx(simple.mean().item(), abs=1e-5)
