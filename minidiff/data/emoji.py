@@ -16,7 +16,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -212,4 +212,6 @@ def download(root: str | os.PathLike, quiet: bool = False) -> Downloaded:
     Raises:
         ValueError: when it cannot be fetched.
     """
-    return fetch(URL, Path(root) / HANDS["noto"].archive, quiet=quiet)
+    found = fetch(URL, Path(root) / HANDS["noto"].archive, quiet=quiet)
+    other = HANDS["fluent"]
+    return replace(found, checked=f"{found.checked}; the other hand, {other.archive}, comes from {other.source}")
