@@ -13,7 +13,8 @@ from diffusers.models.embeddings import get_timestep_embedding
 from helpers import awake, noise
 from torch import nn
 
-from minidiff.denoiser import Condition, as_denoiser
+from minidiff.condition import Condition
+from minidiff.denoiser import as_denoiser
 from minidiff.models.layers import AttentionBlock, GroupNorm, ResBlock, attend, attention, timestep_embedding
 from minidiff.models.unet import UNet, UNetConfig
 from minidiff.schedule import linear_schedule
@@ -357,7 +358,7 @@ def test_dropout_acts_in_training_alone():
 
 
 def test_a_network_is_a_denoiser():
-    model = as_denoiser(awake(UNet(TINY)), "v", "learned_range")
+    model = as_denoiser(awake(UNet(TINY)), "v", "learned")
     prediction = model(noise(2, 2, 8, 8), linear_schedule().level(torch.tensor([4, 800])))
     assert prediction.v.shape == prediction.fraction.shape == (2, 2, 8, 8)
 
