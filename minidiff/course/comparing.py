@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -32,13 +33,17 @@ def close(a: Any, b: Any, rtol: float = RTOL, atol: float = 1e-9) -> bool:
     nothing.
     """
     if isinstance(b, tuple | list):
-        return isinstance(a, tuple | list) and len(a) == len(b) and all(map(lambda x, y: close(x, y, rtol, atol), a, b))
+        return (
+            isinstance(a, tuple | list)
+            and len(a) == len(b)
+            and all(close(x, y, rtol, atol) for x, y in zip(a, b, strict=True))
+        )
     a, b = torch.as_tensor(a, dtype=torch.float64), torch.as_tensor(b, dtype=torch.float64)
     if a.shape != b.shape:
         return False
     size = b[b.isfinite()].abs()
     least = max(rtol / 10 * size.max().item(), atol) if size.numel() else atol
-    return bool(((a == b) | ((a - b).abs() <= rtol * b.abs() + least)).all())
+    return bool(((a == b) | (b.isfinite() & ((a - b).abs() <= rtol * b.abs() + least))).all())
 
 
 def expect(
@@ -60,18 +65,32 @@ def expect(
         mistakes: diagnosis -> the value that this mistake gives on the same inputs, or a function that returns it.
 
     Raises:
-        Mistake: the value equals that of a mistake, which is not the right one.
+        Mistake: the value equals that of a mistake, which is not the right one; names all, where it equals several.
         AssertionError: it equals neither.
     """
     if close(got, right, rtol, atol):
         return
+    named = []
     for diagnosis, wrong in (mistakes or {}).items():
-        wrong = wrong() if isinstance(wrong, Callable) else wrong
-        if close(got, wrong, rtol, atol) and not close(wrong, right, rtol, atol):
-            raise Mistake(diagnosis)
+        wrong = wrong() if callable(wrong) else wrong
+        if _same(got, wrong, rtol, atol) and not close(wrong, right, rtol, atol):
+            named.append(diagnosis)
+    if named:
+        raise Mistake("; or ".join(named))
     if "{" in say:
         say = say.format(**dict(zip(("got", "right"), apart(got, right), strict=True)))
     raise AssertionError(say + _not_finite(got, right))
+
+
+def _same(got: Any, wrong: Any, rtol: float, atol: float) -> bool:
+    """As ``close``, but nan equals nan: some mistakes give nothing else."""
+    if isinstance(wrong, tuple | list):
+        paired = isinstance(got, tuple | list) and len(got) == len(wrong)
+        return paired and all(_same(*pair, rtol, atol) for pair in zip(got, wrong, strict=True))
+    got, wrong = torch.as_tensor(got, dtype=torch.float64), torch.as_tensor(wrong, dtype=torch.float64)
+    if got.shape != wrong.shape or not torch.equal(got.isnan(), wrong.isnan()):
+        return False
+    return close(got.nan_to_num(0.0, math.inf, -math.inf), wrong.nan_to_num(0.0, math.inf, -math.inf), rtol, atol)
 
 
 def apart(a: float, b: float) -> tuple[str, str]:
