@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import secrets
 import sys
 import threading
 import time
@@ -45,7 +46,14 @@ class _Judge:
             self.stop()
             message = f"the referee failed on this hand-in ({error}) {output.text(1)[-1000:]}"
             return {
-                **{"handin": path, "lesson": None, "status": "error", "message": message, "exercises": []},
+                **{
+                    "handin": path,
+                    "lesson": None,
+                    "seed": options["seed"],
+                    "status": "error",
+                    "message": message,
+                    "exercises": [],
+                },
                 **{"points": 0.0, "max": 0.0, "layers": [], "output": "", "seconds": 0.0},
             }
 
@@ -87,6 +95,7 @@ def grade_paths(
     case_limit_s: float = 20.0,
     memory_limit_mb: int = 2048,
     jobs: int = 1,
+    seed: int | None = None,
     checks: Iterable[str | Path] = (),
     progress: Callable[[dict], None] | None = None,
 ) -> list[dict]:
@@ -100,15 +109,16 @@ def grade_paths(
         case_limit_s: for one case, or for fetching one answer.
         memory_limit_mb: for a hand-in, above what Python and torch take.
         jobs: hand-ins graded at the same time.
+        seed: of the inputs that the cases draw, the same for all hand-ins; drawn anew when left out.
         checks: checks modules besides the packaged ones.
         progress: called with each result, in the order in which they are done.
 
     Returns:
-        One dict per hand-in: ``handin``, ``lesson``, ``status`` ("graded" or "error"), ``message``, ``points``,
-        ``max``, ``seconds``, ``layers`` (of isolation that were active), ``output`` and ``exercises``, a list of dicts
-        with ``id``, ``name``, ``points``, ``max``, ``message``, ``cases`` and ``status``: "passed", "partial",
-        "failed", "not attempted", "missing" (nothing of that name) or "stopped" (it ended its process, or took too
-        long).
+        One dict per hand-in: ``handin``, ``lesson``, ``seed``, ``status`` ("graded" or "error"), ``message``,
+        ``points``, ``max``, ``seconds``, ``layers`` (of isolation that were active), ``output`` and ``exercises``, a
+        list of dicts with ``id``, ``name``, ``points``, ``max``, ``message``, ``cases`` and ``status``: "passed",
+        "partial", "failed", "not attempted", "missing" (nothing of that name) or "stopped" (it ended its process, or
+        took too long).
 
     Warns:
         RuntimeWarning: the system lacks a layer without which a hostile hand-in is not held (macOS, old kernels).
@@ -129,7 +139,13 @@ def grade_paths(
         raise ValueError("grading needs Linux or macOS (on Windows: WSL)")
     files = collect(paths)
     modules = [str(Path(module).resolve()) for module in checks]
-    options = {"checks": modules, "case_limit_s": float(case_limit_s), "memory_limit_mb": int(memory_limit_mb)}
+    seed = secrets.randbelow(1 << 31) if seed is None else int(seed)
+    options = {
+        "checks": modules,
+        "seed": seed,
+        "case_limit_s": float(case_limit_s),
+        "memory_limit_mb": int(memory_limit_mb),
+    }
     judges = [_Judge() for _ in range(min(int(jobs), len(files)))]
     idle: SimpleQueue[_Judge] = SimpleQueue()
     for judge in judges:
