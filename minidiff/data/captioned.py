@@ -74,6 +74,25 @@ def _fill(images: Tensor, captions: list[str], places: Tensor, scenes: Scenes, s
         captions[i] = caption
 
 
+def captioned_pairs(
+    n: int, size: int, generator: torch.Generator, split: str = "all", reading: float = 0.5
+) -> Captioned:
+    """n scenes of two objects, each with a caption that leaves no shape and no colour open (``explicit_scenes``).
+
+    Args:
+        n: Number of scenes.
+        size: Side in pixels.
+        generator: Decides everything.
+        split: As for ``captioned_scenes``.
+        reading: Probability that the left or the upper object is named first.
+
+    Raises:
+        ValueError: as ``sample_scenes`` and ``render`` do.
+    """
+    scenes, captions = explicit_scenes(n, 2, split, generator, reading)
+    return Captioned(render(scenes, size), captions, torch.full((n,), 2))
+
+
 def explicit_scenes(
     n: int, objects: int, split: str, generator: torch.Generator, reading: float = 0.5
 ) -> tuple[Scenes, list[str]]:

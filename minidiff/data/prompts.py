@@ -111,7 +111,7 @@ def sheets(data: DataRecipe, size: int, count: int | None = None, seed: int = 0)
     Raises:
         ValueError: for a data set without captions, or with fewer than count in one of its parts.
     """
-    if data.name == "scenes":
+    if data.name in ("scenes", "scenes-pairs"):
         return [scene_sheet(name, count or COUNT, size, seed=seed) for name in SHEETS]
     if not data.tokenizer:
         raise ValueError(f"data {data.name!r} have no captions")

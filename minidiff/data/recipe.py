@@ -10,7 +10,7 @@ class DataRecipe:
     """Which data to learn from.
 
     Attributes:
-        name: "digits", "shapes"; "scenes" and "emoji" (with captions), "cifar10", "folder" (or a zip
+        name: "digits", "shapes"; "scenes", "scenes-pairs" and "emoji" (with captions), "cifar10", "folder" (or a zip
             archive), "shards" (with captions where a tokenizer is named), or "torchvision:NAME".
         size: Side of the images in pixels, whatever the network's.
         images: Number of images to render, for sets without a fixed size.

@@ -110,10 +110,10 @@ def _shapes(recipe: DataRecipe, split: str) -> Dataset:
 
 
 def _scenes(recipe: DataRecipe, split: str) -> Dataset:
-    from .captioned import captioned_scenes
+    from .captioned import captioned_pairs, captioned_scenes
 
-    how = (recipe.size, _generator(recipe, split), "seen", recipe.reading, recipe.explicit)
-    found = captioned_scenes(_count(recipe, split), *how)
+    how = (_count(recipe, split), recipe.size, _generator(recipe, split), "seen", recipe.reading)
+    found = captioned_pairs(*how) if recipe.name == "scenes-pairs" else captioned_scenes(*how, recipe.explicit)
     return Columns(image=found.images, caption=_tokenizer(recipe)(found.captions))
 
 
@@ -160,6 +160,7 @@ SETS = {
     "digits": _digits,
     "shapes": _shapes,
     "scenes": _scenes,
+    "scenes-pairs": _scenes,
     "emoji": _emoji,
     "cifar10": _cifar10,
     "folder": _folder,
