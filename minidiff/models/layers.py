@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..random import uniform_hash
+
 
 def timestep_embedding(time: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
     """Sinusoids of time (B,), cosines first, (B, dim); an odd dim ends in a zero (Dhariwal and Nichol 2021, code)."""
@@ -108,6 +110,23 @@ def check_input(x: Tensor, shape: tuple[int, ...]) -> None:
         raise ValueError(f"this network takes (B, {', '.join(map(str, shape))}), got {tuple(x.shape)}")
 
 
+class Dropout(nn.Dropout):
+    """Dropout that is each sample's own where training says whose they are, see ``random.per_sample``.
+
+    Attributes:
+        salt: Tells the layers of a network apart.
+    """
+
+    salt = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ...) -> (B, ...)."""
+        if not self.training or not self.p:
+            return x
+        u = uniform_hash(x, self.salt)
+        return super().forward(x) if u is None else x * (u >= self.p).to(x.dtype) / (1 - self.p)
+
+
 def zeroed(module: nn.Module) -> nn.Module:
     """The module with its parameters set to zero, so that its branch starts as nothing."""
     for parameter in module.parameters():
@@ -159,7 +178,7 @@ class ResBlock(nn.Module):
         self.out_layers = nn.Sequential(
             GroupNorm(groups, out_channels),
             nn.SiLU(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
         )
         same = channels == out_channels

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.sets import load_dataset
-from ..random import sample_generators
+from ..random import per_sample, sample_generators
 from .checkpoint import average_prefix, load_checkpoint, save_checkpoint
 from .ema import EMA
 from .order import Order, batches
@@ -51,8 +51,7 @@ def train(
     """Train a system from a recipe, or go on from where the folder's checkpoint stands.
 
     Sample i of step k and its noise depend on the seed, k and i alone: neither on interruptions, so that a run that is
-    killed and resumed ends with the same weights, nor on the number of processes, which agree up to the order of sums
-    (dropout excepted, which every process draws for its share).
+    killed and resumed ends with the same weights, nor on the number of processes, which agree up to the order of sums.
 
     Args:
         recipe: What to train, a ``recipes.Recipe``.
@@ -120,7 +119,6 @@ def _step(step: int, batch, places: range, model: nn.Module, optimizer, plan: Tr
     device = accelerator.device
     batch = {name: column.to(device, non_blocking=True) for name, column in batch.items()}
     generators = sample_generators(plan.seed, [f"step {step} image {i}" for i in places], device.type)
-    torch.manual_seed(generators[0].initial_seed())  # dropout has no generator of its own
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, plan)
     optimizer.zero_grad()
@@ -137,7 +135,7 @@ def _accumulated(model: nn.Module, batch, generators: list, plan: TrainingRecipe
     for first in parts:
         part = slice(first, first + parts.step)
         wait = accelerator.no_sync(model) if first != parts[-1] else nullcontext()
-        with wait:
+        with wait, per_sample(generators[part]):
             with autocast(plan.precision, accelerator.device):
                 losses = model({name: column[part] for name, column in batch.items()}, generators[part])
             accelerator.backward(losses["loss"].mean() / plan.accumulate)
