@@ -170,9 +170,9 @@ class Emoji(Images):
                 raise ValueError(f"nobody called {hand!r} drew emoji: {nearest(hand, HANDS)}")
         self.classes, vocabulary = tuple(hands) or tuple(HANDS), set(words())
         sources = [_pictures(path, hand) for hand in self.classes]
-        known = sorted({text for _, found in sources for text in found if vocabulary.issuperset(text.split())})
-        hidden = heldout(known)
-        kept = {text for text in known if split == "all" or (text in hidden) == (split == "heldout")}
+        known = {text for text in names().values() if vocabulary.issuperset(text.split())}
+        hidden = heldout(list(known))  # of all names, whoever drew them: a split is that of every hand
+        kept = {"all": known, "heldout": hidden, "train": known - hidden}[split]
         self._folders = [folder for folder, _ in sources]
         drawn = [(hand, i, text) for hand, (_, found) in enumerate(sources) for text, i in found.items()]
         places = [place for place in drawn if place[2] in kept]

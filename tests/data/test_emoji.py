@@ -228,7 +228,12 @@ def test_the_real_archives(monkeypatch, tmp_path):
         middle = image[:, side // 3 : 2 * side // 3, side // 3 : 2 * side // 3].mean((1, 2))
         assert middle[0] > 0.3 and middle[1:].max() < 0, "it is red"
         assert image[:, 0, 0].tolist() == [1, 1, 1]
-    assert sum(len(Emoji(split=split)) for split in ("train", "heldout")) == len(found)
+    train, held = (Emoji(split=split) for split in ("train", "heldout"))
+    assert len(train) + len(held) == len(found)
+    seen = {word for text in train.texts for word in text.split()}
+    assert all(seen.issuperset(text.split()) for text in held.texts)
+    for hand in ("noto", "fluent"):
+        assert set(Emoji(split="heldout", hands=(hand,)).texts) <= set(held.texts), "one split for all hands"
     committed = set(words())
     monkeypatch.setattr(emoji, "WORDS", tmp_path / "words.txt")
     emoji.write_words()
