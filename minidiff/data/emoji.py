@@ -145,7 +145,7 @@ class Emoji(Images):
             the environment variable ``MINIDIFF_DATA`` when left out.
         size: Side in pixels; None leaves the files' own.
         split: "train", "heldout" (see ``heldout``), or "all".
-        hands: Whose pictures, of ``HANDS``; () for all.
+        hands: Whose pictures, of ``HANDS``.
 
     Attributes:
         texts: (N,) captions. spoken: the same with the hand, "rendered red apple".
@@ -161,14 +161,16 @@ class Emoji(Images):
         path: str | os.PathLike | None = None,
         size: int | None = None,
         split: str = "all",
-        hands: Sequence[str] = (),
+        hands: Sequence[str] = ("noto",),
     ):
         if split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
         for hand in hands:
             if hand not in HANDS:
                 raise ValueError(f"nobody called {hand!r} drew emoji: {nearest(hand, HANDS)}")
-        self.classes, vocabulary = tuple(hands) or tuple(HANDS), set(words())
+        if not hands:
+            raise ValueError(f"name at least one hand of {', '.join(HANDS)}")
+        self.classes, vocabulary = tuple(hands), set(words())
         sources = [_pictures(path, hand) for hand in self.classes]
         known = {text for text in names().values() if vocabulary.issuperset(text.split())}
         hidden = heldout(list(known))  # of all names, whoever drew them: a split is that of every hand
@@ -200,9 +202,14 @@ def words() -> tuple[str, ...]:
     return tuple(WORDS.read_text(encoding="utf-8").split())
 
 
+def hand_words() -> tuple[str, ...]:
+    """What captions call the hands."""
+    return tuple(about.word for about in HANDS.values())
+
+
 def write_words(path: str | os.PathLike | None = None) -> None:
-    """Write the vocabulary anew: words for the hands, and those of all captions below ``path``, as for ``Emoji``."""
-    texts = [*(about.word for about in HANDS.values()), *(text for hand in HANDS for text in _pictures(path, hand)[1])]
+    """Write the vocabulary anew, from all captions below ``path``, which is as for ``Emoji``."""
+    texts = [text for hand in HANDS for text in _pictures(path, hand)[1]]
     WORDS.write_text("\n".join(sorted({word for text in texts for word in text.split()})) + "\n", encoding="utf-8")
 
 

@@ -24,7 +24,7 @@ class DataRecipe:
         tokenizer: Who reads the captions, of images that have some.
         reading: Probability that a caption of scenes names the left or the upper object first.
         explicit: Share of the scenes whose caption leaves no shape and no colour open.
-        hands: Of emoji: whose drawings, "noto" and "fluent"; all when left out.
+        hands: Of emoji: whose drawings, "noto" or "fluent" or both; with both, captions name the hand half of the time.
 
     Raises:
         ValueError: for a number out of range.
@@ -43,7 +43,7 @@ class DataRecipe:
     tokenizer: str = ""
     reading: float = 0.5
     explicit: float = 0.0
-    hands: tuple[str, ...] = ()
+    hands: tuple[str, ...] = ("noto",)
 
     def __post_init__(self):
         for name, least in (("size", 1), ("images", 0), ("bins", 2), ("workers", 0)):

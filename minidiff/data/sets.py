@@ -118,12 +118,14 @@ def _scenes(recipe: DataRecipe, split: str) -> Dataset:
 
 
 def _emoji(recipe: DataRecipe, split: str) -> Dataset:
-    """Every picture twice, under its name and under its name with the hand that drew it."""
+    """Every picture under its name; of several hands also under its name with the hand that drew it."""
     from .emoji import Emoji
 
     found = Emoji(recipe.path, recipe.size, split, recipe.hands)
     images = torch.stack([found[i][0] for i in range(len(found))])
-    return Columns(image=images.repeat(2, 1, 1, 1), caption=_tokenizer(recipe)([*found.texts, *found.spoken]))
+    said = [found.texts, found.spoken] if len(recipe.hands) > 1 else [found.texts]
+    captions = [text for texts in said for text in texts]
+    return Columns(image=images.repeat(len(said), 1, 1, 1), caption=_tokenizer(recipe)(captions))
 
 
 def _cifar10(recipe: DataRecipe, split: str) -> Dataset:

@@ -17,10 +17,10 @@ from minidiff.cli import main
 from minidiff.data import emoji
 from minidiff.data.emoji import Emoji, caption, heldout, names, words
 from minidiff.data.prompts import sheets
+from minidiff.data.recipe import DataRecipe
+from minidiff.data.sets import load_dataset
 from minidiff.data.shards import Shards
 from minidiff.data.tokenizer import tokenizer
-from minidiff.recipes import DataRecipe
-from minidiff.training.data import load_dataset
 
 REAL = os.environ.get("MINIDIFF_DATA")
 FILES = {  # code points -> name
@@ -42,6 +42,14 @@ def picture(side: int = 8, color=(255, 0, 0), hidden=(0, 0, 0), kind: str = "PNG
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, kind, **({"lossless": True, "exact": True} if kind == "WEBP" else {}))
     return buffer.getvalue()
+
+
+HANDS = ("noto", "fluent")
+
+
+def both(*arguments, **options) -> Emoji:
+    """Emoji by both hands."""
+    return Emoji(*arguments, hands=HANDS, **options)
 
 
 @pytest.fixture
@@ -74,7 +82,7 @@ def test_pictures_and_their_names(folder):
 
 
 def test_two_hands(folder):
-    found = Emoji(folder)
+    found = both(folder)
     assert found.classes == ("noto", "fluent") and found.labels.bincount().tolist() == [len(FILES), len(RENDERED)]
     assert found.texts[len(FILES) :] == ("red apple", "green apple", "dog face", "keycap #")
     for i, (hand, text, spoken) in enumerate(zip(found.labels, found.texts, found.spoken, strict=True)):
@@ -102,7 +110,7 @@ def test_a_folder_of_files(folder):
         archive.extract("noto-emoji-2.047/README.png", folder / "none")
     with zipfile.ZipFile(folder / "fluent.zip") as archive:
         archive.extractall(folder / "loose")
-    assert sorted(Emoji(folder / "loose").spoken) == sorted(Emoji(folder).spoken)
+    assert sorted(both(folder / "loose").spoken) == sorted(both(folder).spoken)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +139,7 @@ def test_held_out_captions_are_made_of_words_that_training_sees():
 
 def test_the_splits_part_the_set(folder, monkeypatch):
     monkeypatch.setattr(emoji, "heldout", lambda captions: {"green apple"})
-    found = {split: Emoji(folder, split=split) for split in ("all", "train", "heldout")}
+    found = {split: both(folder, split=split) for split in ("all", "train", "heldout")}
     parts = {split: set(part.texts) for split, part in found.items()}
     assert parts["heldout"] == {"green apple"} and parts["train"] == parts["all"] - parts["heldout"]
     assert found["heldout"].spoken == ("drawn green apple", "rendered green apple"), "no hand of it is seen"
@@ -139,12 +147,14 @@ def test_the_splits_part_the_set(folder, monkeypatch):
 
 def test_what_is_not_there(folder, monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="split must be one of all, train, heldout; got 'test'"):
-        Emoji(folder, split="test")
+        both(folder, split="test")
+    with pytest.raises(ValueError, match="at least one hand"):
+        Emoji(folder, hands=())
     with pytest.raises(ValueError, match=r"nobody called 'fluant' drew emoji: did you mean 'fluent'"):
         Emoji(folder, hands=("noto", "fluant"))
     (folder / "fluent.zip").unlink()
     with pytest.raises(ValueError, match=r"no emoji by fluent: .*; fluent\.zip comes from npm pack @lobehub/"):
-        Emoji(folder)
+        both(folder)
     assert len(noto(folder)) == len(FILES)
     (tmp_path / "other").mkdir()
     (tmp_path / "other/cat.png").write_bytes(picture())
@@ -152,23 +162,23 @@ def test_what_is_not_there(folder, monkeypatch, tmp_path):
         Emoji(tmp_path / "other")
     monkeypatch.delenv("MINIDIFF_DATA", raising=False)
     with pytest.raises(ValueError, match="MINIDIFF_DATA"):
-        Emoji()
+        both()
     names.cache_clear()
     monkeypatch.setitem(sys.modules, "emoji", None)
     with pytest.raises(ValueError, match="pip install emoji"):
-        Emoji(folder)
+        both(folder)
 
 
 def test_names_that_the_vocabulary_lacks_are_left_out(folder, monkeypatch):
     monkeypatch.setattr(emoji, "words", lambda: tuple(set(words()) - {"keycap"}))
     assert set(noto(folder).texts) == set(FILES.values()) - {"keycap 1"}
-    assert len(Emoji(folder)) == len(FILES) - 1 + len(RENDERED) - 1
+    assert len(both(folder)) == len(FILES) - 1 + len(RENDERED) - 1
 
 
 def test_the_tokenizer_reads_every_caption_it_can_meet(folder):
-    read = tokenizer("emoji")
-    assert read.size == len(words()) == len(set(words()))
-    found = Emoji(folder)
+    read = tokenizer("emoji-hands")
+    assert read.size == len(set(words())) + 2 == tokenizer("emoji").size + 2
+    found = both(folder)
     texts = [*found.texts, *found.spoken]
     assert read.decode(read(texts)) == texts
     with pytest.raises(ValueError, match="no word 'applee' here: did you mean 'apple'"):
@@ -176,17 +186,17 @@ def test_the_tokenizer_reads_every_caption_it_can_meet(folder):
 
 
 def test_a_training_set(folder):
-    recipe = DataRecipe("emoji", path=str(folder), tokenizer="emoji")
-    found = load_dataset(recipe, 4)
-    images, tokens = found.tensors
+    recipe = DataRecipe("emoji", 4, path=str(folder), tokenizer="emoji-hands", hands=HANDS)
+    found = load_dataset(recipe)
+    images, tokens = found.columns["image"], found.columns["caption"]
     assert images.shape == (len(found), 3, 4, 4) and tokens.shape == (len(found), emoji.CONTEXT)
-    train = Emoji(folder, 4, split="train")
-    assert tokenizer("emoji").decode(tokens) == [*train.texts, *train.spoken], "each picture under both its names"
+    train = both(folder, 4, split="train")
+    assert tokenizer("emoji-hands").decode(tokens) == [*train.texts, *train.spoken], "each picture under both its names"
     assert all(torch.equal(images[i], train[i % len(train)][0]) for i in range(len(found)))
-    one = DataRecipe("emoji", path=str(folder), tokenizer="emoji", hands=("noto",))
-    assert len(load_dataset(one, 4)) == 2 * len(noto(folder, split="train"))
+    one = load_dataset(DataRecipe("emoji", 4, path=str(folder), tokenizer="emoji"))
+    assert tokenizer("emoji").decode(one.columns["caption"]) == list(noto(folder, split="train").texts)
     with pytest.raises(ValueError, match=r"data\.tokenizer"):
-        load_dataset(DataRecipe("emoji", path=str(folder)), 4)
+        load_dataset(DataRecipe("emoji", 4, path=str(folder)))
 
 
 @pytest.mark.parametrize("size", [None, 4])
@@ -218,7 +228,7 @@ def test_download_puts_the_archive_where_it_is_looked_for(monkeypatch, tmp_path)
 
 @pytest.mark.skipif(REAL is None, reason="MINIDIFF_DATA names no folder with real data")
 def test_the_real_archives(monkeypatch, tmp_path):
-    found = Emoji()
+    found = both()
     drawn, rendered = (set(Emoji(hands=(hand,)).texts) for hand in ("noto", "fluent"))
     assert 1500 < len(drawn) < 2500 and len(drawn & rendered) > 0.9 * len(drawn | rendered)
     assert len(found) == len(set(found.spoken)) == len(drawn) + len(rendered)
@@ -228,7 +238,7 @@ def test_the_real_archives(monkeypatch, tmp_path):
         middle = image[:, side // 3 : 2 * side // 3, side // 3 : 2 * side // 3].mean((1, 2))
         assert middle[0] > 0.3 and middle[1:].max() < 0, "it is red"
         assert image[:, 0, 0].tolist() == [1, 1, 1]
-    train, held = (Emoji(split=split) for split in ("train", "heldout"))
+    train, held = (both(split=split) for split in ("train", "heldout"))
     assert len(train) + len(held) == len(found)
     seen = {word for text in train.texts for word in text.split()}
     assert all(seen.issuperset(text.split()) for text in held.texts)
@@ -242,8 +252,8 @@ def test_the_real_archives(monkeypatch, tmp_path):
 
 @pytest.mark.skipif(REAL is None, reason="MINIDIFF_DATA names no folder with real data")
 def test_sheets_of_real_captions():
-    held, seen = sheets(DataRecipe("emoji", tokenizer="emoji"), 8, 100)
-    found = Emoji(size=8, split="heldout")
+    held, seen = sheets(DataRecipe("emoji", 8, tokenizer="emoji-hands", hands=HANDS), 8, 100)
+    found = both(size=8, split="heldout")
     assert len(held.captions) == len(set(held.captions)) == len(seen.captions) == 100
     assert set(held.captions) <= set(found.texts) and not set(seen.captions) & set(found.texts) and not held.grammar
     hands = {0, 1}
@@ -254,4 +264,4 @@ def test_sheets_of_real_captions():
         hands -= {shown[0]}
     assert not hands, "some by each hand"
     with pytest.raises(ValueError, match=r"captions in one of its parts, not 10000"):
-        sheets(DataRecipe("emoji", tokenizer="emoji"), 8, 10_000)
+        sheets(DataRecipe("emoji", 8, tokenizer="emoji-hands", hands=HANDS), 8, 10_000)
