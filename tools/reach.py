@@ -16,7 +16,7 @@ import builtins
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from minidiff.course.grading.handin import Block, mutated, names_of, parse
+from minidiff.course.grading.handin import MUTATORS, Block, mutated, names_of, parse
 
 ROOTS = {"exercise", "check"}  # tags of the cells that an unsolved answer reaches first
 CHOICES = (ast.If, ast.While, ast.Try, ast.Match)  # statements of which a part may not run
@@ -155,15 +155,17 @@ def _parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> set[str]:
 
 def _changed(part: ast.AST) -> Iterator[str]:
     """Names of the objects that one piece of a statement may change in place."""
-    if isinstance(part, ast.stmt):
-        yield from mutated(part)
-    if isinstance(part, ast.Expr) and isinstance(part.value, ast.Call) and _root(part.value.func) not in READERS:
+    if isinstance(part, ast.Attribute | ast.Subscript) and not isinstance(part.ctx, ast.Load):
+        yield _root(part)
+    elif isinstance(part, ast.AugAssign):
+        yield _root(part.target)
+    elif isinstance(part, ast.Expr) and isinstance(part.value, ast.Call) and _root(part.value.func) not in READERS:
         if isinstance(part.value.func, ast.Attribute):
             yield _root(part.value.func)
         given = [*part.value.args, *part.value.keywords]
         yield from (n.id for each in given for n in ast.walk(each) if isinstance(n, ast.Name))
     elif isinstance(part, ast.Call):
-        if isinstance(part.func, ast.Attribute) and part.func.attr.endswith("_"):
+        if isinstance(part.func, ast.Attribute) and (part.func.attr in MUTATORS or part.func.attr.endswith("_")):
             yield _root(part.func)
         given = [*part.args, *(keyword.value for keyword in part.keywords)]
         yield from (each.id for each in given if isinstance(each, ast.Name) and "generator" in each.id)
