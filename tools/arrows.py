@@ -50,11 +50,9 @@ def problems(root: Path = ROOT) -> list[str]:
                 found.append(f"{files[name]}:{line}: {name} imports {target}, which stands above it")
             elif _height(target) == _height(name):
                 level[name].append(target)
-    return (
-        found
-        + [f"{files[one]}:{drawn[one][two]}: a circle of imports: {c}" for one, two, c in _circles(level)]
-        + [*_outsiders(files)]
-    )
+    for name, target, circle in _circles(level):
+        found.append(f"{files[name]}:{drawn[name][target]}: a circle of imports: {circle}")
+    return [*found, *_outsiders(files)]
 
 
 def modules(root: Path = ROOT) -> dict[str, Path]:

@@ -63,7 +63,11 @@ def run_as_student(notebook: nbformat.NotebookNode, folder: Path) -> nbformat.No
     """Execute all cells in ``folder``, where the book's packages cannot be imported; the outputs are added in place."""
     (folder / "sitecustomize.py").write_text(BLOCKER)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MINIDIFF_") or k == "MINIDIFF_DATA"}
-    environment |= {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment |= {
+        "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
     client = NotebookClient(notebook, timeout=180, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
     return client.execute(env=environment)
 

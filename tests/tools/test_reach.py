@@ -84,7 +84,7 @@ def run(blocks: list[Block]) -> list[str]:
 
 @pytest.mark.parametrize("answer", ["return x / 2", "return x * 0", "state['calls'] += 5\n    return 3 * x"])
 def test_cells_do_the_same_when_the_others_are_left_out(answer):
-    """With any answer: those that run show what they show in the whole notebook, the others what they show when solved."""
+    """Those that run show what they do in the whole notebook, the others what they do in the solved one."""
     blocks = [Block(b.source.replace("return x / 2", answer), b.tags) for b in NOTEBOOK]
     runs = to_run(blocks)
     solved, whole, part = run(NOTEBOOK), run(blocks), run([blocks[i] for i in runs])

@@ -145,3 +145,29 @@ def test_a_change_below_a_running_lesson_is_noticed(root, monkeypatch):
     monkeypatch.setattr(run_lessons, "run", run)
     assert run_lessons.fill(root) == ["what the lessons import or read was changed while they ran; run them again"]
     assert run_lessons.times(root) == {}
+
+
+COUNTED = (
+    PAGE[: PAGE.index("```{code-cell}")]
+    + """
+```{code-cell} ipython3
+with open("LOG", "a") as log:
+    log.write("ran ")
+```
+"""
+)
+
+
+def test_a_page_runs_again_only_when_its_code_or_what_it_imports_was_changed(tmp_path, capsys):
+    for name in ("lessons", "minidiff"):
+        (tmp_path / name).mkdir()
+    first = COUNTED.replace("LOG", str(tmp_path / "log"))
+    text, code = first.replace("# A page", "# A page of text"), first.replace("ran ", "ran again ")
+    for page, runs in ((first, 1), (first, 1), (text, 1), (code, 3), (first, 3)):
+        (tmp_path / "lessons/01_page.md").write_text(page)
+        assert run_lessons.fill(tmp_path) == []
+        assert len((tmp_path / "log").read_text().split()) == runs
+    assert "kept" in capsys.readouterr().out
+    (tmp_path / "minidiff/module.py").write_text("x = 1")
+    assert run_lessons.fill(tmp_path) == []
+    assert len((tmp_path / "log").read_text().split()) == 4 and "kept" not in capsys.readouterr().out
