@@ -122,15 +122,15 @@ def names_of(node: ast.stmt) -> tuple[set[str], set[str]]:
         scope = scopes.pop()
         scopes += scope.get_children()
         needs |= {s.get_name() for s in scope.get_symbols() if s.is_global()}
-    return binds | _mutated(node), needs
+    return binds | mutated(node), needs
 
 
-def _mutated(node: ast.stmt) -> set[str]:
+def mutated(node: ast.stmt) -> set[str]:
     """Names of the objects that a statement changes in place: ``x[0] = 1``, ``x.a += 1``, ``x.append(1)``."""
     targets: list[ast.expr] = []
     if isinstance(node, ast.Assign):
-        targets = node.targets
-    elif isinstance(node, ast.AugAssign | ast.AnnAssign):
+        targets = [target for target in node.targets if not isinstance(target, ast.Name)]
+    elif isinstance(node, ast.AugAssign) or (isinstance(node, ast.AnnAssign) and not node.simple):
         targets = [node.target]
     elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
         call = node.value.func
@@ -144,15 +144,15 @@ def _mutated(node: ast.stmt) -> set[str]:
     return roots
 
 
-def _parse(source: str) -> ast.Module:
-    """Parse a cell; IPython magics and shell lines are dropped when it is not Python as it stands."""
+def parse(source: str) -> ast.Module:
+    """Parse a cell; IPython magics and shell lines do nothing when it is not Python as it stands."""
     try:
         return ast.parse(source)
     except SyntaxError:
         lines = source.splitlines()
         if lines[0].startswith("%%") and lines[0].split()[0] not in ("%%time", "%%timeit", "%%capture"):
             return ast.Module([], [])  # another language
-        return ast.parse("\n".join("" if re.match(r"\s*[%!?]|.*\?\s*$", line) else line for line in lines))
+        return ast.parse("\n".join(re.sub(r"^(\s*)([%!?].*|.*\?\s*)$", r"\1pass", line) for line in lines))
 
 
 def _bound_by_pattern(block: Block) -> set[str]:
@@ -194,7 +194,7 @@ def execute(blocks: Iterable[Block], answers: Iterable[str]) -> tuple[dict, dict
     cells = []
     for block in blocks:
         try:
-            statements = [_Statement(node, *names_of(node)) for node in _parse(block.source).body]
+            statements = [_Statement(node, *names_of(node)) for node in parse(block.source).body]
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             errors.update(dict.fromkeys(_bound_by_pattern(block), describe(error)))
             continue
