@@ -65,7 +65,7 @@ def draw(
     gradients = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     chain = respaced(system.schedule, levels)
     if x_T is None:
-        x_T = temperature * start_std(chain[0]) * randn((n, *system.shape), generator, device=system.device)
+        x_T = temperature * start_std(chain[0]) * randn((n, *system.shape), generator, system.dtype, system.device)
     elif tuple(x_T.shape) != (n, *system.shape):
         raise ValueError(f"x_T must be {(n, *system.shape)}, got {tuple(x_T.shape)}")
     with torch.set_grad_enabled(gradients):
@@ -110,7 +110,7 @@ def cascade(stages: Sequence[Stage], n: int, generator=None, truncate: bool = Fa
         n: Number of images.
         generator: One generator, or a list with one per image; it serves all stages.
         truncate: Stop chains early.
-        values: Told to every stage that has such a part.
+        values: Told to every stage that has such a part; one at least must have.
 
     Returns:
         (n, C, H, W) in the size of the last stage.
@@ -125,6 +125,7 @@ def cascade(stages: Sequence[Stage], n: int, generator=None, truncate: bool = Fa
         if small is None or before.shape != small.small_shape(after.shape):
             wanted = "nothing" if small is None else small.small_shape(after.shape)
             raise ValueError(f"one stage draws {before.shape}, the next enlarges {wanted}")
+    known = {part.key for system, _ in stages for part in system.parts}
     handed: dict[str, object] = {}
     for i, (system, own) in enumerate(stages):
         options = {key: value for key, value in own.items() if key != "aug_level"} | handed
@@ -133,7 +134,7 @@ def cascade(stages: Sequence[Stage], n: int, generator=None, truncate: bool = Fa
         if level and truncate:
             options["levels"] = truncated(system.schedule, options.get("levels", 50), level)
         keys = [part.key for part in system.parts]
-        told = {key: value for key, value in values.items() if key in keys or system is stages[0][0]}
+        told = {key: value for key, value in values.items() if key in keys or key not in known}
         drawn = draw(system, n, generator=generator, **{**told, **options})
         if following:
             end = options["levels"][-1].sigma if level and truncate else 0.0

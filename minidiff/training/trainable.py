@@ -41,3 +41,8 @@ class Trainable(nn.Module):
     def device(self) -> torch.device:
         """Where the parameters lie."""
         return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of what it draws: that of the parameters, and single where they have less."""
+        return torch.promote_types(torch.float32, next(self.parameters()).dtype)
