@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from minidiff.recipes import load_recipe
-from minidiff.systems.zoo import build
 
 TINY = ["network.size=8", "network.channels=8", "network.channel_mult=[1,2]", "network.blocks=1", "network.groups=4",
         "network.attention=[4]", "network.head_channels=8"]  # fmt: skip
@@ -37,7 +36,7 @@ def awake(module: nn.Module, std: float = 0.3, seed: int = 0, dtype: torch.dtype
 
 def tiny(name: str, *changes: str, std: float = 0.15, seed: int = 0) -> nn.Module:
     """A tiny system of a recipe, every parameter random."""
-    return awake(build(load_recipe(name, [*TINY, *changes])), std, seed, torch.float32)
+    return awake(load_recipe(name, [*TINY, *changes]).build(), std, seed, torch.float32)
 
 
 def small_open_clip(folder: Path, context: int) -> tuple[nn.Module, dict]:
