@@ -30,7 +30,8 @@ def _show_help(context: click.Context, option: click.Parameter, name: str | None
 @click.option("--out", type=click.Path(dir_okay=False), help="PNG grid, or npz of all (default: samples-SYSTEM.png).")
 @click.option("--cpu", is_flag=True, help="Stay on the CPU.")
 @drawing_options
-def sample(system, words, scale, count, out, cpu, **options) -> None:
+@click.pass_context
+def sample(context, system, words, scale, count, out, cpu, **options) -> None:
     """Draw images: a PNG grid, or an npz file as ADM writes it, and the numbers used beside it as JSON.
 
     SYSTEM is a committed checkpoint, the folder of a run or of what it published, or a preset with its released
@@ -54,12 +55,14 @@ def sample(system, words, scale, count, out, cpu, **options) -> None:
     from ..pictures import save_grid
     from ..pixels import to_uint8
 
+    if system.startswith("-"):
+        raise click.UsageError(f"the name of the system comes first, then what it is told; got {system}")
     path = Path(out or f"samples-{Path(system).name}.png")
     if path.suffix not in (".png", ".npz"):
         raise click.UsageError(f"--out must end in .png or .npz, got {path.name}")
     with processes(cpu) as here:
         drawing, _ = drawing_of(system, options, here.device)
-        given = answers(drawing, system, words)
+        given = answers(drawing, system, words, [name for option in context.command.params for name in option.opts])
         if scale is None:
             scale = TEXT_SCALE if given.get("caption") else 1.0
         values, number = drawing.answers(given, count)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
+from torch import nn
 
 from ..metrics.drawing import GUIDES, SAMPLERS, Drawing
+from ..recipes import Recipe, available, load_recipe
+from ..store import Found, checkpoints, find, load
+from ..systems import registry
+from ..systems.diffusion import Diffusion
+from ..words import nearest
 
 FILE = click.Path(exists=True, dir_okay=False)
 KINDS = {"integer": click.INT, "number": click.FLOAT, "text": click.STRING, "file": FILE}
@@ -34,34 +41,31 @@ def drawing_options(command: Callable) -> Callable:
 
 
 DRAWING = ("weights", "guide", "classifier", "clip", "sampler", "steps", "temperature", "upsamplers", "aug_levels")
+CAN = {"classifier": "classifier", "clip": "critic"}  # option -> what a system must have to guide by it
 
 
-def drawing_of(name: str, options: dict, device) -> tuple[Drawing, object]:
+def drawing_of(name: str, options: dict, device) -> tuple[Drawing, Found]:
     """How a system draws, and what was found by its name.
 
     Raises:
-        UsageError: for systems that draw nothing, or do not go together.
+        UsageError: for systems that draw nothing.
+        ValueError: for systems that are not there, or do not go together.
     """
-    from ..store import find, load
-    from ..systems.diffusion import Diffusion
-
-    base = find(f"{name}={options['weights']}" if options["weights"] else name, device)
-    if not isinstance(base.system, Diffusion):
-        raise click.UsageError(f"{name} draws nothing; it guides another system as --classifier or --clip")
-    systems, names = [base.system], [name]
-    for text in options["upsamplers"]:
-        found = load(text, device)
-        if not isinstance(found, Diffusion):
-            raise click.UsageError(f"{text.partition('=')[0]} draws nothing; --upsample takes systems that enlarge")
-        systems.append(found)
-        names.append(text.partition("=")[0])
+    ref = f"{name}={options['weights']}" if options["weights"] else name
+    base = _drawer(ref, device, "it guides another system as --classifier or --clip")
+    larger = [_drawer(ref, device, "--upsample takes systems that enlarge") for ref in options["upsamplers"]]
+    names = [name, *(ref.partition("=")[0] for ref in options["upsamplers"])]
     guides = {who: load(options[who], device, can) for who, can in CAN.items() if options[who]}
     steps = int(options["steps"]) if options["steps"].isdigit() else options["steps"]
     same = {key: options[key] for key in ("sampler", "guide", "aug_levels", "temperature", "seed", "batch")}
-    return Drawing(systems, steps, names=names, **same, **guides), base
+    return Drawing([base.system, *(found.system for found in larger)], steps, names=names, **same, **guides), base
 
 
-CAN = {"classifier": "classifier", "clip": "critic"}
+def _drawer(ref: str, device, otherwise: str) -> Found:
+    found = find(ref, device)
+    if not isinstance(found.system, Diffusion):
+        raise click.UsageError(f"{ref.partition('=')[0]} draws nothing; {otherwise}")
+    return found
 
 
 def asking(drawing: Drawing, name: str) -> click.Command:
@@ -75,13 +79,28 @@ def asking(drawing: Drawing, name: str) -> click.Command:
     return click.Command(f"minidiff sample {name}", params=parameters, add_help_option=False)
 
 
-def answers(drawing: Drawing, name: str, words: Sequence[str]) -> dict[str, object]:
+def answers(drawing: Drawing, name: str, words: Sequence[str], others: Sequence[str] = ()) -> dict[str, object]:
     """The answers to the questions of a system among the words of the command line.
+
+    Args:
+        drawing: How the system draws.
+        name: Its name.
+        words: What the command line says beside the options that all systems have.
+        others: Those options.
 
     Raises:
         UsageError: for an option that this system does not have (the nearest is named), or words that it does not read.
     """
-    given = asking(drawing, name).make_context(name, list(words)).params
+    own = [f"--{question.name}" for question in drawing.questions]
+    try:
+        context = asking(drawing, name).make_context(name, list(words), allow_extra_args=True)
+    except click.NoSuchOption as error:
+        known = nearest(error.option_name, [*own, *others])
+        raise click.UsageError(f"{name} has no option {error.option_name}: {known}") from None
+    if context.args:
+        told = f"it is told by {', '.join(own)}" if own else "it is told nothing"
+        raise click.UsageError(f"{name} does not read {' '.join(context.args)!r}: {told}")
+    given = context.params
     for question in drawing.questions:
         if question.first:
             given[question.name] = [*given.pop(f"{question.name}s"), *given[question.name]]
@@ -93,32 +112,19 @@ def help_of(name: str) -> str:
 
     Args:
         name: A checkpoint, run or preset's recipe, a recipe, or a registered system.
+
+    Raises:
+        ValueError: for anything else.
     """
-    import dataclasses
-
-    from ..recipes import available, load_recipe
-    from ..store import checkpoints, find
-    from ..systems import registry
-
-    if name in checkpoints() or Path(name).is_dir():
-        system, recipe = (lambda found: (found.system, found.recipe))(find(name))
-    elif name in available() or name.endswith((".yaml", ".yml")):
-        recipe = load_recipe(name)
-        system = recipe.build(empty=True)
-    elif Path(f"{name}.yaml").is_file():
-        return help_of(f"{name}.yaml")
-    else:
+    system, recipe = _described(name)
+    if recipe is None:
         return _recipe_options(registry.find(name))
-    kind = registry.find(recipe.system)
-    lines = [f"{recipe.name}: a {recipe.system}, {sum(p.numel() for p in system.parameters()) / 1e6:.2f} M parameters"]
-    parts = getattr(system, "parts", ())
-    for part in parts:
-        null = (
-            f"can be nothing, dropped with probability {part.p_drop:g} in training" if part.nullable else "always told"
-        )
-        lines.append(f"  {part.key}: {null}")
-    if parts or dataclasses.is_dataclass(recipe.options):
-        lines.append(_recipe_options(kind))
+    parameters = sum(p.numel() for p in system.parameters())
+    lines = [f"{recipe.name}: a {recipe.system}, {parameters / 1e6:.2f} M parameters"]
+    for part in getattr(system, "parts", ()):
+        null = f"can be nothing, which training makes of it with probability {part.p_drop:g}"
+        lines.append(f"  {part.key}: {null if part.nullable else 'always told'}")
+    lines.append(_recipe_options(registry.find(recipe.system)))
     if hasattr(system, "parts"):
         formatter = click.HelpFormatter(width=100)
         asking(Drawing([system], names=[name]), name).format_options(click.Context(click.Command(name)), formatter)
@@ -126,8 +132,19 @@ def help_of(name: str) -> str:
     return "\n".join(lines)
 
 
-def _recipe_options(kind) -> str:
-    import dataclasses
+def _described(name: str) -> tuple[nn.Module | None, Recipe | None]:
+    """A system, perhaps without its weights, and its recipe; nothing for the bare name of a system."""
+    if name in checkpoints() or any((Path(name) / file).is_file() for file in ("card.json", "last.safetensors")):
+        found = find(name)
+        return found.system, found.recipe
+    if Path(f"{name}.yaml").is_file():
+        name = f"{name}.yaml"
+    elif name not in available() and not name.endswith((".yaml", ".yml")):
+        return None, None
+    recipe = load_recipe(name)
+    return recipe.build(empty=True), recipe
 
-    fields = [f"{f.name} = {f.default!r}" for f in dataclasses.fields(kind.options)]
+
+def _recipe_options(kind: registry.System) -> str:
+    fields = [f"{field.name} = {field.default!r}" for field in dataclasses.fields(kind.options)]
     return f"In a recipe: system: {{name: {kind.name}, ...}} with {', '.join(fields) or 'no options'}"

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from ..data.prompts import sheets
+from ..condition import each
+from ..data.prompts import Sheet, sheets
 from ..pixels import quantize
 from ..recipes import Recipe
 from .captions import ByCaption, asked
 from .drawing import Drawing
 from .embedders import default_clip, default_features, embedder
-from .evaluation import ByClass, Plan, read, real_rows, references, some
+from .evaluation import ByClass, Parts, Plan, read, real_rows, references, some
 from .processes import Processes
 from .sources import image_set
 
@@ -88,16 +90,22 @@ def _by_class(drawing: Drawing, recipe: Recipe, how: Evaluation, here: Processes
     reference, name, other = references(how.reference, data, network)
     count = how.images or IMAGES
     values, number = drawing.answers({}, count)
-
-    def drawn(scale: float) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        parts = drawing.draw(here, values, number, scale)
-        return ((index, quantize(images.clamp(-1, 1), data.bins), number[index]) for index, images in parts)
-
+    drawn = partial(_drawn, drawing, here, values, number, data.bins)
     rows = real_rows(other, count, here, how.batch, how.seed)
     rows += [(f"s = {scale:g}", scale, drawn(scale)) for scale in how.scales]
-    labelled = network.data is not None and network.data.name == data.name and bool((number >= 0).all())
-    more = {"facts": facts | {"labels": "each class in turn"}, "neighbours": how.neighbours}
+    told = bool((number >= 0).all())
+    labelled = told and network.data is not None and network.data.name == data.name
+    facts = facts | {"labels": "each class in turn" if told else "none"}
+    more = {"facts": facts, "neighbours": how.neighbours}
     return [ByClass(rows, count, reference, name, network, labelled, **more, **how.common)]
+
+
+def _drawn(
+    drawing: Drawing, here: Processes, values, number: Tensor, bins: int, scale: float, captions: Sequence[str] = ()
+) -> Parts:
+    """What a system draws at a scale, in the values that a file holds; the label of a picture is its number."""
+    for index, images in drawing.draw(here, values, number, scale, captions):
+        yield index, quantize(images, bins), number[index]
 
 
 def _by_caption(drawing: Drawing, recipe: Recipe, how: Evaluation, here: Processes, facts: dict) -> list[Plan]:
@@ -117,29 +125,30 @@ def _by_caption(drawing: Drawing, recipe: Recipe, how: Evaluation, here: Process
     if found[0].grammar:
         facts["asked"] = {s.name: {name: int(m.sum()) for name, m in asked(s.captions).items()} for s in found}
 
-    def drawn(values, captions, scale: float) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        parts = drawing.draw(here, values, number, scale, captions)
-        return ((index, quantize(images.clamp(-1, 1), data.bins), number[index]) for index, images in parts)
-
-    made = []
-    for sheet in found:
-        first, *others = sheet.pictures
-        rows, reference = [], [first]
-        if others:
-            real = TensorDataset(torch.cat([first, others[0][:again]]), number)
-            rows, reference = [(f"{sheet.name}, real", None, read(real, here, how.batch))], others[1:]
+    def plan(sheet: Sheet) -> Plan:
+        rows, reference = _real(sheet, number, again, here, how.batch)
         values, _ = drawing.answers({"caption": sheet.captions}, n)
-        values = [{key: _rows(value, number) for key, value in own.items()} for own in values]
-        for scale in how.scales:
-            rows.append((f"{sheet.name}, s = {scale:g}", scale, drawn(values, sheet.captions, scale)))
-        reference = TensorDataset(torch.cat(reference), torch.full((n * len(reference),), -1))
+        values = [{key: each(lambda t: t[number], value) for key, value in own.items()} for own in values]
+        drawn = partial(_drawn, drawing, here, values, number, data.bins)
+        rows += [(f"{sheet.name}, s = {scale:g}", scale, drawn(scale, sheet.captions)) for scale in how.scales]
         name = f"real pictures of the same {data.name} captions"
-        made.append(ByCaption(rows, len(number), reference, name, sheet, judged_by, facts=facts, **how.common))
-    return made
+        return ByCaption(rows, len(number), reference, name, sheet, judged_by, facts=facts, **how.common)
+
+    return [plan(sheet) for sheet in found]
 
 
-def _rows(value, chosen: Tensor):
-    return value[chosen] if isinstance(value, Tensor) else tuple(tensor[chosen] for tensor in value)
+def _real(sheet: Sheet, number: Tensor, again: int, here: Processes, batch: int) -> tuple[list, TensorDataset]:
+    """The row of real pictures of a sheet, where it has several of each caption, and the others as the reference."""
+    first, *others = sheet.pictures
+    if not others:
+        return [], _unnumbered([first])
+    real = TensorDataset(torch.cat([first, others[0][:again]]), number)
+    return [(f"{sheet.name}, real", None, read(real, here, batch))], _unnumbered(others[1:])
+
+
+def _unnumbered(pictures: list[Tensor]) -> TensorDataset:
+    every = torch.cat(pictures)
+    return TensorDataset(every, torch.full((len(every),), -1))
 
 
 def plan_of_images(source: str, how: Evaluation, here: Processes) -> Plan:

@@ -69,7 +69,7 @@ class Label(Part):
 
     def answer(self, given: Mapping[str, object], n: int, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """The labels that were asked for, or all classes, in turn."""
-        chosen = torch.tensor(given.get("label") or range(self.n_classes))
+        chosen = self.read(list(given.get("label") or range(self.n_classes)), shape)
         labels = chosen[torch.arange(n) % len(chosen)]
         return labels, labels
 
