@@ -9,6 +9,7 @@ network, interpolation. A control that meets the criterion shows that the check 
 from __future__ import annotations
 
 import html
+import itertools
 import json
 import math
 import re
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from minidiff.course.notebook import current, glue, publish, show
+
+Control = float | tuple[float, float, float]  # a value, or a value and the ends of its interval
 
 TIERS = ("exact", "small", "production")
 HOLDS, REFUTED, UNDECIDED, FAILS = "holds", "refuted here", "undecided", "fails"
@@ -40,9 +43,9 @@ class Claim:
     Attributes:
         low, high: the criterion, ``low < value < high``, an infinite end being no condition; with ``closed`` the ends
             are allowed.
-        negative: name of a wrong version -> what it measures.
+        negative: name of a wrong version -> what it measures, as a value or a value and the ends of its interval.
         no_negative: why there is no negative control, or None.
-        control: name of a version that does nothing -> what it measures.
+        control: the same for versions that do nothing.
         no_control: why there is none, or None.
         interval: 95 % interval of ``value``, or None.
         within: the range of what is measured.
@@ -57,9 +60,9 @@ class Claim:
     tier: str
     source: str
     equations: tuple[str, ...] = ()
-    negative: Mapping[str, float] | None = None
+    negative: Mapping[str, tuple[float, ...]] | None = None
     no_negative: str | None = None
-    control: Mapping[str, float] | None = None
+    control: Mapping[str, tuple[float, ...]] | None = None
     no_control: str | None = None
     interval: tuple[float, float] | None = None
     within: tuple[float, float] = (-math.inf, math.inf)
@@ -92,7 +95,7 @@ class Claim:
         return FAILS if self.tier != "small" else REFUTED if self.refuted else UNDECIDED
 
     @property
-    def controls(self) -> dict[str, float]:
+    def controls(self) -> dict[str, tuple[float, ...]]:
         """All that must fail the criterion."""
         return {**(self.negative or {}), **(self.control or {})}
 
@@ -154,9 +157,9 @@ def claim(
     below: float | None = None,
     above: float | None = None,
     between: tuple[float, float] | None = None,
-    negative: float | Mapping[str, float] | None = None,
+    negative: Control | Mapping[str, Control] | None = None,
     no_negative: str | None = None,
-    control: float | Mapping[str, float] | None = None,
+    control: Control | Mapping[str, Control] | None = None,
     no_control: str | None = None,
     interval: tuple[float, float] | None = None,
     within: tuple[float, float] = (-math.inf, math.inf),
@@ -176,7 +179,8 @@ def claim(
         negative: what the tempting wrong version measures, or one such value per name; each must fail the criterion.
         no_negative: why there is none. An exact claim has one of the two.
         control: what is measured where nothing is done (no guidance, untrained, bicubic, shuffled captions), or one
-            such value per name; each must fail the criterion. For small claims.
+            such value per name; each must fail the criterion. For small claims. Where a value alone could meet it by
+            chance, give (value, low, high): then it fails unless all three meet it, as the claim would.
         no_control: why there is none. A small claim has one of the two.
         interval: 95 % interval of the value, needed by a small claim: it holds when all of it meets the criterion, is
             refuted here when all of it misses, and is undecided in between.
@@ -212,9 +216,9 @@ def claim(
     if run.claims.get(id, made).statement != statement:
         raise ValueError(f"claim {id!r} was already made in this lesson, about something else; choose another id")
     for name, found in made.controls.items():
-        if made.meets(found):
+        if all(map(made.meets, found)):
             raise VacuousCheck(
-                f"claim {id!r} is vacuous: its control {name!r} gives {_number(found)}, which also is {made.criterion}"
+                f"claim {id!r} is vacuous: its control {name!r} gives {_measured(found)}, which also is {made.criterion}"
             )
     run.claims[id] = made
     run.save()
@@ -280,8 +284,8 @@ def ledger(records: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
     return [{"lesson": record["lesson"], **claim["row"]} for record in records for claim in record["claims"]]
 
 
-def _list(controls: Mapping[str, float] | None, why_none: str | None) -> str:
-    found = "; ".join(f"{name}: {_number(v)} (fails)" for name, v in (controls or {}).items())
+def _list(controls: Mapping[str, tuple[float, ...]] | None, why_none: str | None) -> str:
+    found = "; ".join(f"{name}: {_measured(x)} (fails)" for name, x in (controls or {}).items())
     return found or (f"none: {why_none}" if why_none else "–")
 
 
@@ -292,6 +296,11 @@ def _controls_of(row: Mapping[str, str]) -> list[str]:
 
 def _number(value: float) -> str:
     return f"{value:.4g}"
+
+
+def _measured(found: tuple[float, ...]) -> str:
+    value, *interval = map(_number, found)
+    return f"{value} [{', '.join(interval)}]" if interval else value
 
 
 def _real(value: Any, what: str) -> float:
@@ -315,15 +324,24 @@ def _criterion(below, above, between) -> tuple[float, float, bool]:
     return low, high, between is not None
 
 
-def _controls(given, alone: str) -> dict[str, float] | None:
+def _controls(given, alone: str) -> dict[str, tuple[float, ...]] | None:
     if given is None:
         return None
     named = given if isinstance(given, Mapping) else {alone: given}
-    controls = {name: _real(x, f"control {name!r}") for name, x in named.items()}
-    unusable = [name for name, x in controls.items() if math.isnan(x)]
+    controls = {name: _control(x, name) for name, x in named.items()}
+    unusable = [name for name, found in controls.items() if any(map(math.isnan, found))]
     if unusable or not controls:
         raise ValueError(f"a control must measure something; NaN or nothing fails anything: {unusable}")
     return controls
+
+
+def _control(found, name: str) -> tuple[float, ...]:
+    if not isinstance(found, tuple):
+        return (_real(found, f"control {name!r}"),)
+    if len(found) != 3:
+        raise ValueError(f"control {name!r} is one number, or a value and the ends of its interval, not {found}")
+    value, *interval = found
+    return (_real(value, f"control {name!r}"), *_interval(interval))
 
 
 def _interval(interval) -> tuple[float, float] | None:
@@ -351,7 +369,9 @@ def _validate(claim: Claim) -> None:
             raise ValueError(f"claim {claim.id!r}: a small claim needs control=, or no_control='why', and not both")
     elif claim.control or claim.no_control:
         raise ValueError(f"claim {claim.id!r}: control= and no_control= are for small claims, negative= is for others")
-    outside = [x for x in (*claim.span, *claim.controls.values()) if not claim.within[0] <= x <= claim.within[1]]
+    outside = [
+        x for x in itertools.chain(claim.span, *claim.controls.values()) if not claim.within[0] <= x <= claim.within[1]
+    ]
     if any(not math.isnan(x) for x in outside):
         low, high = map(_number, claim.within)
         raise ValueError(f"claim {claim.id!r}: what it measures lies from {low} to {high}, but {outside} does not")

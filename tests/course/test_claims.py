@@ -68,6 +68,17 @@ def test_a_control_that_passes_is_a_vacuous_check(run, kind, control):
     assert not run.claims
 
 
+def test_a_control_with_an_interval_fails_as_a_claim_would(run):
+    small = {"above": 0.0, "interval": (1.0, 3.0), "tier": "small", "source": "somebody"}
+    claim(*SAID, 2.0, control={"two halves": (0.1, -0.2, 0.4)}, **small)
+    assert run.claims["a-claim"].row()["control"] == "two halves: 0.1 [-0.2, 0.4] (fails)"
+    with pytest.raises(VacuousCheck, match=r"0\.1 \[0\.05, 0\.4\]"):
+        claim(*SAID, 2.0, control=(0.1, 0.05, 0.4), **small)
+    for wrong in ((0.1, 0.2), (0.1, 0.4, 0.2), (0.1, -0.2, math.nan)):
+        with pytest.raises(ValueError, match="control|interval"):
+            claim(*SAID, 2.0, control=wrong, **small)
+
+
 @pytest.mark.parametrize(
     "criterion, interval, expected",
     [
