@@ -218,7 +218,7 @@ def claim(
     for name, found in made.controls.items():
         if all(map(made.meets, found)):
             raise VacuousCheck(
-                f"claim {id!r} is vacuous: its control {name!r} gives {_measured(found)}, which also is {made.criterion}"
+                f"claim {id!r} is vacuous: its control {name!r} gives {_measured(found)}, also {made.criterion}"
             )
     run.claims[id] = made
     run.save()
@@ -369,9 +369,7 @@ def _validate(claim: Claim) -> None:
             raise ValueError(f"claim {claim.id!r}: a small claim needs control=, or no_control='why', and not both")
     elif claim.control or claim.no_control:
         raise ValueError(f"claim {claim.id!r}: control= and no_control= are for small claims, negative= is for others")
-    outside = [
-        x for x in itertools.chain(claim.span, *claim.controls.values()) if not claim.within[0] <= x <= claim.within[1]
-    ]
-    if any(not math.isnan(x) for x in outside):
-        low, high = map(_number, claim.within)
-        raise ValueError(f"claim {claim.id!r}: what it measures lies from {low} to {high}, but {outside} does not")
+    low, high = claim.within
+    outside = [x for x in itertools.chain(claim.span, *claim.controls.values()) if x < low or x > high]
+    if outside:
+        raise ValueError(f"claim {claim.id!r}: its measure lies from {_number(low)} to {_number(high)}, not {outside}")
