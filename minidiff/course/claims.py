@@ -217,8 +217,9 @@ def claim(
         raise ValueError(f"claim {id!r} was already made in this lesson, about something else; choose another id")
     for name, found in made.controls.items():
         if all(map(made.meets, found)):
+            which = "negative control" if name in (made.negative or {}) else "control"
             raise VacuousCheck(
-                f"claim {id!r} is vacuous: its control {name!r} gives {_measured(found)}, also {made.criterion}"
+                f"claim {id!r} is vacuous: its {which} {name!r} gives {_measured(found)}, also {made.criterion}"
             )
     run.claims[id] = made
     run.save()
