@@ -58,5 +58,5 @@ def claims(records) -> None:
         raise click.UsageError("name the folder with --records, or set MINIDIFF_RECORDS; `make book` prints it")
     rows = ledger(load_records(Path(folder)))
     for row in rows:
-        click.echo(f"{row['verdict']:<30} {row['id']:<40} {row['measured']}")
+        click.echo(f"{row['verdict']:<12} {row['id']:<40} {row['measured']}")
     click.echo(f"{len(rows)} claims")

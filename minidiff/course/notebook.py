@@ -86,8 +86,8 @@ def finish() -> None:
     run.seconds = round(time.perf_counter() - run.started, 1)
     run.save()
     rows = [claim.row() for claim in run.claims.values()]
-    columns = ["id", "statement", "tier", "measured", "interval", "criterion", "negative", "verdict"]
-    text = "\n".join(f"{row['verdict']:>28}  {row['id']}: {row['measured']}" for row in rows)
+    columns = ["id", "statement", "tier", "measured", "interval", "criterion", "negative", "control", "verdict"]
+    text = "\n".join(f"{row['verdict']:>12}  {row['id']}: {row['measured']}" for row in rows)
     table(columns, ([row[c] for c in columns] for row in rows), text or "This lesson makes no claim.")
 
 
