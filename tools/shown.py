@@ -38,9 +38,7 @@ class Shown:
         """Listen in while nbval runs a cell. A live cell runs, but what it needs to show itself is a front end."""
         heard, ask = [], item.parent.get_kernel_message
         if self.client is None:
-            self.client = NotebookClient(item.parent.nb, record_timing=False)
-            about = item.parent.kernel.kc.kernel_info(reply=True, timeout=60)["content"]
-            item.parent.nb.metadata["language_info"] = about["language_info"]
+            self.begin(item.parent)
 
         def hear(**options):
             heard.append(ask(**options))
@@ -55,6 +53,14 @@ class Shown:
             self.keep(item.cell, heard)
         return result
 
+    def begin(self, notebook: pytest.File) -> None:
+        """Ask the kernel what it is, and to keep a history: without one it shows what a semicolon should hide."""
+        self.client = NotebookClient(notebook.nb, record_timing=False)
+        kernel = notebook.kernel.kc
+        notebook.nb.metadata["language_info"] = kernel.kernel_info(reply=True, timeout=60)["content"]["language_info"]
+        execute = kernel.execute
+        kernel.execute = lambda code, **options: execute(code, **options | {"store_history": True})
+
     def keep(self, cell: nbformat.NotebookNode, heard: list[dict]) -> None:
         """Put the messages about a cell that has just become idle into its outputs."""
         self.client.clear_before_next_output = False  # where nbclient remembers `clear_output(wait=True)`
@@ -64,7 +70,7 @@ class Shown:
                 about_this = message["parent_header"].get("msg_id") == heard[-1]["parent_header"]["msg_id"]
                 if about_this and not message["msg_type"].startswith("comm"):
                     self.client.process_message(message, cell, index)
-        self.count += 1  # nbval asks the kernel not to count
+        self.count += 1  # the kernel's own count has live cells in it
         for numbered in (cell, *(o for o in cell.outputs if o.output_type == "execute_result")):
             numbered.execution_count = self.count
 

@@ -45,7 +45,15 @@ print("needs a front end")
 ```{code-cell} ipython3
 glue("number", 0.1234567, display=False)
 fig, ax = plt.subplots(figsize=(1, 1))
-ax.plot([1, 2])
+ax.plot([1, 2]);
+```
+
+```{code-cell} ipython3
+"not shown";
+```
+
+```{code-cell} ipython3
+fig, ax = plt.subplots(figsize=(1, 1))
 glue("figure", fig, display=False)
 ```
 
@@ -106,12 +114,20 @@ def test_a_page_shows_what_nbclient_makes_it_show(root, tmp_path, monkeypatch):
 
 def test_glued_values_and_every_kind_of_data_are_there(root):
     cells = [c for c in run_lessons.shown(root / "lessons/01_page.md", root).cells if c.cell_type == "code"]
-    glued = {o.metadata["scrapbook"]["name"]: o for o in cells[3].outputs if "scrapbook" in o.get("metadata", {})}
-    assert set(glued) == {"number", "figure"}
+    glued = {
+        o.metadata["scrapbook"]["name"]: o for c in cells for o in c.outputs if "scrapbook" in o.get("metadata", {})
+    }
+    assert {"number", "figure"} <= set(glued)
     assert "application/papermill.record/image/png" in glued["figure"].data
     assert set(cells[1].outputs[0].data) == {"text/plain", "text/html", "application/json"}
-    assert [o.get("data", {}).get("text/plain") for o in cells[4].outputs] == ["'newest'"]
-    assert [o.get("text") for o in cells[5].outputs] == ["stays\n"]
+    assert [o.get("data", {}).get("text/plain") for o in cells[6].outputs] == ["'newest'"]
+    assert [o.get("text") for o in cells[7].outputs] == ["stays\n"]
+
+
+def test_a_semicolon_hides_a_value_and_a_figure_is_shown_once(root):
+    """A kernel that is asked to keep no history does not see the semicolon."""
+    cells = [c for c in run_lessons.shown(root / "lessons/01_page.md", root).cells if c.cell_type == "code"]
+    assert ["image/png" in o.get("data", {}) for o in cells[3].outputs] == [False, True] and cells[4].outputs == []
 
 
 def test_the_record_of_its_claims_comes_from_the_same_run(root):
