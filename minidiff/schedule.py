@@ -171,6 +171,8 @@ def respaced(schedule, steps: int | str | Sequence[NoiseLevel]) -> Sequence[Nois
     """
     if not isinstance(steps, str):
         return steps if isinstance(steps, Sequence) else schedule.levels(steps)
+    if not isinstance(schedule, DiscreteSchedule) and not steps.isdigit():
+        raise ValueError(f"steps of a continuous schedule are a number, got {steps!r}")
     if steps == "fast27":
         return schedule.levels(spacing=steps)
     text = steps.removeprefix("ddim")

@@ -19,6 +19,7 @@ from minidiff.schedule import (
     cosine_schedule,
     edm_schedule,
     linear_schedule,
+    respaced,
     sqrt_linear_schedule,
     vp_schedule,
 )
@@ -316,3 +317,60 @@ def test_betas_outside_the_open_interval(betas):
 def test_linear_schedule_too_short_to_scale():
     with pytest.raises(ValueError, match=r"inside \(0, 1\)"):
         linear_schedule(10)
+
+
+# --- spellings of a chain, as in ADM's scripts -----------------------------------------------------------------------
+
+
+def times_of(steps, T=1000):
+    return [level.time for level in respaced(linear_schedule(T), steps)][-2::-1]
+
+
+@pytest.mark.parametrize("count", [10, 50, 100, 250, 1000])
+def test_a_number_is_an_evenly_rounded_fractional_stride(count):
+    """First and last time kept, the position advanced by (T - 1) / (n - 1) and rounded."""
+    place, expected = 0.0, []
+    for _ in range(count):
+        expected.append(round(place))
+        place += 999 / (count - 1)
+    assert times_of(str(count)) == times_of(count) == expected
+    assert expected[0] == 0 and expected[-1] == 999
+
+
+def test_ddim_has_the_integer_stride_from_zero():
+    assert times_of("ddim25") == list(range(0, 1000, 40))
+    assert times_of("ddim250") == list(range(0, 1000, 4))
+    with pytest.raises(ValueError, match="no integer stride"):
+        times_of("ddim300")
+
+
+def test_sections_are_spaced_each_by_itself():
+    """The schedule that the paper's sweep found for LSUN, data end first."""
+    times = times_of("90,60,60,20,20")
+    assert len(times) == 250 and times == sorted(set(times))
+    assert [sum(t // 200 == i for t in times) for i in range(5)] == [90, 60, 60, 20, 20]
+    assert all({200 * i, 200 * i + 199} <= set(times) for i in range(5))
+
+
+@pytest.mark.parametrize("steps", ["", "ddim", "fast28", "10;20", "ddim10,10", "-5", "2.5", "1001", "0", 0, 1001, True])
+def test_other_spellings_are_refused(steps):
+    with pytest.raises(ValueError):
+        respaced(linear_schedule(), steps)
+
+
+def test_glides_fast_steps_start_below_the_last_time():
+    even = lambda first, n: [round(first + i * 199 / (n - 1)) for i in range(n)]
+    expected = [t for i, n in enumerate((10, 10, 3, 2, 2)) for t in even(200 * i, n)]
+    assert times_of("fast27") == [*expected[:-1], 997]
+
+
+def test_a_chain_of_one_s_own_stays_as_it_is():
+    chain = [linear_schedule().level(700), vp_schedule().level(0.2), DATA]
+    assert respaced(linear_schedule(), chain) is chain
+    assert respaced(edm_schedule(), 5) == edm_schedule().levels(5), "a number serves a continuous schedule too"
+    with pytest.raises(ValueError):
+        respaced(edm_schedule(), 0)
+    assert respaced(vp_schedule(), "5") == vp_schedule().levels(5)
+    for steps in ("ddim25", "fast27", "2,3", "x"):
+        with pytest.raises(ValueError, match="of a continuous schedule are a number"):
+            respaced(edm_schedule(), steps)

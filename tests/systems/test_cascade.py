@@ -7,29 +7,27 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import TINY, tiny
+from helpers import TINY, seeded, tiny
 
+from minidiff.guidance import cfg
 from minidiff.models.layers import timestep_embedding
+from minidiff.pixels import quantize
 from minidiff.process import diffuse
 from minidiff.random import sample_generators
 from minidiff.recipes import load_recipe
 from minidiff.sampler import ancestral, heun
-from minidiff.schedule import DATA, NoiseLevel, clipped_cosine_schedule, cosine_schedule, linear_schedule
-from minidiff.systems.cascade import TOLD, NoisySmall, cascade, told_alpha, truncated
-from minidiff.systems.diffusion import respaced
-from minidiff.systems.upsampler import Small, eight_bit
-from minidiff.systems.zoo import build
+from minidiff.schedule import DATA, NoiseLevel, clipped_cosine_schedule, cosine_schedule, linear_schedule, respaced
+from minidiff.systems.cascade import told_alpha
+from minidiff.systems.draw import cascade, draw, truncated
+from minidiff.systems.parts import TOLD
+from minidiff.training.levels import AlphaBetween, Only
 
-LABELLED = ["network.classes=6", "label_dropout=0.1"]
-
-
-def seeded(seed=3):
-    return torch.Generator().manual_seed(seed)
+LABELLED = ["network.classes=6", "system.drop=0.1"]
 
 
 @pytest.fixture(scope="module")
 def sr3():
-    return tiny("sr3-16-128", "factor=2", "network.dropout=0.0")
+    return tiny("sr3-16-128", "system.factor=2", "network.dropout=0.0")
 
 
 @pytest.fixture(scope="module")
@@ -50,34 +48,13 @@ def glide():
 # --- SR3 ------------------------------------------------------------------------------------------------------------
 
 
-def test_sr3_draws_alpha_uniformly_between_neighbouring_levels(sr3):
-    """Each time its own interval; the intervals touch and cover everything from the noisiest level to clean data."""
-    schedule = sr3.schedule
-    times = torch.tensor([0, 1, 700, 1999]).repeat_interleave(4000)
-    alpha = sr3.noise_level(times, seeded()).alpha.reshape(4, -1)
-    for t, drawn in zip((0, 1, 700, 1999), alpha, strict=True):
-        low, high = schedule.level(t).alpha, schedule.level(t - 1).alpha
-        u = (drawn - low) / (high - low)
-        assert u.min() >= 0 and u.max() <= 1
-        assert abs(u.mean() - 0.5) < 0.03 and abs(u.var() - 1 / 12) < 0.01
-    level = sr3.noise_level(times, seeded())
-    torch.testing.assert_close(level.alpha**2 + level.sigma**2, torch.ones(len(times), dtype=torch.float64))
-
-
-def test_a_sample_of_a_batch_has_a_level_of_its_own(sr3):
-    times = torch.full((6,), 1000)
-    together = sr3.noise_level(times, sample_generators(0, range(6))).alpha
-    assert len(together.unique()) == 6
-    assert together[4] == sr3.noise_level(times[:1], sample_generators(0, [4])).alpha
-
-
 def test_the_network_of_sr3_is_told_alpha_and_nothing_else(sr3):
     """Two levels of equal alpha and sigma but another time are one level; so any schedule can be used."""
-    x, given = torch.randn(2, 3, 8, 8, generator=seeded()), Small(sr3.null(2), torch.zeros(2, 3, 4, 4))
+    x, told = torch.randn(2, 3, 8, 8, generator=seeded()), sr3.condition(low_res=torch.zeros(2, 3, 4, 4))
     asked = []
     handle = sr3.network.register_forward_pre_hook(lambda m, inputs: asked.append(inputs[1]))
-    first = sr3(x, NoiseLevel(0.8, 0.6, 3), given)
-    second = sr3(x, NoiseLevel(0.8, 0.6, 1234), given)
+    first = sr3(x, NoiseLevel(0.8, 0.6, 3), told)
+    second = sr3(x, NoiseLevel(0.8, 0.6, 1234), told)
     handle.remove()
     assert torch.equal(first.value, second.value)
     assert [float(t[0]) for t in asked] == [pytest.approx(800.0)] * 2
@@ -87,10 +64,9 @@ def test_the_network_of_sr3_is_told_alpha_and_nothing_else(sr3):
     "levels", [linear_schedule(2000).levels(3), cosine_schedule().levels(3)], ids=["linear", "cosine"]
 )
 def test_sr3_samples_with_a_schedule_that_it_was_not_trained_with(sr3, levels):
-    small, labels = torch.rand(2, 3, 4, 4), torch.full((2,), -1)
-    told = []
+    small, told = torch.rand(2, 3, 4, 4), []
     handle = sr3.network.register_forward_pre_hook(lambda m, inputs: told.append(float(inputs[1][0])))
-    images = sr3.sample(labels, small, steps=levels, sampler=ancestral(), generator=seeded())
+    images = draw(sr3, 2, levels=levels, sampler=ancestral(), generator=seeded(), low_res=small)
     handle.remove()
     assert images.shape == (2, 3, 8, 8)
     assert told == [pytest.approx(TOLD * level.alpha, rel=1e-6) for level in levels[:-1]]
@@ -111,103 +87,83 @@ def test_a_level_in_zero_to_one_is_all_but_invisible_until_it_is_scaled():
 def test_sr3_enlarges_bicubically(sr3):
     small = torch.rand(2, 3, 4, 4)
     expected = F.interpolate(small, (8, 8), mode="bicubic", align_corners=False)
-    torch.testing.assert_close(sr3.condition(Small(sr3.null(2), small)).image, expected)
-    flat = torch.full((1, 3, 8, 8), 0.3)
-    torch.testing.assert_close(sr3.reduced(flat), flat[..., :4, :4])
+    torch.testing.assert_close(sr3.condition(low_res=small).image, expected)
+    flat, part = torch.full((1, 3, 8, 8), 0.3), sr3.part("low_res")
+    torch.testing.assert_close(part.downsample(flat), flat[..., :4, :4])
+    assert part.mode == "bicubic" and part.augment == 0
 
 
 def test_sr3_learns_from_its_own_loss(sr3):
-    images, times = torch.rand(4, 3, 8, 8) * 2 - 1, torch.tensor([0, 10, 500, 1999])
-    found = sr3.loss(images, sr3.null(4), seeded(), times)["loss"]
+    images = torch.rand(4, 3, 8, 8) * 2 - 1
+    found = sr3.loss({"image": images}, seeded())["loss"]
     generator = seeded()
-    level = sr3.noise_level(times, generator)
+    level, _ = AlphaBetween().draw(sr3.schedule, 4, generator)
+    assert sr3.level_sampler == AlphaBetween()
     eps = torch.randn(images.shape, generator=generator)
-    given = Small(sr3.null(4), sr3.reduced(images))
-    expected = (sr3(diffuse(images, level, eps), level, given).eps - eps).square().mean((1, 2, 3))
+    told = sr3.condition(low_res=sr3.part("low_res").downsample(images))
+    out = sr3.network(diffuse(images, level, eps), TOLD * level.alpha.float(), told)
+    expected = (out - eps).square().mean((1, 2, 3))
     torch.testing.assert_close(found, expected)
-    with pytest.raises(ValueError, match="SR3 has a fixed variance, got 'learned_range'"):
-        tiny("sr3-16-128", "factor=2", "network.dropout=0.0", "variance=learned_range", "network.out_channels=6")
+    with pytest.raises(ValueError, match="SR3 has a fixed variance, got 'learned'"):
+        tiny("sr3-16-128", "system.factor=2", "system.variance=learned", "network.out_channels=6")
 
 
 # --- noise-conditioning augmentation --------------------------------------------------------------------------------
 
 
-def test_training_noises_each_small_image_by_a_level_of_its_own_and_tells_it(cdm):
-    images, labels = torch.rand(500, 3, 8, 8) * 2 - 1, torch.zeros(500, dtype=torch.long)
-    given = cdm.shown(images, labels, seeded())
-    assert isinstance(given, NoisySmall) and given.sigma.shape == (500,)
-    assert given.sigma.min() >= 0 and given.sigma.max() <= cdm.augment == 0.5
-    assert abs(given.sigma.mean() - 0.25) < 0.02
-    clean, (signal, noise) = cdm.reduced(images), ((1 - given.sigma**2).sqrt(), given.sigma)
-    z = (given.image - signal[:, None, None, None] * clean) / noise[:, None, None, None]
-    assert abs(z.mean()) < 0.02 and abs(z.std() - 1) < 0.02
-
-
-def test_what_a_training_step_shows_does_not_depend_on_the_batch(cdm):
-    images, labels = torch.rand(3, 3, 8, 8), torch.zeros(3, dtype=torch.long)
-    together = cdm.shown(images, labels, sample_generators(0, range(3)))
-    alone = cdm.shown(images[2:], labels[2:], sample_generators(0, [2]))
-    assert torch.equal(together.image[2:], alone.image) and torch.equal(together.sigma[2:], alone.sigma)
-
-
-def test_the_level_enters_through_its_own_embedding(cdm):
-    given = NoisySmall(torch.tensor([0, 3]), torch.rand(2, 3, 4, 4), torch.tensor([0.1, 0.4]))
-    embedding = cdm.network.image_level_embed(timestep_embedding(TOLD * given.sigma, 8))
-    expected = cdm.network.label_emb(given.told) + embedding
-    torch.testing.assert_close(cdm.condition(given).vector, expected)
-
-
 def test_at_level_0_it_is_the_plain_upsampler(cdm):
     """The same weights without the second embedding, whose output is zero here: the same picture, bit for bit."""
-    plain = build(load_recipe("shapes8-16-plain", [*TINY, *LABELLED])).eval()
-    silent = build(load_recipe("shapes8-16", [*TINY, *LABELLED])).eval()
+    plain, silent = (
+        load_recipe(name, [*TINY, *LABELLED]).build().eval() for name in ("shapes8-16-plain", "shapes8-16")
+    )
     weights = {k: v for k, v in cdm.state_dict().items() if "image_level" not in k}
     plain.load_state_dict(weights)
     silent.load_state_dict(
         weights | {k: torch.zeros_like(v) for k, v in silent.state_dict().items() if k not in weights}
     )
     labels, small = torch.tensor([0, 3]), torch.rand(2, 3, 4, 4)
-    draw = lambda system, **options: system.sample(labels, small, steps=3, generator=seeded(), **options)
-    assert torch.equal(draw(silent), draw(plain))
-    assert torch.equal(draw(silent, level=0.0), draw(plain))
-    assert not torch.equal(draw(silent, level=0.2), draw(plain))
+    ask = lambda system, low_res: draw(system, 2, levels=3, generator=seeded(), label=labels, low_res=low_res)
+    assert torch.equal(ask(silent, small), ask(plain, small))
+    assert torch.equal(ask(silent, (small, 0.0)), ask(plain, small))
+    noisy = silent.part("low_res").noised(small, torch.full((2,), 0.2), seeded())
+    assert not torch.equal(ask(silent, (noisy, 0.2)), ask(plain, small))
 
 
-def test_noise_is_added_once_and_not_to_images_that_carry_it(cdm):
-    labels, small = torch.tensor([0, 3]), torch.rand(2, 3, 4, 4)
-    seen = []
+def test_noise_is_added_once_and_not_to_images_that_carry_it(cdm, base):
+    """The noise of the small image is drawn before the chain, and told to the network beside it."""
+    part, seen = cdm.part("low_res"), []
     handle = cdm.network.register_forward_pre_hook(lambda m, inputs: seen.append(inputs[2].image))
-    cdm.sample(labels, small, steps=2, level=0.3, noisy=True)
-    assert torch.equal(seen[0], cdm.enlarged(small))
+    small = torch.rand(2, 3, 4, 4)
+    draw(cdm, 2, levels=2, label=[0, 3], low_res=(small, 0.3))
+    assert torch.equal(seen[0], part.upsample(small)), "what is told with a level carries its noise already"
     seen.clear()
-    cdm.sample(labels, small, steps=2, level=torch.tensor([0.0, 0.3]), generator=seeded())
+    generator = seeded()
+    stages = [(base, {"levels": 2}), (cdm, {"levels": 2, "aug_level": 0.3})]
+    cascade(stages, 2, seeded(), label=[0, 3])
     handle.remove()
-    eps = torch.randn(small.shape, generator=seeded())
-    expected = torch.stack([small[0], math.sqrt(1 - 0.09) * small[1] + 0.3 * eps[1]])
-    torch.testing.assert_close(seen[0], cdm.enlarged(expected))
+    drawn = part.quantize(draw(base, 2, levels=2, generator=generator, label=[0, 3]))
+    expected = math.sqrt(1 - 0.09) * drawn + 0.3 * torch.randn(drawn.shape, generator=generator)
+    torch.testing.assert_close(seen[0], part.upsample(expected))
     assert all(torch.equal(image, seen[0]) for image in seen), "one draw of noise for the whole chain"
 
 
-@pytest.mark.parametrize("level", [-0.1, 0.51, 1.0])
-def test_a_level_that_training_did_not_show_is_refused(cdm, level):
-    with pytest.raises(ValueError, match=re.escape("from 0 to 0.5, as in training")):
-        cdm.sample(torch.tensor([0]), torch.rand(1, 3, 4, 4), level=level, steps=2)
-
-
-def test_augmentation_needs_a_door_for_its_level():
-    with pytest.raises(ValueError, match="needs image_level=True"):
-        tiny("shapes8-16", *LABELLED, "network.image_level=false")
-    with pytest.raises(ValueError, match=re.escape("in (0, 1], got 0.0")):
-        tiny("shapes8-16", *LABELLED, "augment=0.0")
+def test_an_aug_level_that_training_did_not_show_is_refused(base, cdm):
+    for level in (0.51, 1.0, -0.1):
+        with pytest.raises(ValueError, match=re.escape("from 0 to 0.5, as in training")):
+            cascade([(base, {"levels": 2}), (cdm, {"levels": 2, "aug_level": level})], 1, seeded(), label=0)
 
 
 def test_a_text_upsampler_takes_captions_and_guidance(glide):
-    captions, small = ["a red circle", "a blue star"], torch.rand(2, 3, 4, 4)
-    draw = lambda captions, **options: glide.sample(captions, small, steps=2, generator=seeded(), level=0.4, **options)
-    assert draw(captions).shape == (2, 3, 8, 8)
-    assert torch.equal(draw(captions), draw(glide.tokens(captions)))
-    assert not torch.equal(draw(captions), draw(captions, scale=3.0))
-    loss = glide.loss(torch.rand(2, 3, 8, 8), glide.tokens(captions), seeded())
+    captions, small, part = ["a red circle", "a blue star"], torch.rand(2, 3, 4, 4), glide.part("low_res")
+    noisy = part.noised(small, torch.full((2,), 0.4), seeded()), 0.4
+    ask = lambda captions, scale=1.0: draw(
+        glide, 2, guide=cfg(scale), levels=2, generator=seeded(), caption=captions, low_res=noisy
+    )
+    assert ask(captions).shape == (2, 3, 8, 8)
+    tokens = glide.part("caption").read(captions, glide.shape)
+    assert torch.equal(ask(captions), ask(tokens))
+    assert not torch.equal(ask(captions), ask(captions, 3.0))
+    loss = glide.loss({"image": torch.rand(2, 3, 8, 8), "caption": tokens}, seeded())
     assert loss["loss"].shape == (2,) and loss["loss"].isfinite().all()
 
 
@@ -217,20 +173,18 @@ def test_a_text_upsampler_takes_captions_and_guidance(glide):
 def test_regression_is_asked_in_pure_noise_only_and_learns_by_least_squares():
     system = tiny("shapes8-16-regression", *LABELLED)
     images, labels = torch.rand(4, 3, 8, 8) * 2 - 1, torch.tensor([0, 1, 2, 4])
-    level = system.noise_level(torch.tensor([0, 5, 900, 999]), seeded())
+    level, _ = system.level_sampler.draw(system.schedule, 4)
+    assert system.level_sampler == Only(-1) and system.part("label").p_drop == 0.1
     assert torch.equal(level.time, torch.full((4,), 999)) and level.alpha.max() < 1e-4
-    found = system.loss(images, labels, seeded())["loss"]
-    generator = seeded()
-    torch.randint(1000, (4,), generator=generator)
-    x, given = torch.randn(images.shape, generator=generator), Small(labels, system.reduced(images))
-    assert system.label_dropout == 0.1
-    given = system.dropped(given, generator)
-    expected = (system(x, level, given).x0 - images).square().mean((1, 2, 3))
+    found = system.loss({"image": images, "label": labels}, seeded())["loss"]
+    generator, small = seeded(), system.part("low_res").downsample(images)
+    x = torch.randn(images.shape, generator=generator)
+    shown = torch.where(torch.rand(4, generator=generator) < 0.1, -1, labels)
+    expected = (system(x, level, system.condition(label=shown, low_res=small)).x0 - images).square().mean((1, 2, 3))
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
-    drawn = system.sample(labels, given.image, steps=1, generator=seeded(9))
-    x_T = torch.randn(images.shape, generator=seeded(9))
-    expected = system(x_T, system.schedule.level(999), Small(labels, given.image)).x0.clamp(-1, 1)
-    torch.testing.assert_close(drawn, expected)
+    drawn = draw(system, 4, levels=1, generator=seeded(9), label=labels, low_res=small)
+    x_T, told = torch.randn(images.shape, generator=seeded(9)), system.condition(label=labels, low_res=small)
+    torch.testing.assert_close(drawn, system(x_T, system.schedule.level(999), told).x0.clamp(-1, 1))
 
 
 # --- cascades -------------------------------------------------------------------------------------------------------
@@ -254,30 +208,32 @@ def test_a_chain_cut_above_its_first_level_is_refused():
 @pytest.mark.parametrize("sampler", [None, ancestral(), heun()])
 def test_a_truncated_cascade_hands_the_base_s_own_noisy_image_on(base, cdm, sampler):
     labels = torch.tensor([0, 3, 4])
-    stages = [(base, {"steps": 6, "sampler": sampler}), (cdm, {"steps": 3, "level": 0.4})]
-    generator = seeded()
+    stages = [(base, {"levels": 6, "sampler": sampler}), (cdm, {"levels": 3, "aug_level": 0.4})]
+    generator, part = seeded(), cdm.part("low_res")
     chain = truncated(base.schedule, 6, 0.4)
-    noisy = base.sample(labels, steps=chain, sampler=sampler, generator=generator)
-    expected = cdm.sample(labels, noisy, steps=3, level=chain[-1].sigma, noisy=True, generator=generator)
-    torch.testing.assert_close(cascade(stages, labels, seeded(), truncate=True), expected)
+    noisy = draw(base, 3, levels=chain, sampler=sampler, generator=generator, label=labels)
+    told = {"label": labels, "low_res": (noisy, chain[-1].sigma)}
+    expected = draw(cdm, 3, levels=3, generator=generator, **told)
+    torch.testing.assert_close(cascade(stages, 3, seeded(), truncate=True, label=labels), expected)
     generator = seeded()
-    small = eight_bit(base.sample(labels, steps=6, sampler=sampler, generator=generator))
-    expected = cdm.sample(labels, small, steps=3, level=0.4, generator=generator)
-    torch.testing.assert_close(cascade(stages, labels, seeded()), expected)
+    small = quantize(draw(base, 3, levels=6, sampler=sampler, generator=generator, label=labels), rounding=torch.floor)
+    told["low_res"] = part.noised(small, torch.full((3,), 0.4), generator), 0.4
+    expected = draw(cdm, 3, levels=3, generator=generator, **told)
+    torch.testing.assert_close(cascade(stages, 3, seeded(), label=labels), expected)
 
 
 def test_three_stages_each_with_its_own_options(base, cdm):
     last = tiny("shapes8-16", *LABELLED, "network.size=16", "network.attention=[8]", seed=5)
     labels = torch.tensor([0, 3])
     stages = [
-        (base, {"steps": 3, "scale": 2.0}),
-        (cdm, {"steps": 2, "level": 0.2}),
-        (last, {"steps": "ddim4", "level": 0.1}),
+        (base, {"levels": 3, "guide": cfg(2.0)}),
+        (cdm, {"levels": 2, "aug_level": 0.2}),
+        (last, {"levels": "ddim4", "aug_level": 0.1}),
     ]
     for truncate in (False, True):
-        images = cascade(stages, labels, sample_generators(0, range(2)), truncate=truncate)
+        images = cascade(stages, 2, sample_generators(0, range(2)), truncate, label=labels)
         assert images.shape == (2, 3, 16, 16)
-        alone = cascade(stages, labels[1:], sample_generators(0, [1]), truncate=truncate)
+        alone = cascade(stages, 1, sample_generators(0, [1]), truncate, label=labels[1:])
         torch.testing.assert_close(images[1:], alone, rtol=1e-4, atol=1e-4)
 
 
@@ -286,15 +242,17 @@ def test_images_are_handed_on_as_the_next_stage_stores_them(glide, cdm):
     values = torch.linspace(-1.1, 1.1, 999).expand(1, -1)
     bytes_of = lambda images: (images + 1) * 127.5
     clipped = bytes_of(values).clamp(0, 255)
-    torch.testing.assert_close(bytes_of(cdm.stored(values)), clipped.floor(), rtol=0, atol=1e-3)
-    torch.testing.assert_close(bytes_of(glide.stored(values)), clipped.round(), rtol=0, atol=1e-3)
+    torch.testing.assert_close(bytes_of(cdm.part("low_res").quantize(values)), clipped.floor(), rtol=0, atol=1e-3)
+    torch.testing.assert_close(bytes_of(glide.part("low_res").quantize(values)), clipped.round(), rtol=0, atol=1e-3)
 
 
 def test_stages_that_do_not_fit_are_refused(base, cdm):
     with pytest.raises(ValueError, match=r"one stage draws \(3, 8, 8\), the next enlarges \(3, 4, 4\)"):
-        cascade([(cdm, {}), (cdm, {})], torch.tensor([0]))
+        cascade([(cdm, {}), (cdm, {})], 1, label=0)
+    with pytest.raises(ValueError, match=r"one stage draws \(3, 8, 8\), the next enlarges nothing"):
+        cascade([(cdm, {}), (base, {})], 1, label=0)
     with pytest.raises(ValueError, match="at least one stage"):
-        cascade([], torch.tensor([0]))
+        cascade([], 1)
 
 
 # --- published shapes -----------------------------------------------------------------------------------------------
@@ -304,7 +262,7 @@ def test_stages_that_do_not_fit_are_refused(base, cdm):
 def test_sr3_counts_what_its_public_network_counts_but_for_two_things(name, published):
     """There the time embedding enters the blocks with the base width instead of four times it, and qkv has no bias."""
     recipe = load_recipe(name)
-    network = build(recipe, empty=True).network
+    network = recipe.build(empty=True).network
     count = sum(p.numel() for p in network.parameters())
     width = recipe.network.channels
     for module, parameter in network.named_parameters():
@@ -319,15 +277,16 @@ def test_sr3_counts_what_its_public_network_counts_but_for_two_things(name, publ
 
 def test_the_recipes_of_the_imagenet_cascade_fit_together():
     stages = [
-        build(load_recipe(name), empty=True) for name in ("cdm-imagenet32", "cdm-imagenet32-64", "cdm-imagenet64-256")
+        load_recipe(name).build(empty=True) for name in ("cdm-imagenet32", "cdm-imagenet32-64", "cdm-imagenet64-256")
     ]
     assert [stage.shape[1] for stage in stages] == [32, 64, 256]
-    assert [stage.small_shape for stage in stages[1:]] == [stage.shape for stage in stages[:-1]]
+    small = [stage.part("low_res").small_shape(stage.shape) for stage in stages[1:]]
+    assert small == [stage.shape for stage in stages[:-1]]
 
 
 def test_betas_belong_to_linear_schedules():
     recipe = load_recipe("sr3-16-128")
-    schedule = build(recipe, empty=True).schedule
+    schedule = recipe.build(empty=True).schedule
     torch.testing.assert_close(schedule.betas, torch.linspace(1e-6, 1e-2, 2000, dtype=torch.float64))
     with pytest.raises(ValueError, match="not of 'clipped_cosine'"):
-        build(replace(recipe, schedule=replace(recipe.schedule, name="clipped_cosine")), empty=True)
+        replace(recipe.schedule, name="clipped_cosine")

@@ -6,16 +6,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import awake
+from helpers import awake, seeded
 
 from minidiff.data.masks import random_masks
+from minidiff.guidance import cfg
 from minidiff.random import randn, sample_generators
-from minidiff.recipes import Recipe, from_dict, load_recipe
+from minidiff.recipes import Recipe, load_recipe
 from minidiff.sampler import ancestral
-from minidiff.systems.class_conditional import ClassConditional
-from minidiff.systems.inpainting import GlideUpsamplerInpainter, Inpainter, Masked, widened
-from minidiff.systems.upsampler import Small
-from minidiff.systems.zoo import begun, build
+from minidiff.store import begun
+from minidiff.systems.diffusion import Diffusion
+from minidiff.systems.draw import draw
+from minidiff.systems.inpainting import widened
+from minidiff.systems.parts import Known
 from minidiff.training.checkpoint import export_weights, load_checkpoint
 from minidiff.training.loop import train
 
@@ -45,16 +47,18 @@ def recipe(system: str, start: str = "", steps: int = 4) -> Recipe:
         "groups": 4,
     }
     network |= {"text": text} if text else {"classes": 9}
-    data = {"name": "scenes", "images": 24, "tokenizer": "scenes"} if text else {"name": "shapes", "images": 24}
+    data = {"name": "scenes", "tokenizer": "scenes"} if text else {"name": "shapes"}
+    data |= {"size": 8, "images": 24}
     training = {"steps": steps, "batch": 4, "warmup": 0, "checkpoint_every": 2}
-    values = {"name": system, "system": system, "network": network, "data": data, "training": training}
-    more = {"predicts": "v", "variance": "learned_range", "label_dropout": 0.5, "factor": 2, "start": start}
-    return from_dict(Recipe, values | more)
+    options = {"name": system, "predicts": "v", "variance": "learned", "drop": 0.5}
+    options |= {"factor": 2} if "upsampler" in system else {}
+    values = {"name": system, "system": options, "network": network, "data": data, "training": training}
+    return Recipe.from_plain(values | {"start": start})
 
 
 def system_of(name: str, seed: int = 0):
     """A system with every parameter random."""
-    return awake(build(recipe(name)), 0.2, seed, torch.float32).requires_grad_(False)
+    return awake(recipe(name).build(), 0.2, seed, torch.float32).requires_grad_(False)
 
 
 @pytest.fixture
@@ -71,14 +75,14 @@ def base(tmp_path):
 
 
 def scene(name, n=3, seed=0):
-    """Random x, image and masks, and what the base of that system is given."""
+    """Random x, image and masks, and the values that the base of that system is told."""
     generator = torch.Generator().manual_seed(seed)
     x, image = randn((2, n, 3, 8, 8), generator)
-    told = torch.arange(n) - 1
+    told = {"label": torch.arange(n) - 1}
     if "glide" in name:
-        told = torch.randint(0, 52, (n, 12), generator=generator)
+        told = {"caption": torch.randint(0, 52, (n, 12), generator=generator)}
     if "upsampler" in name:
-        told = Small(told, randn((n, 3, 4, 4), generator))
+        told["low_res"] = randn((n, 3, 4, 4), generator)
     return x, image.clamp(-1, 1), random_masks(n, 8, generator), told
 
 
@@ -89,11 +93,12 @@ def test_an_inpainter_begins_as_its_base_bit_for_bit(name, base):
     x, image, mask, told = scene(name)
     for t in (0, 500, 999):
         level = ours.schedule.level(t)
-        plain, masked = theirs(x, level, told), ours(x, level, Masked(told, image, mask))
+        plain = theirs(x, level, theirs.condition(**told))
+        masked = ours(x, level, ours.condition(known=(image, mask), **told))
         assert torch.equal(plain.value, masked.value) and torch.equal(plain.fraction, masked.fraction)
     first = ours.network.input_blocks[0][0].weight
     assert first[:, 3:7].abs().max() == 0 and first[:, :3].abs().min() > 0
-    loss = ours.requires_grad_().loss(image, told.told if "upsampler" in name else told, torch.Generator())["loss"]
+    loss = ours.requires_grad_().loss({"image": image, **told}, torch.Generator())["loss"]
     loss.sum().backward()
     assert first.grad[:, 3:7].abs().max() > 0, "the new weights learn from the first step on"
 
@@ -103,32 +108,35 @@ def test_the_network_sees_x_then_the_known_part_then_the_mask_then_the_small_ima
     system, (x, image, mask, told) = system_of(name), scene(name)
     seen = []
     system.network.input_blocks[0][0].register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
-    system(x, system.schedule.level(500), Masked(told, image, mask))
+    system(x, system.schedule.level(500), system.condition(known=(image, mask), **told))
     (seen,) = seen
     assert torch.equal(seen[:, :3], x) and torch.equal(seen[:, 3:6], image * mask) and torch.equal(seen[:, 6:7], mask)
     if "upsampler" in name:
-        assert torch.equal(seen[:, 7:], system.enlarged(told.image))
+        assert torch.equal(seen[:, 7:], system.part("low_res").upsample(told["low_res"]))
 
 
 def test_what_is_not_known_is_not_seen():
     system, (x, image, mask, told) = system_of("inpainter"), scene("inpainter")
     other = torch.where(mask.bool(), image, 0.3)
     level = system.schedule.level(300)
-    assert torch.equal(
-        system(x, level, Masked(told, image, mask)).value, system(x, level, Masked(told, other, mask)).value
-    )
+    one, two = (system(x, level, system.condition(known=(seen, mask), **told)).value for seen in (image, other))
+    assert torch.equal(one, two)
 
 
 @pytest.mark.parametrize("name", ["inpainter", "glide_inpainter"])
 def test_known_pixels_come_back_and_the_rest_is_painted(name):
     system, (_, image, mask, told) = system_of(name), scene(name)
     known = mask.bool().expand_as(image)
-    one = system.sample(told, image, mask, 2.0, 5, sampler=ancestral(), generator=sample_generators(0, range(3)))
-    other = system.sample(told, image, mask, 2.0, 5, sampler=ancestral(), generator=sample_generators(1, range(3)))
+    ((key, value),) = told.items()
+    options = {"guide": cfg(2.0), "levels": 5, "sampler": ancestral()}
+    one, other = (
+        draw(system, 3, generator=sample_generators(seed, range(3)), known=(image, mask), **told, **options)
+        for seed in (0, 1)
+    )
     assert torch.equal(one[known], image[known]) and torch.equal(other[known], image[known])
     assert (one[~known] - other[~known]).abs().max() > 0.1
-    just_one = (part[1:2] for part in (told, image, mask))
-    alone = system.sample(*just_one, 2.0, 5, sampler=ancestral(), generator=sample_generators(0, [1]))
+    just_one = {key: value[1:2], "known": (image[1:2], mask[1:2])}
+    alone = draw(system, 1, generator=sample_generators(0, [1]), **just_one, **options)
     torch.testing.assert_close(alone, one[1:2], rtol=0, atol=1e-5)
 
 
@@ -136,43 +144,44 @@ def test_captions_and_one_picture_for_all():
     system, (_, image, _, _) = system_of("glide_inpainter"), scene("glide_inpainter")
     mask = torch.zeros(1, 1, 8, 8)
     mask[..., :4] = 1
-    drawn = system.sample(["a red ring", "a blue cross"], image[:1], mask, steps=2, generator=torch.Generator())
+    told = {"caption": ["a red ring", "a blue cross"], "known": (image[:1], mask)}
+    drawn = draw(system, 2, levels=2, generator=torch.Generator(), **told)
     assert torch.equal(drawn[..., :4], image[:1, ..., :4].expand(2, -1, -1, -1))
-    with pytest.raises(ValueError, match="own sampler"):
-        system.sample(
-            ["a red ring"], image[:1], mask, steps="2", rule="adm", log_prob=lambda x, level: x.sum((1, 2, 3))
-        )
 
 
 def test_the_upsampler_keeps_what_is_known_of_the_large_image():
     system, (_, image, mask, told) = system_of("glide_upsampler_inpainter"), scene("glide_upsampler_inpainter")
-    assert isinstance(system, GlideUpsamplerInpainter)
-    draw = lambda small: system.sample(told.told, small, image, mask, steps=3, generator=sample_generators(0, range(3)))
-    known, drawn = mask.bool().expand_as(image), draw(told.image)
+    ask = lambda small: draw(
+        system, 3, levels=3, generator=sample_generators(0, range(3)), known=(image, mask), **told | {"low_res": small}
+    )
+    known, drawn = mask.bool().expand_as(image), ask(told["low_res"])
     assert torch.equal(drawn[known], image[known])
-    assert (draw(-told.image) - drawn).abs().max() > 1e-3, "the small image matters"
+    assert (ask(-told["low_res"]) - drawn).abs().max() > 1e-3, "the small image matters"
 
 
 def test_captions_are_dropped_per_sample_and_pictures_are_not():
     system = system_of("glide_inpainter")
     n = 400
-    told, image, mask = torch.zeros(n, 12).long(), torch.ones(n, 3, 8, 8), torch.ones(n, 1, 8, 8)
-    shown = system.dropped(Masked(told, image, mask), torch.Generator().manual_seed(0))
-    hidden = (shown.told < 0).all(1)
-    assert abs(hidden.float().mean() - 0.5) < 4.5 * 0.5 / n**0.5
-    assert shown.image is image and shown.mask is mask
+    tokens, image, mask = torch.zeros(n, 12).long(), torch.ones(n, 3, 8, 8), torch.ones(n, 1, 8, 8)
+    caption, known = system.parts
+    hidden = (caption.drop(system.network, tokens, seeded()) < 0).all(1)
+    assert caption.p_drop == 0.5 and abs(hidden.float().mean() - 0.5) < 4.5 * 0.5 / n**0.5
+    shown = known.drop(system.network, (image, mask), seeded())
+    assert shown[0] is image and shown[1] is mask
+    assert all(a is b for a, b in zip(known.null(system.network, shown), shown, strict=True)), "it has no null"
 
 
 @pytest.mark.parametrize("name", ["inpainter", "glide_upsampler_inpainter"])
 def test_training_shows_random_masks_of_the_pictures(name):
     system, (_, image, _, told) = system_of(name), scene(name)
-    told = told.told if "upsampler" in name else told
-    given = system.shown(image, told, sample_generators(0, range(3)))
-    assert given.image is image and torch.equal(given.mask, random_masks(3, 8, sample_generators(0, range(3))))
+    batch = {"image": image, **told}
+    seen, mask = system.part("known").observe(batch, sample_generators(0, range(3)))
+    assert seen is image and torch.equal(mask, random_masks(3, 8, sample_generators(0, range(3))))
     if "upsampler" in name:
-        assert torch.equal(given.told.image, system.reduced(image)) and given.told.told is told
-    losses = system.loss(image, told, sample_generators(1, range(3)))["loss"]
-    again = system.loss(image[1:], told[1:], sample_generators(1, [1, 2]))["loss"]
+        (small,) = system.part("low_res").observe(batch)
+        assert torch.equal(small, torch.nn.functional.avg_pool2d(image, 2))
+    losses = system.loss(batch, sample_generators(1, range(3)))["loss"]
+    again = system.loss({k: v[1:] for k, v in batch.items()}, sample_generators(1, [1, 2]))["loss"]
     torch.testing.assert_close(losses[1:], again, rtol=1e-4, atol=1e-5)
 
 
@@ -187,14 +196,15 @@ def test_training_shows_random_masks_of_the_pictures(name):
 def test_what_an_inpainter_refuses(image, mask, message):
     system = system_of("inpainter")
     with pytest.raises(ValueError, match=message):
-        system(torch.zeros(2, 3, 8, 8), system.schedule.level(3), Masked(torch.tensor([0, 1]), image, mask))
+        system.condition(label=[0, 1], known=(image, mask))
 
 
 def test_an_inpainter_needs_four_channels_more():
-    network, schedule = build(recipe("class_conditional")).network, build(recipe("inpainter")).schedule
-    with pytest.raises(ValueError, match="7 input channels"):
-        Inpainter(network, schedule, "v", "learned_range", 8)
-    assert isinstance(ClassConditional(network, schedule, "v", "learned_range", 8), ClassConditional)
+    theirs, ours = recipe("class_conditional").build(), recipe("inpainter").build()
+    with pytest.raises(ValueError, match="7 input channels, got 3"):
+        Diffusion(theirs.network, ours.schedule, [*theirs.parts, Known()], "v", "learned")
+    with pytest.raises(ValueError, match="3 input channels, got 7"):
+        Diffusion(ours.network, ours.schedule, theirs.parts, "v", "learned")
 
 
 # --- the start of a recipe ------------------------------------------------------------------------------------------
@@ -236,7 +246,7 @@ def test_fine_tuning_begins_at_its_start_and_resumes_without_it(base, tmp_path):
     """Training from a start, interrupted, ends with the same weights; the start is in the recipe."""
     theirs, path = base("inpainter")
     plan = recipe("inpainter", path)
-    assert from_dict(Recipe, plan.to_dict()).start == path
+    assert Recipe.from_plain(plan.to_plain()).start == path
 
     def stopped(folder, after):
         seen = []
@@ -267,8 +277,9 @@ def test_fine_tuning_begins_at_its_start_and_resumes_without_it(base, tmp_path):
 
 
 def test_the_recipe_of_the_small_inpainter_is_that_of_its_base_with_four_channels_more():
-    ours, theirs = load_recipe("glide-inpaint").to_dict(), load_recipe("glide").to_dict()
+    ours, theirs = load_recipe("glide-inpaint").to_plain(), load_recipe("glide").to_plain()
     assert ours["start"] == theirs["name"]
     assert ours["network"].pop("in_channels") == theirs["network"].pop("in_channels") + 4
-    for key in ("network", "data", "schedule", "predicts", "variance", "label_dropout"):
+    assert (ours["system"].pop("name"), theirs["system"].pop("name")) == ("glide_inpainter", "glide")
+    for key in ("network", "data", "schedule", "system"):
         assert ours[key] == theirs[key], key
