@@ -246,7 +246,8 @@ class LowRes(Part):
         """The small picture."""
         if not given.get("image"):
             raise ValueError("this system enlarges: name a small picture with --image, or it as --upsample of another")
-        return read_picture(given["image"], self.small_shape(shape)[1])[None], None
+        picture = read_picture(given["image"], self.small_shape(shape)[1])[None]
+        return _in_channels(picture, shape[0]), None
 
 
 class Known(Part):
@@ -301,4 +302,10 @@ class Known(Part):
         """The picture that is edited, and what is kept of it."""
         if not given.get("edit"):
             raise ValueError("this system edits a picture: name it with --edit")
-        return read_edit(given["edit"], shape[1], given.get("mask")), None
+        picture, mask = read_edit(given["edit"], shape[1], given.get("mask"))
+        return (_in_channels(picture, shape[0]), mask), None
+
+
+def _in_channels(picture: Tensor, channels: int) -> Tensor:
+    """A picture (1, 3, H, W) for a system of colour or of grey."""
+    return picture if channels == 3 else picture.mean(1, keepdim=True).expand(-1, channels, -1, -1)
