@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 from minidiff.course.claims import claim, verdict
-from minidiff.course.exercises import NotAttempted, check
+from minidiff.course.exercises import check
 from minidiff.course.notebook import begin, finish, glue, table
+from minidiff.course.outcomes import NotAttempted
 from minidiff.course.widgets import frames, live
 
 __all__ = ["NotAttempted", "begin", "check", "claim", "finish", "frames", "glue", "live", "table", "verdict"]

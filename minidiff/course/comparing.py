@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from minidiff.course.exercises import Mistake
+from minidiff.course.outcomes import Mistake
 
 RTOL = 1e-4  # what an answer loses that computes in float32; a mistake must be farther from the truth than this
 

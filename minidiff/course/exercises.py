@@ -29,6 +29,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minidiff.course.outcomes import Mistake, NotAttempted
+
 if TYPE_CHECKING:
     from torch import Generator
 
@@ -39,14 +41,6 @@ SEED = 0  # of the inputs that check() draws
 FORM = "form"  # the name of every exercise's first case
 
 silent = False  # True in the process that runs a hand-in: its own check() calls neither run nor count
-
-
-class NotAttempted(Exception):
-    """What an answer raises that nobody has written yet."""
-
-
-class Mistake(AssertionError):
-    """A wrong answer that the case recognises; the message names what was done ("you used w for s = 1 + w")."""
 
 
 @dataclass(frozen=True)

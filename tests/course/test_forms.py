@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from minidiff.course.comparing import apart, close, expect, normal, uniform
-from minidiff.course.exercises import Mistake
 from minidiff.course.forms import (
     anything,
     call,
@@ -21,6 +20,7 @@ from minidiff.course.forms import (
     yes_or_no,
 )
 from minidiff.course.grading.wire import loopback
+from minidiff.course.outcomes import Mistake
 from minidiff.prediction import Prediction
 from minidiff.schedule import NoiseLevel
 

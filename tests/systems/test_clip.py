@@ -9,6 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import small_open_clip
+from minidiff.systems.zoo import build
+from minidiff.training.data import load_set
 
 from minidiff.data.tokenizer import tokenizer
 from minidiff.guidance import classifier_guidance, clip_guidance, mean_shift_guidance
@@ -20,9 +22,7 @@ from minidiff.recipes import Recipe, from_dict, load_recipe
 from minidiff.schedule import DATA, clipped_cosine_schedule
 from minidiff.systems import zoo
 from minidiff.systems.clip import CLIP, load_clip
-from minidiff.systems.zoo import build
 from minidiff.training import publish as publishing
-from minidiff.training.data import load_set
 from minidiff.training.loop import train
 from minidiff.training.publish import heldout_metrics, publish
 

@@ -10,8 +10,9 @@ import torch
 from torch import Generator, Tensor
 
 from minidiff.course.comparing import expect, normal, uniform
-from minidiff.course.exercises import Mistake, case, exercise
+from minidiff.course.exercises import case, exercise
 from minidiff.course.forms import call, integer, number, several, tensor
+from minidiff.course.outcomes import Mistake
 from minidiff.exact import EmpiricalDenoiser
 from minidiff.process import diffuse
 from minidiff.schedule import DATA, NoiseLevel, clipped_cosine_schedule, linear_schedule, vp_schedule

@@ -6,7 +6,6 @@ import contextlib
 import csv
 import io
 import json
-import os
 import re
 import secrets
 import sys
@@ -21,6 +20,7 @@ from queue import SimpleQueue
 from minidiff.course.grading.channel import Gone
 from minidiff.course.grading.process import Referee
 from minidiff.course.grading.wire import Peer, Remote
+from minidiff.files import write_atomically
 
 COLUMNS = ("hand-in", "exercise", "points", "max", "status", "message")
 GRACE_S = 600.0  # what the referee may take beyond the hand-in's own limit: starting sandboxes, running the cases
@@ -170,9 +170,9 @@ def grade_paths(
     if weak := weaknesses(results):
         warnings.warn(f"weak isolation: {weak}; grade here only hand-ins that you trust", RuntimeWarning, stacklevel=2)
     if out_csv is not None:
-        write_atomically(Path(out_csv), to_csv(results))
+        write_atomically(Path(out_csv), to_csv(results).encode("utf-8", "replace"))
     if out_json is not None:
-        write_atomically(Path(out_json), json.dumps(results, indent=1) + "\n")
+        write_atomically(Path(out_json), (json.dumps(results, indent=1) + "\n").encode("utf-8", "replace"))
     return results
 
 
@@ -200,14 +200,3 @@ def _cell(text: str) -> str:
     """One line, not too long, and never a formula: a spreadsheet would run what a hand-in wrote."""
     text = re.sub(r"[\x00-\x1f\x7f\s]+", " ", text).strip()[:MESSAGE_LENGTH]
     return "'" + text if text.startswith(("=", "+", "-", "@")) else text
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write beside and rename, so that a reader never sees half a grade book."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("w", encoding="utf-8", errors="replace", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from minidiff.course.exercises import NotAttempted
 from minidiff.course.grading.channel import Channel, Gone, Malformed
+from minidiff.course.outcomes import NotAttempted
 
 MAX_TENSOR_BYTES = 8 << 20  # larger than any that a case needs; far below what a message may have
 MAX_DEPTH = 40
