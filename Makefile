@@ -11,7 +11,7 @@ help: ## show this list
 env: ## make or refresh .venv from requirements.lock (PYTHON=python3.12 chooses the interpreter)
 	@$(PYTHON) tools/env.py
 
-book: env ## run the lessons and render the book into _build/html
+book: env ## run the lessons that changed and render the book into _build/html
 	@$(IN_ENV) -m tools.book
 
 test: env ## run every gate; GATES="lint unit" runs only these

@@ -26,7 +26,7 @@ OURS = UNetConfig(size=SIZE, channels=88, channel_mult=(1, 2, 2, 2), blocks=2, a
 THEIRS = (96, 192, 192, 192)  # the same shape, wider: as many parameters as ours, within 2 percent
 
 
-def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: None = None) -> Tensor:
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: None = None, causal: bool = False) -> Tensor:
     """The same attention, of pixels alone, with its matrix of weights written out."""
     return (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1) @ v
 

@@ -7,7 +7,8 @@ sample i depends on its own generator alone, so a picture does not change with t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Generator, Tensor
@@ -45,3 +46,35 @@ def randint(high: int, batch: int, generator=None, device=None) -> Tensor:
     """(batch,) integers, uniform in 0 ... high-1."""
     draw = lambda shape, **kwargs: torch.randint(high, shape, **kwargs)
     return _draw(draw, (batch,), generator, torch.long, device)
+
+
+_seeds: Tensor | None = None  # of the samples of this step; a global, since recomputation runs in autograd's threads
+
+
+@contextmanager
+def per_sample(generators: list[Generator]) -> Iterator[None]:
+    """Inside, ``uniform_hash`` knows the seeds of the samples of a batch: what has no generator of its own, dropout,
+    then depends on the sample alone, and not on the process or the part of a batch that it is in."""
+    global _seeds
+    before = _seeds
+    seeds = torch.tensor([g.initial_seed() >> 1 for g in generators])
+    _seeds = seeds.to(generators[0].device)
+    try:
+        yield
+    finally:
+        _seeds = before
+
+
+def uniform_hash(x: Tensor, salt: int) -> Tensor | None:
+    """Numbers in [0, 1) of x's shape (B, ...), each a hash of its sample's seed, its place and a salt.
+
+    None outside ``per_sample``, or for another batch than that one's. The mixer is that of splitmix64 (Steele et al.
+    2014): the same call gives the same numbers again, which recomputed activations need.
+    """
+    if _seeds is None or len(_seeds) != len(x):
+        return None
+    place = torch.arange(x[0].numel(), device=x.device) + (salt << 40)
+    h = _seeds.to(x.device)[:, None] + place * -7046029254386353131  # 2^64 / golden ratio, as int64
+    h = (h ^ (h >> 30 & 0x3FFFFFFFF)) * -4658895280553007687
+    h = (h ^ (h >> 27 & 0x1FFFFFFFFF)) * -7723592293110705685
+    return ((h ^ (h >> 31 & 0x1FFFFFFFF)) >> 40 & 0xFFFFFF).float().div_(1 << 24).reshape(x.shape)

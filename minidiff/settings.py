@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from .words import nearest
 
-T = TypeVar("T")
 
-
-def from_plain(cls: type[T], values: Any, where: str) -> T:
+def from_plain(cls: type, values: Any, where: str) -> Any:
     """Build a (nested) dataclass from a mapping.
 
     Args:

@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
-from jupyter_cache.base import CacheBundleIn
 from myst_nb.core.read import read_myst_markdown_notebook
 from myst_parser.config.main import MdParserConfig
 
-from tools import book, cache, run_gates
+from tools import book, cache, run_gates, run_lessons
 from tools.lessons import config
 
 
 @pytest.fixture
 def tree(tmp_path, monkeypatch):
     """A tiny project."""
-    for name in ("minidiff/sampler.py", "data/checkpoints/x/card.json", "requirements.lock", "lessons/01_one.md"):
+    for name in (
+        "minidiff/sampler.py",
+        "data/checkpoints/x/card.json",
+        "requirements.lock",
+        "tools/shown.py",
+        "lessons/01_one.md",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("a")
     monkeypatch.setattr(cache, "ROOT", tmp_path)
     return tmp_path
 
 
-@pytest.mark.parametrize("name", ["minidiff/sampler.py", "data/checkpoints/x/card.json", "requirements.lock"])
+@pytest.mark.parametrize(
+    "name", ["minidiff/sampler.py", "data/checkpoints/x/card.json", "requirements.lock", "tools/shown.py"]
+)
 def test_what_lessons_depend_on_starts_an_empty_cache(tree, name):
     before = cache.key(tree)
     (tree / name).write_text("b")
@@ -46,14 +52,13 @@ def test_lessons_and_bytecode_do_not(tree):
     assert cache.key(tree) == before
 
 
-def test_old_caches_and_records_of_lost_lessons_go(tree):
+def test_old_caches_go(tree):
     old = tree / "_build/.cache/0123456789abcdef"
     old.mkdir(parents=True)
     here = cache.prepare(tree)
-    for name in ("one", "gone"):
-        (here / "records" / f"{name}.json").write_text("{}")
+    (here / "records/one.json").write_text("{}")
     assert cache.prepare(tree) == here and not old.exists()
-    assert [path.name for path in (here / "records").iterdir()] == ["one.json"]
+    assert (here / "records/one.json").exists()
 
 
 @pytest.mark.parametrize("code", [0, 1])
@@ -62,28 +67,26 @@ def test_after_a_failure_every_page_is_read_again(tree, monkeypatch, code, capsy
     pages = tree / "_build/.doctrees"
     pages.mkdir(parents=True)
     monkeypatch.setattr(book.subprocess, "run", lambda command, **options: CompletedProcess(command, code))
-    monkeypatch.setattr(book, "execute", lambda: "")
-    monkeypatch.setattr(book.os, "environ", {})
+    monkeypatch.setattr(book.run_lessons, "fill", lambda: [])
     assert book.build() == code
     assert pages.exists() == (code == 0)
     assert ("_build/html/index.html" in capsys.readouterr().out) == (code == 0)
 
 
-def test_the_book_finds_every_lesson_that_was_run_before_it(tmp_path, monkeypatch):
-    """Sphinx reads them by itself: where a cell or a tag came out otherwise, it would run the lesson once more."""
+def test_the_book_finds_every_page_that_was_run_before_it(tmp_path, monkeypatch):
+    """Sphinx reads them by itself: where a cell or a tag came out otherwise, it would not find them."""
     monkeypatch.syspath_prepend(cache.ROOT / "book" / "_ext")
     from course_ext import leave_out_live_cells
 
     markdown = MdParserConfig(enable_extensions=config()["parse"]["myst_enable_extensions"])
-    outputs = book.Outputs(tmp_path)
-    work = book.lacking(outputs)
-    assert len(work) == len(list(cache.ROOT.glob("lessons/*.md")))
-    for lesson in work:
-        source = [Path(lesson.uri).read_text(encoding="utf-8")]
+    outputs = run_lessons.Outputs(tmp_path)
+    for page in run_lessons.pages(outputs):
+        assert page.kept is None
+        run_lessons.keep(outputs, run_lessons.Ran(page, 1.5, notebook=page.notebook))
+        source = [page.path.read_text(encoding="utf-8")]
         leave_out_live_cells(None, None, source)
-        read = CacheBundleIn(read_myst_markdown_notebook(source[0], markdown), lesson.uri)
-        outputs.cache_notebook_bundle(read, check_validity=False)
-    assert [lesson.uri for lesson in book.lacking(outputs)] == []
+        assert outputs.match_cache_notebook(read_myst_markdown_notebook(source[0], markdown)).uri == str(page.path)
+    assert {page.kept["execution_seconds"] for page in run_lessons.pages(outputs)} == {1.5}
 
 
 def gate(name: str, code: int) -> run_gates.Gate:
@@ -101,7 +104,39 @@ def test_a_failing_gate_does_not_stop_the_others(gates, capsys):
     assert run_gates.main() == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "2 passed, 1 failed"
-    assert [line.split()[0] for line in lines[-5:-2]] == ["ok", "FAIL", "ok"]
+    assert [line.split()[0] for line in lines[-6:-3]] == ["ok", "FAIL", "ok"]
+
+
+SLEEPY = """
+import time
+import pytest
+
+@pytest.mark.parametrize("tenths", range(1, 13))
+def test_sleep(tenths):
+    time.sleep(tenths / 10)
+"""
+
+
+def test_the_slowest_tests_stand_at_the_end(tree, gates, monkeypatch, capsys):
+    (tree / "test_sleepy.py").write_text(SLEEPY)
+    options = ("-q", "-p", "no:cacheprovider", "-n", "4", "test_sleepy.py")
+    slow = run_gates.Gate("slow", "it sleeps", run_gates.pytest(*options))
+    monkeypatch.setattr(run_gates, "GATES", (slow, gate("quick", 0)))
+    gates()
+    assert run_gates.main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    listed = lines[lines.index("The slowest tests:") + 1 : -2]
+    assert [line.split()[2:] for line in listed] == [
+        ["slow", f"test_sleepy.py::test_sleep[{tenths}]"] for tenths in range(12, 2, -1)
+    ]
+    assert all(float(line.split()[0]) >= tenths / 10 for line, tenths in zip(listed, range(12, 2, -1), strict=True))
+
+
+def test_the_lessons_stand_at_the_end(tree, monkeypatch, capsys):
+    monkeypatch.setattr(run_gates.run_lessons, "times", lambda: {"02_two": 61.4, "01_one": 9.0})
+    result = run_gates.Result(gate("lessons", 0), True, 70.4, ())
+    lines = list(run_gates.summary([result]))
+    assert [line.split() for line in lines[-3:-1]] == [["61", "s", "02_two"], ["9", "s", "01_one"]]
 
 
 def test_chosen_gates_only(gates, capsys):

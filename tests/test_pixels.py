@@ -39,7 +39,9 @@ def test_the_values_of_bins_are_equally_spaced_and_kept(bins):
     allowed = np.linspace(-1, 1, bins)
     found = quantize(VALUES.double(), bins)
     nearest = allowed[np.abs(VALUES.double().numpy()[:, None] - allowed).argmin(1)]
-    tie = np.isclose(np.abs(found.numpy() - VALUES.numpy()), 1 / (bins - 1), atol=1e-9)  # halfway, either neighbour is nearest
+    tie = np.isclose(
+        np.abs(found.numpy() - VALUES.numpy()), 1 / (bins - 1), atol=1e-9
+    )  # halfway, either neighbour is nearest
     np.testing.assert_allclose(found.numpy()[~tie], nearest[~tie], atol=1e-12)
     assert len(found.unique()) == bins
     torch.testing.assert_close(quantize(torch.from_numpy(allowed), bins), torch.from_numpy(allowed))

@@ -8,20 +8,20 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
+from minidiff.systems.class_conditional import ClassConditional
+from minidiff.systems.upsampler import Small, Upsampler
+from minidiff.systems.zoo import build
 from safetensors.torch import save_file
 
 from minidiff import pretrained
 from minidiff.pretrained import LAYOUTS, load, preset, presets, read_into
 from minidiff.recipes import load_recipe
 from minidiff.schedule import linear_schedule
-from minidiff.systems.class_conditional import ClassConditional
 from minidiff.systems.classifier import NoisyClassifier
 from minidiff.systems.clip import CLIP
 from minidiff.systems.diffusion import respaced
 from minidiff.systems.glide import Glide, GlideUpsampler
 from minidiff.systems.inpainting import GlideInpainter, GlideUpsamplerInpainter, Masked
-from minidiff.systems.upsampler import Small, Upsampler
-from minidiff.systems.zoo import build
 
 MILLIONS = {  # as published, to the last digit given
     "adm-imagenet64": "295.90",

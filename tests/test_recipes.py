@@ -2,9 +2,9 @@
 
 import pytest
 import yaml
+from minidiff.systems.zoo import build, card, checkpoints, data_folder
 
 from minidiff.recipes import Recipe, available, from_dict, load_recipe
-from minidiff.systems.zoo import build, card, checkpoints, data_folder
 
 
 @pytest.mark.parametrize("name", available())

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 
+from minidiff.data.sets import load_set
 from minidiff.files import write_atomically
 from minidiff.random import sample_generators
 from minidiff.recipes import load_recipe
-from minidiff.systems.zoo import build
+from minidiff.store import begun
 from minidiff.training.checkpoint import load_checkpoint
-from minidiff.training.data import load_set
 from minidiff.training.loop import train
 
 SEEDS = (0, 1, 2)
@@ -51,18 +51,18 @@ def recipe_of(variant: str, seed: int):
 @torch.no_grad()
 def heldout_loss(recipe, averaged: dict) -> float:
     """Mean loss on held-out images; every run sees the same times and the same noise."""
-    system = build(recipe).eval()
+    system = recipe.build().eval()
     system.load_state_dict(averaged)
-    images, labels = load_set(recipe.data, recipe.network.size, "heldout")
+    heldout = load_set(recipe.data, "heldout")
     generators = sample_generators(0, [f"ablation {i}" for i in range(PASSES)])
-    losses = [system.loss(images, labels, g)["simple"].mean().item() for g in generators]
+    losses = [system.loss(heldout, g)["simple"].mean().item() for g in generators]
     return sum(losses) / PASSES
 
 
 def run(variant: str, seed: int, folder: Path) -> dict:
     """Train one network, and measure it."""
     recipe = recipe_of(variant, seed)
-    averaged = train(recipe, build, folder, cpu=True, quiet=True)
+    averaged = train(recipe, begun, folder, cpu=True, quiet=True)
     _, meta = load_checkpoint(folder / "last.safetensors")
     return {"loss": heldout_loss(recipe, averaged), "seconds": round(meta["seconds"], 1)}
 
@@ -75,7 +75,7 @@ def main() -> None:
     plan = load_recipe("ablation-base").training
     result = {"recipe": "ablation-base", "steps": plan.steps, "batch": plan.batch, "seeds": SEEDS, "variants": {}}
     for variant, (change, _, _) in VARIANTS.items():
-        parameters = sum(p.numel() for p in build(recipe_of(variant, 0), empty=True).parameters())
+        parameters = sum(p.numel() for p in recipe_of(variant, 0).build(empty=True).parameters())
         result["variants"][variant] = {"change": change, "parameters": parameters, "runs": []}
     for seed in SEEDS:
         for variant in VARIANTS:

@@ -1,24 +1,25 @@
 """Where the outputs of executed lessons live.
 
 The notebook cache keys on a notebook's code only and does not see that the code it imports has changed. So its folder
-is named after everything the lessons import or read: a change there starts an empty cache, and the records of claims
-beside it start afresh too.
+is named after everything the lessons import or read, and after what runs them: a change there starts an empty cache,
+and the records of claims beside it start afresh too.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import shutil
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-INPUTS = ("minidiff", "data", "requirements.lock")
+INPUTS = ("minidiff", "data", "requirements.lock", "tools/run_lessons.py", "tools/shown.py")
 
 
 def key(root: Path = ROOT) -> str:
     """Hash of the names and bytes of all that lessons depend on besides their own text."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(platform.python_version().encode())
     for name in INPUTS:
         top = root / name
         for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
@@ -34,17 +35,12 @@ def folder(root: Path = ROOT) -> Path:
 
 
 def prepare(root: Path = ROOT) -> Path:
-    """Make the cache folder and remove those of earlier trees, and records of lessons that are gone."""
+    """Make the cache folder and remove those of earlier trees."""
     here = folder(root)
-    records = here / "records"
-    records.mkdir(parents=True, exist_ok=True)
+    (here / "records").mkdir(parents=True, exist_ok=True)
     for other in here.parent.iterdir():
         if other != here:
             shutil.rmtree(other)
-    slugs = {lesson.stem[3:] for lesson in (root / "lessons").glob("[0-9][0-9]_*.md")}
-    for record in records.glob("*.json"):
-        if record.stem not in slugs:
-            record.unlink()
     return here
 
 

@@ -20,11 +20,12 @@ ROWS, SCALE, STEPS, SEED = (0, 24, 32, 38, 44, 49), 3.0, 50, 0
 def cover() -> torch.Tensor:
     """(rows x 2 x classes, 3, 16, 16): each row one moment, each column one class, for two noises side by side."""
     model = minidiff.load("shapes16")
-    labels = torch.arange(model.n_classes).repeat(2)
+    classes = model.part("label").n_classes
     noise = torch.cat(
-        [randn((1, *model.shape), sample_generators(SEED, [i])).expand(model.n_classes, -1, -1, -1) for i in range(2)]
+        [randn((1, *model.shape), sample_generators(SEED, [i])).expand(classes, -1, -1, -1) for i in range(2)]
     )
-    denoiser = static_threshold(classifier_free(model, labels, model.null(len(labels)), SCALE))
+    told = model.condition(label=torch.arange(classes).repeat(2))
+    denoiser = static_threshold(classifier_free(model, told, model.null(len(noise)), SCALE))
     with torch.no_grad():
         states = list(ddim()(denoiser, model.schedule.levels(STEPS), noise))
     return torch.cat([noise / 2, *[states[i].x for i in ROWS[1:]]])

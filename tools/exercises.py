@@ -1,27 +1,39 @@
 """The exercises on trial: right answers must pass, planted wrong ones must fail, and every case must catch one.
 
-Right answers are the lesson's own (executed as the grader executes a hand-in) and a second one written another way
-(``SECOND``); wrong ones are ``MUTANTS`` of ``tests/mutants/`` and a few that need no thought.
+Right answers are the lesson's own (executed as the grader executes a hand-in) and those of ``tests/mutants/`` in other
+styles, ``RIGHT``: exercise id -> style -> answer. Wrong ones are ``MUTANTS`` there, exercise id -> name ->
+``(answer, case)`` or ``(answer, case, words of the diagnosis)``, and a few that need no thought.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from minidiff.course.exercises import FAILED, PASSED, Exercise, exercises, grade_answer
+from minidiff.course.exercises import (
+    FAILED,
+    FORM,
+    NOT_RUN,
+    PASSED,
+    SEED,
+    Exercise,
+    NotAttempted,
+    exercises,
+    grade_answer,
+)
 from minidiff.course.grading.handin import Block, execute
 from tools.lessons import ROOT, Lesson
 
 
 def _stub(*args, **kwargs):
-    raise NotImplementedError
+    raise NotAttempted
 
 
+NAMED = "mistake recognised: "  # how the message of a diagnosis begins
 TRIVIAL = {
     "None": None,
     "0.0": 0.0,
@@ -49,7 +61,7 @@ def reference_answers(lesson: Lesson) -> dict[str, Any]:
 
 @cache
 def planted(lesson: str, root: Path = ROOT) -> ModuleType:
-    """The module of planted answers of a lesson (its file stem): ``MUTANTS`` and ``SECOND``, both by exercise id."""
+    """The module of planted answers of a lesson (its file stem): ``MUTANTS`` and ``RIGHT``, both by exercise id."""
     path = root / f"tests/mutants/l{lesson}.py"
     spec = importlib.util.spec_from_file_location(f"mutants_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
@@ -57,31 +69,71 @@ def planted(lesson: str, root: Path = ROOT) -> ModuleType:
     return module
 
 
-def failed_cases(id: str, answer: Any) -> dict[str, str]:
-    """Name -> message of the cases that an answer fails."""
-    return {r.case: r.message for r in grade_answer(id, answer) if r.status != PASSED}
+def right_answers(exercise: Exercise) -> dict[str, Any]:
+    """Style -> a right answer in it."""
+    module = planted(exercise.lesson)
+    return {"second": module.SECOND[exercise.id]} if hasattr(module, "SECOND") else module.RIGHT[exercise.id]
 
 
-def survivors(exercise: Exercise, mutants: Mapping[str, tuple[Any, str]]) -> Iterator[str]:
+def failed_cases(id: str, answer: Any, seed: int = SEED) -> dict[str, str]:
+    """Name -> message of the cases that an answer does not pass."""
+    return {r.case: r.message for r in grade_answer(id, answer, seed) if r.status != PASSED}
+
+
+def survivors(exercise: Exercise, mutants: Mapping[str, tuple], seeds: Iterable[int] = (SEED,)) -> Iterator[str]:
     """What is wrong with the planted wrong answers of an exercise, or with the cases that should catch them."""
     caught: set[str] = set()
-    for name, (answer, expected) in mutants.items():
-        failed = {r.case for r in grade_answer(exercise.id, answer) if r.status == FAILED}
-        caught |= failed
-        if expected not in failed:
-            found = f"fails {', '.join(sorted(failed))}" if failed else "passes them all"
-            yield f"{exercise.id}: the planted {name!r} must fail the case {expected!r} but {found}"
+    for seed in seeds:
+        for name, (answer, expected, *diagnosis) in mutants.items():
+            failed = {r.case: r.message for r in grade_answer(exercise.id, answer, seed) if r.status == FAILED}
+            caught |= set(failed)
+            which = f"{exercise.id}, seed {seed}: the planted {name!r} must fail the case {expected!r}"
+            if expected not in failed:
+                yield which + " but " + (f"fails {', '.join(sorted(failed))}" if failed else "passes them all")
+            elif diagnosis and not (failed[expected].startswith(NAMED) and diagnosis[0] in failed[expected]):
+                yield f"{which} as {diagnosis[0]!r} but the message is {failed[expected]!r}"
+            elif not diagnosis and failed[expected].startswith(NAMED):
+                yield f"{which} without a diagnosis but the message is {failed[expected]!r}"
     for case in exercise.cases:
-        if case.name not in caught:
+        if case.name not in caught | {FORM}:  # what has no form is tried by ``too_easy``
             yield f"{exercise.id}: no planted wrong answer fails the case {case.name!r}"
 
 
-def too_easy(exercise: Exercise) -> Iterator[str]:
-    """Answers without thought that would get full marks, and cases that the stub passes."""
+def loose_survivors(exercise: Exercise, mutants: Mapping[str, tuple]) -> Iterator[str]:
+    """As ``survivors``, where nobody has said yet which case a wrong answer fails first, and what is named."""
+    caught: set[str] = {FORM}
+    for name, (answer, expected, *_) in mutants.items():
+        stopped = {r.case for r in grade_answer(exercise.id, answer) if r.status in (FAILED, NOT_RUN)}
+        caught |= stopped
+        if expected not in stopped:
+            yield f"{exercise.id}: the planted {name!r} must fail the case {expected!r} or one before it"
+    yield from (f"{exercise.id}: nothing fails {c.name!r}" for c in exercise.cases if c.name not in caught)
+
+
+def too_easy(exercise: Exercise, formed: bool = True) -> Iterator[str]:
+    """Answers without thought that would get full marks, and cases that the stub passes.
+
+    Args:
+        formed: also answers that are nothing, and yet have the form.
+    """
     for name, answer in TRIVIAL.items():
-        passed = [r.case for r in grade_answer(exercise.id, answer) if r.status == PASSED]
-        if len(passed) == len(exercise.cases) or (answer is _stub and passed):
+        results = [r for r in grade_answer(exercise.id, answer) if formed or r.case != FORM]
+        passed = [r.case for r in results if r.status == PASSED]
+        nothing = name in ("None", "a function that returns None")
+        if len(passed) == len(results) or (passed and (answer is _stub or (nothing and formed))):
             yield f"{exercise.id}: {name} passes {', '.join(passed) or 'as there is no case'}"
+
+
+def frozen(answer: Callable) -> Callable:
+    """An answer that keeps what its first call gave, as one does that caches without looking at its arguments."""
+    kept = []
+
+    def again(*args, **kwargs):
+        if not kept:
+            kept.append(answer(*args, **kwargs))
+        return kept[0]
+
+    return again
 
 
 def exercise_report() -> list[dict]:
@@ -89,7 +141,7 @@ def exercise_report() -> list[dict]:
     rows = []
     for exercise in exercises():
         mutants = getattr(planted(exercise.lesson), "MUTANTS", {}).get(exercise.id, {})
-        killed = sum(expected in failed_cases(exercise.id, answer) for answer, expected in mutants.values())
+        killed = sum(expected in failed_cases(exercise.id, answer) for answer, expected, *_ in mutants.values())
         row = {"id": exercise.id, "lesson": exercise.lesson, "cases": len(exercise.cases)}
         rows.append(row | {"mutants": len(mutants), "killed": killed})
     return rows

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import itertools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from tools.lessons import ROOT, Cell, Lesson, claims, config, read_all
 from tools.render import make_index, stub
 
+EQUATION = re.compile(r"(?<![\w-])eq-[a-z0-9]+(?:-[a-z0-9]+)*")
 DRAWS = {"show", "subplots", "figure", "subplot_mosaic", "imshow", "plot"}
 
 
@@ -23,7 +25,7 @@ def problems(root: Path = ROOT) -> list[str]:
 
 
 def coverage(lessons: list[Lesson], root: Path = ROOT) -> Iterator[str]:
-    """Every labelled equation is claimed or listed as a definition, and every such mention names an equation."""
+    """Every labelled equation is claimed or listed as a definition, and every mention of a label names an equation."""
     index = make_index(lessons, root)
     equations = {label for label, (kind, _) in index.numbers.items() if kind == "equation"}
     mentioned: dict[str, str] = {}
@@ -40,6 +42,17 @@ def coverage(lessons: list[Lesson], root: Path = ROOT) -> Iterator[str]:
             yield f"{place}: no equation has the label {label!r}"
     for label in sorted(mentioned.keys() & defined.keys()):
         yield f"{defined[label]}: {label!r} is listed as a definition although {mentioned[label]} claims it"
+    for place, label in labels_in_code(root):
+        if label not in equations:
+            yield f"{place}: no lesson has an equation {label!r}"
+
+
+def labels_in_code(root: Path = ROOT) -> Iterator[tuple[str, str]]:
+    """File and line, and label, of every equation that the package mentions, mostly in a docstring."""
+    for path in sorted((root / "minidiff").rglob("*.py")):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            for label in EQUATION.findall(line):
+                yield f"{path}:{number}", label
 
 
 def structure(lesson: Lesson) -> Iterator[str]:

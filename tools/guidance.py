@@ -26,12 +26,13 @@ from minidiff.data.oracle import read
 from minidiff.data.prompts import scene_sheet
 from minidiff.denoiser import conditioned
 from minidiff.files import sha256, write_atomically
-from minidiff.guidance import clip_guidance, static_threshold
-from minidiff.metrics.captions import diversity, eye
+from minidiff.guidance import cfg, clip_guidance
+from minidiff.metrics.captions import diversity
+from minidiff.metrics.embedders import embedder
 from minidiff.process import diffuse
 from minidiff.random import randn, sample_generators
-from minidiff.sampler import ddim, sample
-from minidiff.systems.zoo import card, checkpoints, load, weights_path
+from minidiff.store import card, checkpoints, load, weights_path
+from minidiff.systems.draw import draw
 
 STEPS, BATCH, JUDGE = 10, 50, "scenes-clip"
 # "placed": the colours are there and stand as the caption says, whatever the shapes
@@ -59,15 +60,17 @@ CROSSED = {
 UNSEEN, TIMES = 192, (900, 750, 600, 450)  # pictures that no network was trained on, and levels to noise them to
 
 
-def draw(model, captions: list[str], first: int, scale: float, clip) -> torch.Tensor:
+def on_top(clip, captions: list[str], scale: float):
+    """A guide: a CLIP guides the model that knows the caption, so it counts from s = 1."""
+    by_clip = clip_guidance(clip, captions, scale - 1)
+    return lambda model, condition, null: by_clip(conditioned(model, condition))
+
+
+def drawn(model, captions: list[str], first: int, scale: float, clip) -> torch.Tensor:
     """A picture (N, 3, S, S) of each caption; caption i starts from the noise number ``first`` + i."""
     generators = sample_generators(0, range(first, first + len(captions)))
-    if clip is None:
-        return model.sample(captions, scale, STEPS, generator=generators)
-    guide = clip_guidance(clip, captions, scale - 1)
-    denoiser = static_threshold(guide(conditioned(model, model.tokens(captions))))
-    x_T = randn((len(captions), *model.shape), generators)
-    return sample(ddim(), denoiser, model.schedule.levels(STEPS), x_T)
+    guide = cfg(scale) if clip is None else on_top(clip, captions, scale)
+    return draw(model, len(captions), guide=guide, levels=STEPS, generator=generators, caption=captions)
 
 
 def found(captions: list[str], images: torch.Tensor) -> list[str]:
@@ -108,21 +111,21 @@ def unseen() -> tuple[torch.Tensor, list[str]]:
 def misses(model) -> dict[str, list[float]]:
     """Squared error in v of each unseen picture, mean over levels, by what the network is told; all see one noise."""
     images, captions = unseen()
-    caption = model.tokens(captions)
     told = {
-        "the caption": caption,
-        "its nouns exchanged": model.tokens([exchanged(said) for said in captions]),
-        "its relation turned": model.tokens([related(said, TURNED) for said in captions]),
-        "its axis changed": model.tokens([related(said, CROSSED) for said in captions]),
-        "no caption": model.null(UNSEEN),
-        "another's caption": caption.roll(1, 0),
+        "the caption": captions,
+        "its nouns exchanged": [exchanged(said) for said in captions],
+        "its relation turned": [related(said, TURNED) for said in captions],
+        "its axis changed": [related(said, CROSSED) for said in captions],
+        "no caption": [""] * UNSEEN,
+        "another's caption": [captions[-1], *captions[:-1]],
     }
+    conditions = {name: model.condition(caption=said) for name, said in told.items()}
     errors = {name: torch.zeros(UNSEEN) for name in told}
     for i, at in enumerate(TIMES):
         level, eps = model.schedule.level(at), randn(images.shape, torch.Generator().manual_seed(i))
         v = level.alpha * eps - level.sigma * images
-        for name, tokens in told.items():
-            predicted = model(diffuse(images, level, eps), level, tokens).v
+        for name, condition in conditions.items():
+            predicted = model(diffuse(images, level, eps), level, condition).v
             errors[name] += (predicted - v).square().mean((1, 2, 3)) / len(TIMES)
     return {name: [round(value, 6) for value in error.tolist()] for name, error in errors.items()}
 
@@ -144,13 +147,13 @@ def trained(name: str) -> dict:
     return {"pictures": described["steps"] * described["recipe"]["training"]["batch"], "seconds": described["seconds"]}
 
 
-def row(model, captions: list[str], clip_eye, *how) -> dict:
+def row(model, captions: list[str], eye, *how) -> dict:
     """What is found in two pictures of each caption: verdicts, cosine with the caption, distance of the two."""
     copies = []
     for copy in range(2):
         parts = range(0, len(captions), BATCH)
-        copies.append(torch.cat([draw(model, captions[i : i + BATCH], 1000 * copy + i, *how) for i in parts]))
-    seen, texts = [clip_eye.features(images) for images in copies], clip_eye.texts(captions)
+        copies.append(torch.cat([drawn(model, captions[i : i + BATCH], 1000 * copy + i, *how) for i in parts]))
+    seen, texts = [eye.images(images) for images in copies], eye.texts(captions)
     return {
         "verdicts": [found(captions, images) for images in copies],
         "clip": [[round(v, 4) for v in (features * texts).sum(1).tolist()] for features in seen],
@@ -173,14 +176,14 @@ def main() -> None:
             model, kept["weights"][name] = loaded(name)
             kept["losses"][name], kept["training"][name] = misses(model), trained(name)
             write()
-    clip_eye, sheets = eye(JUDGE), [scene_sheet(split, options.captions, 16) for split in ("seen", "heldout")]
+    eye, sheets = embedder(JUDGE), [scene_sheet(split, options.captions, 16) for split in ("seen", "heldout")]
     for name, guide, scales in ROWS:
         for scale in scales:
             if any((r["model"], r["guide"], r["scale"]) == (name, guide, scale) for r in kept["rows"]):
                 continue
             began, used = time.process_time(), {n: loaded(n) for n in (name, guide, JUDGE) if n}
             model, clip = used[name][0], used[guide][0] if guide else None
-            measured = {sheet.name: row(model, sheet.captions, clip_eye, scale, clip) for sheet in sheets}
+            measured = {sheet.name: row(model, sheet.captions, eye, scale, clip) for sheet in sheets}
             seconds = round(time.process_time() - began, 1)
             kept["rows"].append({"model": name, "guide": guide, "scale": scale, "seconds": seconds} | measured)
             kept["weights"] |= {n: checksum for n, (_, checksum) in used.items()}

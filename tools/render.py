@@ -115,7 +115,7 @@ def _plain(lesson: Lesson, index: Index, root: Path, worth: Points, stubs: bool)
 def stub(lesson: Lesson, cell: Cell) -> str:
     """The answer cell without its solution.
 
-    Inside a function the solution becomes ``raise NotImplementedError``; a solution at the left margin, one that makes
+    Inside a function the solution becomes ``raise NotAttempted``; a solution at the left margin, one that makes
     a plain value, becomes ``name = ...``, so that running all cells does not stop there.
     """
     name, count = cell.tag("name"), 0
@@ -127,7 +127,7 @@ def stub(lesson: Lesson, cell: Cell) -> str:
         count += 1
         indent = match[1]
         if indent:
-            return f"{indent}# YOUR CODE HERE\n{indent}raise NotImplementedError\n"
+            return f"{indent}# YOUR CODE HERE\n{indent}raise NotAttempted\n"
         if any(getattr(node, "name", None) == name for node in ast.parse(match[2]).body):
             raise lesson.error(cell.line, f"put the marks inside {name}, so that a learner sees its signature")
         return f"{name} = ...  # YOUR CODE HERE\n"

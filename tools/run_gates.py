@@ -1,6 +1,7 @@
 """Every gate of the project, one after the other; `make test` runs them all, `make test GATES="style unit"` some.
 
-A gate that fails does not stop the next. The last line says how many passed and how many failed.
+A gate that fails does not stop the next. At the end stand how long each gate and each lesson took, the slowest tests,
+and last how many gates passed and how many failed.
 """
 
 from __future__ import annotations
@@ -8,13 +9,19 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
 
-from tools import cache
+from tools import cache, run_lessons
 
 Commands = tuple[tuple[str, ...], ...]
 PARALLEL = ("-n", "2")
+LESSONS = "lessons"
+SLOWEST = 10
 EXERCISES = "tests/course/test_exercises.py"
 OTHER_GATES = ("tests/gates", "tests/lessons", "tests/book", EXERCISES)
 
@@ -62,11 +69,11 @@ GATES = (
         "right answers pass, planted wrong ones fail, every case catches one",
         pytest(*PARALLEL, EXERCISES),
     ),
-    Gate("lessons", "lessons run with their solutions", pytest(*PARALLEL, "tests/lessons", "-k", "nbval")),
+    Gate(LESSONS, "lessons run with their solutions", python("-m", "tools.run_lessons")),
     Gate(
         "students",
         "student notebooks run to their end without the book's packages",
-        pytest(*PARALLEL, "tests/lessons", "-k", "not nbval"),
+        pytest(*PARALLEL, "tests/lessons"),
     ),
     Gate("book", "the book renders without a warning", python("-m", "tools.book")),
     Gate("alarms", "planted faults are caught", pytest(*PARALLEL, "tests/gates/test_alarms.py")),
@@ -74,17 +81,57 @@ GATES = (
 )
 
 
-def run(gate: Gate) -> tuple[bool, float]:
-    """Whether the gate holds, and the seconds it took."""
+@dataclass(frozen=True)
+class Result:
+    """Whether a gate holds, the seconds it took, and the seconds of each of its tests."""
+
+    gate: Gate
+    held: bool
+    seconds: float
+    tests: tuple[tuple[float, str], ...]
+
+
+def run(gate: Gate) -> Result:
     print(f"\n=== {gate.name}: {gate.ensures}", flush=True)
     began = time.monotonic()
     environment = cache.environment() | {"MINIDIFF_STRICT": "1"}
     environment.pop("MPLBACKEND", None)
-    held = all(
-        subprocess.run(command, cwd=cache.ROOT, env=environment, check=False).returncode == 0
-        for command in gate.commands
-    )
-    return held, time.monotonic() - began
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder, "tests.xml")
+        held = all(
+            subprocess.run(_reporting(command, report), cwd=cache.ROOT, env=environment, check=False).returncode == 0
+            for command in gate.commands
+        )
+        return Result(gate, held, time.monotonic() - began, tuple(durations(report)))
+
+
+def _reporting(command: tuple[str, ...], report: Path) -> tuple[str, ...]:
+    return (*command, f"--junitxml={report}") if command[1:3] == ("-m", "pytest") else command
+
+
+def durations(report: Path) -> Iterator[tuple[float, str]]:
+    """Seconds and name of every test in pytest's report; of none when there is no report."""
+    if report.exists():
+        for test in ElementTree.parse(report).iter("testcase"):
+            yield float(test.get("time", 0)), f"{test.get('classname', '').replace('.', '/')}.py::{test.get('name')}"
+
+
+def summary(results: list[Result]) -> Iterator[str]:
+    """What stands at the end, line by line."""
+    for result in results:
+        held = "ok  " if result.held else "FAIL"
+        yield f"{held}  {result.seconds:6.0f} s  {result.gate.name:10}  {result.gate.ensures}"
+    yield f"{'':4}  {sum(result.seconds for result in results):6.0f} s  in all"
+    if any(result.gate.name == LESSONS for result in results):
+        yield "\nThe lessons, when they ran:"
+        yield from (f"{'':4}  {seconds:6.0f} s  {name}" for name, seconds in run_lessons.times().items())
+    tests = [(seconds, name, result.gate.name) for result in results for seconds, name in result.tests]
+    if tests:
+        yield "\nThe slowest tests:"
+        for seconds, name, gate in sorted(tests, reverse=True)[:SLOWEST]:
+            yield f"{'':4}  {seconds:6.1f} s  {gate:10}  {name}"
+    failed = sum(not result.held for result in results)
+    yield f"\n{len(results) - failed} passed, {failed} failed"
 
 
 def main() -> int:
@@ -95,14 +142,9 @@ def main() -> int:
     names = parser.parse_args().names
     if unknown := set(names) - {g.name for g in GATES}:
         parser.error(f"no gate {', '.join(sorted(unknown))}; the gates are {', '.join(g.name for g in GATES)}")
-    results = [(gate, *run(gate)) for gate in GATES if not names or gate.name in names]
-    print()
-    for gate, held, seconds in results:
-        print(f"{'ok  ' if held else 'FAIL'}  {seconds:6.0f} s  {gate.name:10}  {gate.ensures}")
-    failed = sum(not held for _, held, _ in results)
-    print(f"{'':4}  {sum(seconds for *_, seconds in results):6.0f} s  in all")
-    print(f"{len(results) - failed} passed, {failed} failed")
-    return 1 if failed else 0
+    results = [run(gate) for gate in GATES if not names or gate.name in names]
+    print("", *summary(results), sep="\n")
+    return 0 if all(result.held for result in results) else 1
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from minidiff.course.claims import ledger, load_records
+from minidiff.course.claims import VERDICTS, anchor, ledger, load_records
 from minidiff.course.notebook import RECORDS_VARIABLE
 from tools.lessons import ROOT, Lesson, claims, read_all
 
@@ -36,26 +36,46 @@ def tables(records_dir: str | Path | None = None, root: Path = ROOT) -> dict[str
 
 
 def claims_table(lessons: Iterable[Lesson], records: Mapping[str, dict]) -> str:
-    """The ledger: a count of the verdicts, then every claim of every lesson, measured or not."""
-    rows = [row for lesson in lessons for row in _ledger_of(lesson, records.get(lesson.slug))]
-    verdicts = "; ".join(f"{verdict}: {n}" for verdict, n in Counter(row["verdict"] for row in rows).most_common())
-    head = f"{len(rows)} claims; {verdicts}.\n\n" if rows else ""
-    return head + table(
+    """The ledger: verdicts counted by lesson, controls that are owed, then every claim, measured or not."""
+    rows = [(lesson, row) for lesson in lessons for row in _ledger_of(lesson, records.get(lesson.slug))]
+    return (_counts(rows) if rows else "") + table(
         {
-            "claim": f"{escape(row['statement'])} <br> `{row['id']}`",
+            "claim": f"{escape(row['statement'])} <br> {_link(lesson, row['id'])}",
             "verdict": f"**{row['verdict']}**",
             "measured": escape(row["measured"] + (f" {row['interval']}" if row["interval"] != "–" else "")),
             "required": escape(row["criterion"]),
-            "negative control": escape(row["negative"]),
+            "control": escape("; ".join(x for x in (row["negative"], row["control"]) if x != "–") or "–"),
             "source": f"{escape(row['source'])} <br> ({row['tier']})",
         }
-        for row in rows
+        for lesson, row in rows
     )
+
+
+def _counts(rows: list[tuple[Lesson, dict[str, str]]]) -> str:
+    """A sentence and a table of how many claims of each lesson have which verdict, and how many lack a control."""
+    kinds = [verdict for verdict in (*VERDICTS, NOT_RUN) if any(row["verdict"] == verdict for _, row in rows)]
+    by_lesson: dict[str, Counter] = {}
+    for lesson, row in rows:
+        owed = {"no control yet": 1} if row["control"].startswith("none") else {}
+        by_lesson.setdefault(lesson.path.stem, Counter()).update({row["verdict"]: 1, "claims": 1} | owed)
+    total = sum(by_lesson.values(), Counter())
+    columns = [*kinds, "claims", "no control yet"]
+    counted = table(
+        {"lesson": escape(name)} | {column: str(counts[column]) for column in columns}
+        for name, counts in [*by_lesson.items(), ("all", total)]
+    )
+    verdicts = "; ".join(f"{kind}: {total[kind]}" for kind in kinds)
+    return f"{len(rows)} claims; {verdicts}; no control yet: {total['no control yet']}.\n\n{counted}\n\n"
+
+
+def _link(lesson: Lesson, id: str) -> str:
+    """The claim's id, leading to its card on the page of its lesson."""
+    return f'<a href="../lessons/{lesson.path.stem}.html#{anchor(id)}"><code>{id}</code></a>'
 
 
 def _ledger_of(lesson: Lesson, record: dict | None) -> list[dict[str, str]]:
     measured = {row["id"]: row for row in ledger([record] if record else [])}
-    blank = dict.fromkeys(("measured", "interval", "criterion", "negative"), "–") | {"verdict": NOT_RUN}
+    blank = dict.fromkeys(("measured", "interval", "criterion", "negative", "control"), "–") | {"verdict": NOT_RUN}
     return [
         measured.get(given["id"]) or blank | {key: given[key] for key in ("id", "statement", "source", "tier")}
         for _, given in claims(lesson)

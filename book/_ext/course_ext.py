@@ -14,6 +14,8 @@ from pathlib import Path
 from docutils import nodes
 from docutils.parsers.rst import Directive
 from docutils.statemachine import StringList
+from myst_nb.core.execute import cache as execute
+from sphinx.errors import ExtensionError
 
 ROOT = Path(__file__).resolve().parents[2]
 STATUS = "book/status"
@@ -27,6 +29,14 @@ def use_cache(app, config):
     """Outputs are kept where `tools/cache.py` says; a new folder also makes Sphinx read every page again."""
     if "MINIDIFF_CACHE" in os.environ:
         config.nb_execution_cache_path = os.environ["MINIDIFF_CACHE"]
+        execute.single_nb_execution = refuse
+
+
+def refuse(notebook, *, cwd, **options):
+    """Takes the place of running a page: `tools/run_lessons.py` has run them all, each once."""
+    raise ExtensionError(
+        f"a page of {cwd} is not in the cache as the book reads it; tools/run_lessons.py puts it there"
+    )
 
 
 def leave_out_live_cells(app, docname, source):

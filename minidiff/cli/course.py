@@ -15,10 +15,12 @@ import click
 @click.option("--time-limit", type=click.FloatRange(min=1), default=120.0, show_default=True, help="Seconds a hand-in.")
 @click.option("--memory-limit", type=click.IntRange(min=512), default=2048, show_default=True, help="MB a hand-in.")
 @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Hand-ins at a time.")
-def grade(paths, csv_path, json_path, time_limit, memory_limit, jobs) -> None:
+@click.option("--seed", type=click.IntRange(min=0), help="Of the inputs that the cases draw (default: a new one).")
+def grade(paths, csv_path, json_path, time_limit, memory_limit, jobs, seed) -> None:
     """Grade hand-ins: notebooks, .py files, or folders of them.
 
     Each runs in a process of its own, with limits and without network; what one does costs that one its points only.
+    All are asked the same questions; --seed repeats those of an earlier run.
 
     \b
     Examples:
@@ -34,9 +36,10 @@ def grade(paths, csv_path, json_path, time_limit, memory_limit, jobs) -> None:
         time_limit_s=time_limit,
         memory_limit_mb=memory_limit,
         jobs=jobs,
+        seed=seed,
         progress=lambda r: click.echo(f"{r['handin']}: {r['points']:g} of {r['max']:g} points ({r['status']})"),
     )
-    click.echo(f"{len(results)} hand-ins graded: {csv_path}, {json_path}")
+    click.echo(f"{len(results)} hand-ins graded (--seed {results[0]['seed']}): {csv_path}, {json_path}")
 
 
 @click.command()
@@ -55,5 +58,5 @@ def claims(records) -> None:
         raise click.UsageError("name the folder with --records, or set MINIDIFF_RECORDS; `make book` prints it")
     rows = ledger(load_records(Path(folder)))
     for row in rows:
-        click.echo(f"{row['verdict']:<30} {row['id']:<40} {row['measured']}")
+        click.echo(f"{row['verdict']:<12} {row['id']:<40} {row['measured']}")
     click.echo(f"{len(rows)} claims")

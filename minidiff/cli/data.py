@@ -131,7 +131,8 @@ def download(name, root, quiet) -> None:
 def embed(source, encoder, out, text, suffix, batch, per_shard, split, root, device, workers, quiet) -> None:
     """Compute a frozen ENCODER's embedding of every sample, once, into shards beside those of the images.
 
-    ENCODER is a committed classifier, or a model of open_clip with the name or the file of its weights.
+    ENCODER is a classifier or a clean CLIP by its name, or a model of open_clip with the name or the file of its
+    weights.
 
     \b
     Examples:
@@ -142,11 +143,11 @@ def embed(source, encoder, out, text, suffix, batch, per_shard, split, root, dev
     import torch
 
     from ..data.embed import embed as run
-    from ..data.embed import load_encoder
+    from ..metrics.embedders import embedder
 
-    found = load_encoder(encoder, device or ("cuda" if torch.cuda.is_available() else "cpu"), text)
+    found = embedder(encoder, device or ("cuda" if torch.cuda.is_available() else "cpu"), raw=True)
     images = _source(source, found.size, split, root, False)
-    index = run(images, found, out, batch, per_shard, suffix, workers, progress=not quiet)
+    index = run(images, found, out, text, batch, per_shard, suffix, workers, progress=not quiet)
     _done(index, out)
 
 

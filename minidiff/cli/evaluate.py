@@ -10,26 +10,24 @@ from pathlib import Path
 import click
 
 from .. import __version__
-from .stages import chain, enlarging, stages
+from .systems import DRAWING, drawing_of, drawing_options
 
 INTERVALS = (
     "half-sample bootstrap, see minidiff.metrics.bootstrap; Wilson's for class_accuracy and what the oracle sees"
 )
+FOREIGN = {  # options that a kind of source has no use for
+    "images": {*DRAWING, "scales", "bound_images", "captions", "again"},
+    "class": {"captions", "again", "clip"},
+    "caption": {"images", "classifier", "neighbours"},
+}
 
 
 @click.command()
 @click.argument("source", metavar="NAME_OR_PATH")
-@click.option("--weights", type=click.Path(exists=True, dir_okay=False), help="Released file of a preset.")
 @click.option("--scale", "scales", type=float, multiple=True, help="Guidance scale s, as often as wanted (default: 1).")
 @click.option("--images", type=click.IntRange(min=1), help="Images to judge (default: 1000 drawn, or all of a set).")
 @click.option("--captions", type=click.IntRange(min=2), help="Captions of each sheet (default: up to 500).")
 @click.option("--again", type=click.IntRange(min=0), help="Captions drawn twice, for diversity (default: up to 100).")
-@click.option("--steps", default="50", show_default=True, help="Sampling steps; or ddim25, or sections 90,60,60,20,20.")
-@click.option("--sampler", type=click.Choice(["ddim", "ancestral"]), help="Sampler (default: ddim).")
-@click.option("--classifier", help="Guide by this classifier instead of classifier-free; a preset as NAME=FILE.")
-@click.option("--clip", help="Guide by this CLIP instead of classifier-free, a system that reads captions.")
-@click.option("--rule", type=click.Choice(["score", "adm"]), default="score", show_default=True, help="Guidance rule.")
-@enlarging
 @click.option(
     "--reference", default="heldout", show_default=True, help="heldout, train, a folder, zip or npz file; shards."
 )
@@ -39,14 +37,13 @@ INTERVALS = (
     "--neighbours", type=click.IntRange(min=1), default=3, show_default=True, help="For precision and recall."
 )
 @click.option("--draws", type=click.IntRange(min=20), default=200, show_default=True, help="Resamples an interval.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Image i depends on the seed and i alone.")
-@click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, help="Images at a time.")
 @click.option("--json", "out", type=click.Path(dir_okay=False), help="File to write (default: evaluation-NAME.json).")
 @click.option("--card", is_flag=True, help="Write it into the card of the checkpoint as well.")
 @click.option("--cpu", is_flag=True, help="Stay on the CPU.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
+@drawing_options
 @click.pass_context
-def evaluate(context, source, out, card, cpu, bound_images, **options) -> None:
+def evaluate(context, source, out, card, cpu, bound_images, quiet, **options) -> None:
     """Judge a model, or a set of images, with 95 % intervals.
 
     Measures FID, KID, Inception score, precision, recall, class accuracy and bits per dimension; of a model that reads
@@ -69,28 +66,29 @@ def evaluate(context, source, out, card, cpu, bound_images, **options) -> None:
     """
     from ..files import sha256, write_atomically
     from ..metrics.evaluation import bound, judge
+    from ..metrics.plans import Evaluation, judges, plan_of_images, plans
     from ..metrics.processes import processes
-    from ..metrics.sources import is_image_set, load_system
-    from ..systems.zoo import weights_path
+    from ..metrics.sources import is_image_set
+    from ..store import weights_path
 
     described = weights_path(source).with_name("card.json") if card else None
     began = time.monotonic()
+    same = ("images", "captions", "again", "reference", "features", "neighbours", "seed", "draws", "batch")
+    how = Evaluation(options["scales"] or (1.0,), quiet=quiet, **{name: options[name] for name in same})
     with processes(cpu) as here:
         if is_image_set(source):
-            _refuse(context, f"{source} is a set of images", MODELS | CAPTIONS | {"classifier"})
-            plans = [_of_images(source, options, here)]
+            _refuse(context, f"{source} is a set of images", FOREIGN["images"])
+            planned = [plan_of_images(source, how, here)]
         else:
-            system, recipe, weights = load_system(source, here.device, options["weights"])
-            if recipe.system not in PLANNERS:
-                raise click.UsageError(f"{source} is a {recipe.system}; {' or '.join(PLANNERS)} systems can be judged")
-            planned, foreign = PLANNERS[recipe.system]
-            _refuse(context, f"{source} is a {recipe.system} system", foreign)
-            facts = {"recipe": recipe.to_dict(), "sha256": sha256(weights)}
-            plans = planned(system, recipe, facts, options, here)
+            drawing, base = drawing_of(source, options, here.device)
+            judged = judges(drawing)
+            _refuse(context, f"{source} is judged by {judged}", FOREIGN[judged])
+            facts = {"recipe": base.recipe.to_plain(), "sha256": sha256(base.path)}
+            planned = plans(drawing, base.recipe, how, here, facts)
             if bound_images:
-                how = (options["seed"], options["quiet"], options["draws"])
-                plans[0].facts["bits_per_dim"] = bound(system, recipe, bound_images, here, *how)
-        records = [judge(plan, here) for plan in plans]
+                more = (how.seed, quiet, how.draws)
+                planned[0].facts["bits_per_dim"] = bound(base.system, base.recipe, bound_images, here, *more)
+        records = [judge(plan, here) for plan in planned]
         if here.rank > 0:
             return
     found = records[0] | {"rows": [row for record in records for row in record["rows"]]}
@@ -114,133 +112,6 @@ def _refuse(context: click.Context, what: str, foreign: set[str]) -> None:
         given = context.get_parameter_source(option.name) is not click.core.ParameterSource.DEFAULT
         if option.name in foreign and given:
             raise click.UsageError(f"{what}, which {option.opts[0]} is not for")
-
-
-def _common(options: dict) -> dict:
-    return {name: options[name] for name in ("seed", "draws", "batch", "quiet")}
-
-
-def _cascade(system, options: dict, here) -> tuple[list[tuple], int]:
-    """The stages after a system, and the size of the pictures that come out of the last one."""
-    after = stages(system, options, here.device)
-    return after, (after[-1][0] if after else system).shape[1]
-
-
-def _drawing(system, after: list[tuple], told, scale: float, options: dict, here, bins: int, **guide):
-    """Pictures that a cascade draws of what it is told, as a file would hold them: indices and images."""
-    from ..metrics.sources import as_stored
-    from ..sampler import ancestral, ddim
-    from ..systems.draw import draw
-
-    samplers = {"ddim": ddim(), "ancestral": ancestral("learned" if system.variance != "fixed" else "beta_tilde")}
-    how = {"steps": chain(options["steps"]), "sampler": samplers.get(options["sampler"]), "rule": options["rule"]}
-    where = (options["seed"], options["batch"], here.rank, here.world, after)
-    parts = draw(system, told, *where, scale=scale, **how, **guide)
-    return ((index, as_stored(images, bins)) for index, images in parts)
-
-
-def _of_classes(system, recipe, facts: dict, options: dict, here) -> list:
-    """Real images first, then what the system draws at each scale, each class in turn."""
-    import torch
-
-    from ..metrics.evaluation import ByClass, real_rows, references
-    from ..metrics.networks import default_features, feature_network
-    from ..metrics.sources import load_classifier
-
-    guide = load_classifier(options["classifier"], here.device) if options["classifier"] else None
-    network = feature_network(options["features"] or default_features(recipe), here.device)
-    after, size = _cascade(system, options, here)
-    reference, name, other = references(options["reference"], recipe.data, size, network)
-    count, bins = options["images"] or 1000, recipe.data.bins
-    labels = torch.arange(count) % system.n_classes if system.n_classes else torch.full((count,), -1)
-
-    def drawn(scale: float):
-        parts = _drawing(system, after, labels, scale, options, here, bins, classifier=guide)
-        return ((index, images, labels[index]) for index, images in parts)
-
-    rows = real_rows(other, count, here, options["batch"], options["seed"])
-    rows += [(f"s = {scale:g}", scale, drawn(scale)) for scale in options["scales"] or (1.0,)]
-    labelled = network.data is not None and network.data.name == recipe.data.name
-    more = {"facts": facts | {"labels": "each class in turn"}, "neighbours": options["neighbours"]}
-    return [ByClass(rows, count, reference, name, network, labelled, **more, **_common(options))]
-
-
-def _of_captions(system, recipe, facts: dict, options: dict, here) -> list:
-    """For the held-out and for the seen captions: real pictures first, then what the system draws at each scale.
-
-    With shards as the reference: for captions of theirs, beside their pictures.
-    """
-    from dataclasses import replace
-
-    import torch
-    from torch.utils.data import TensorDataset
-
-    from ..data.prompts import sheets
-    from ..metrics.captions import ByCaption, asked, default_eye, eye
-    from ..metrics.evaluation import read
-    from ..systems.clip import load_clip
-
-    data = recipe.data
-    if options["reference"] != "heldout":
-        data = replace(data, name="shards", path=options["reference"], train="", heldout="")
-    guide = load_clip(options["clip"], str(here.device)) if options["clip"] else None
-    judged_by = eye(options["features"] or default_eye(data), here.device)
-    after, size = _cascade(system, options, here)
-    found = sheets(data, size, options["captions"], options["seed"])
-    n, again = len(found[0].captions), options["again"]
-    again = min(n, 100 if again is None else again)
-    number = torch.cat([torch.arange(n), torch.arange(again)])
-    facts = facts | {"captions": n, "drawn_twice": again}
-    if found[0].grammar:
-        facts["asked"] = {s.name: {name: int(m.sum()) for name, m in asked(s.captions).items()} for s in found}
-
-    def drawn(tokens, scale: float):
-        parts = _drawing(system, after, tokens, scale, options, here, recipe.data.bins, clip=guide)
-        return ((index, images, number[index]) for index, images in parts)
-
-    plans = []
-    for sheet in found:
-        first, *others = sheet.pictures
-        rows, reference = [], [first]
-        if others:
-            real = TensorDataset(torch.cat([first, others[0][:again]]), number)
-            rows, reference = [(f"{sheet.name}, real", None, read(real, here, options["batch"]))], others[1:]
-        tokens = system.tokens(sheet.captions)[number.to(system.device)]
-        for scale in options["scales"] or (1.0,):
-            rows.append((f"{sheet.name}, s = {scale:g}", scale, drawn(tokens, scale)))
-        reference = TensorDataset(torch.cat(reference), torch.full((n * len(reference),), -1))
-        name = f"real pictures of the same {data.name} captions"
-        plan = ByCaption(rows, len(number), reference, name, sheet, judged_by, facts=facts, **_common(options))
-        plans.append(plan)
-    return plans
-
-
-def _of_images(source: str, options: dict, here):
-    """Real images first where the features know any, then the set."""
-    from ..metrics.evaluation import ByClass, real_rows, references, some
-    from ..metrics.networks import feature_network
-    from ..metrics.sources import image_set
-
-    if not options["features"]:
-        raise click.UsageError(f"{source} is a set of images: name the network to compare them in with --features")
-    found = image_set(source)
-    network = feature_network(options["features"], here.device)
-    reference, name, other = references(options["reference"], network.data, network.size, network)
-    count, how = options["images"] or len(found), (here, options["batch"], options["seed"])
-    if count > len(found):
-        raise click.UsageError(f"{source} holds {len(found)} images, not {count}")
-    rows = real_rows(other, count, *how)
-    rows.append((Path(source).name, None, some(found, count, *how)))
-    classes = getattr(found, "classes", range(network.n_classes))
-    labelled = network.data is not None and len(classes) == network.n_classes
-    more = {"neighbours": options["neighbours"]} | _common(options)
-    return ByClass(rows, count, reference, name, network, labelled, **more)
-
-
-MODELS = {"weights", "scales", "steps", "sampler", "rule", "upsamplers", "levels", "bound_images"}
-CLASSES = {"images", "classifier", "neighbours"}
-CAPTIONS = {"captions", "again", "clip"}
-PLANNERS = {"class_conditional": (_of_classes, CAPTIONS), "glide": (_of_captions, CLASSES)}
 
 
 def _onto_card(path: Path, found: dict) -> None:

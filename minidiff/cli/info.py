@@ -23,7 +23,7 @@ def info(published) -> None:
 
     import torch
 
-    from ..systems.zoo import card, checkpoints
+    from ..store import card, checkpoints
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
     click.echo(f"minidiff {__version__}, torch {torch.__version__}, python {sys.version.split()[0]}, {device}")

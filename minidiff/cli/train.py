@@ -41,7 +41,7 @@ def train(recipe, overrides, out, target, cpu, threads, dry_run, gpus, tflops, u
     import torch
 
     from ..recipes import load_recipe
-    from ..systems.zoo import begun, build
+    from ..store import begun
     from ..training.loop import train as run
 
     if threads:
@@ -56,19 +56,18 @@ def train(recipe, overrides, out, target, cpu, threads, dry_run, gpus, tflops, u
     if target and int(os.environ.get("RANK", 0)) == 0:
         from ..training.publish import publish
 
-        card = publish(plan, build(plan), folder, target)
+        card = publish(plan, plan.build(), folder, target)
         click.echo(f"{target}: {card['megabytes']} MB, {card['metrics']}")
 
 
 def report(plan, gpus: int, tflops: float, utilisation: float) -> str:
     """What a recipe costs, counted on the meta device and measured on three steps here."""
-    from ..systems.zoo import build
     from ..training.cost import cost, images_per_second
 
-    counted, local = cost(plan, build), -(-plan.training.batch // (gpus * plan.training.accumulate))
+    counted, local = cost(plan), -(-plan.training.batch // (gpus * plan.training.accumulate))
     shared = counted.state_bytes / (gpus if plan.training.sharding == "full" else 1)
     days = counted.days(gpus, tflops * 1e12, utilisation)
-    measured = images_per_second(plan, build, local)
+    measured = images_per_second(plan, local)
     rows = {
         "parameters": f"{counted.parameters / 1e6:.2f} M",
         "operations": f"{counted.flops * plan.training.batch / 1e12:.4g} TFLOP a step of {plan.training.batch} images",

@@ -1,13 +1,14 @@
 """The course's own tools, as a lesson imports them.
 
->>> from minidiff.course import begin, check, claim, finish, frames, glue, live, table
+>>> from minidiff.course import NotAttempted, begin, check, claim, finish, frames, glue, live, table, verdict
 """
 
 from __future__ import annotations
 
-from minidiff.course.claims import claim
+from minidiff.course.claims import claim, verdict
 from minidiff.course.exercises import check
 from minidiff.course.notebook import begin, finish, glue, table
+from minidiff.course.outcomes import NotAttempted
 from minidiff.course.widgets import frames, live
 
-__all__ = ["begin", "check", "claim", "finish", "frames", "glue", "live", "table"]
+__all__ = ["NotAttempted", "begin", "check", "claim", "finish", "frames", "glue", "live", "table", "verdict"]

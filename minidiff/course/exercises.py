@@ -2,15 +2,17 @@
 
 A checks module (``minidiff/course/checks/l01_forward_and_reverse.py``) declares exercises and their cases::
 
-    exercise("ex-01-marginal", name="marginal", lesson="01_forward_and_reverse")
+    exercise("ex-01-marginal", name="marginal", lesson="01_forward_and_reverse", form=call(tensor("x0"), sample))
 
     @case("ex-01-marginal", "mean-is-alpha-x0")
-    def _(answer):
-        assert torch.equal(answer(x0, level, zeros), level.alpha * x0), "without noise only alpha x_0 is left"
+    def _(answer, rng):
+        x0 = normal(rng, 3, 2)
+        expect(answer(x0, level, 0 * x0), level.alpha * x0, "without noise only alpha x_0 is left")
 
-A case sees the answer through :mod:`minidiff.course.grading.wire`: it passes and gets plain values (numbers,
-strings, tensors, lists, tuples, dicts, noise levels, predictions, exact denoisers, functions), and never
-differentiates through it.
+The first case of every exercise is "form" (:mod:`minidiff.course.forms`), worth nothing. Cases run in order; those that
+assume one that failed are not run. A case sees the answer through its form and through
+:mod:`minidiff.course.grading.wire`: it passes and gets plain values (numbers, strings, tensors, lists, tuples, dicts,
+noise levels, predictions, exact denoisers, functions), and never differentiates through it.
 """
 
 from __future__ import annotations
@@ -18,40 +20,48 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import inspect
 import os
 import pkgutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-PASSED, PARTIAL, FAILED, NOT_ATTEMPTED = "passed", "partial", "failed", "not attempted"
-SEED = 0
+from minidiff.course.outcomes import Mistake, NotAttempted
+
+if TYPE_CHECKING:
+    from torch import Generator
+
+    from minidiff.course.forms import Form
+
+PASSED, PARTIAL, FAILED, NOT_ATTEMPTED, NOT_RUN = "passed", "partial", "failed", "not attempted", "not run"
+SEED = 0  # of the inputs that check() draws
+FORM = "form"  # the name of every exercise's first case
 
 silent = False  # True in the process that runs a hand-in: its own check() calls neither run nor count
 
 
-class Mistake(AssertionError):
-    """A wrong answer that the case recognises; the message names what was done ("you used w for s = 1 + w")."""
-
-
 @dataclass(frozen=True)
 class Case:
-    """One named check; ``run(answer)`` raises AssertionError when the answer is wrong."""
+    """One named check; ``run(answer, rng)`` raises AssertionError when the answer is wrong."""
 
     name: str
-    run: Callable[[Any], None]
+    run: Callable[[Any, Generator], None]
     points: float
+    assumes: tuple[str, ...] = ()  # the cases without which this one says nothing
 
 
 @dataclass(frozen=True)
 class Exercise:
-    """An exercise: id, the name of the object that answers it, the lesson (file stem) it belongs to, and its cases."""
+    """An exercise: id, the name of the object that answers it, the lesson (file stem), its cases, the answer's form."""
 
     id: str
     name: str
     lesson: str
     cases: list[Case] = field(default_factory=list)
+    form: Form | None = None
 
     @property
     def points(self) -> float:
@@ -61,7 +71,7 @@ class Exercise:
 
 @dataclass(frozen=True)
 class Result:
-    """Outcome of one case: PASSED, FAILED or NOT_ATTEMPTED, with a message for the learner."""
+    """Outcome of one case: PASSED, FAILED, NOT_ATTEMPTED or NOT_RUN, with a message for the learner."""
 
     case: str
     points: float
@@ -74,36 +84,54 @@ _exercises: dict[str, Exercise] = {}
 _loaded: set[str] = set()
 
 
-def exercise(id: str, *, name: str, lesson: str) -> Exercise:
+def exercise(id: str, *, name: str, lesson: str, form: Form | None = None) -> Exercise:
     """Declare an exercise.
 
     Args:
         id: unique in the course, e.g. ``"ex-01-marginal"``.
         name: the object that answers it, unique in the lesson, e.g. ``"marginal"``.
         lesson: file stem of the lesson, e.g. ``"01_forward_and_reverse"``.
+        form: what the answer must be, before its values are judged; anything but None when left out.
 
     Raises:
         ValueError: the id is taken, or the name within the lesson.
     """
+    from minidiff.course.forms import anything
+
     for other in _exercises.values():
         if other.id == id or (other.lesson, other.name) == (lesson, name):
             raise ValueError(f"exercise {id} ({name}, lesson {lesson}): {other.id} ({other.name}) is declared already")
-    _exercises[id] = Exercise(id, name, lesson)
+    form = form or anything()
+    _exercises[id] = Exercise(id, name, lesson, [Case(FORM, form.probe, 0.0)], form)
     return _exercises[id]
 
 
-def case(id: str, name: str, points: float = 1.0) -> Callable[[Callable], Callable]:
-    """Decorator that adds a case to a declared exercise.
+def case(
+    id: str, name: str, points: float = 1.0, assumes: Iterable[str] | None = None
+) -> Callable[[Callable], Callable]:
+    """Decorator that adds a case to a declared exercise: a function of the answer, and of a generator if it draws.
+
+    Args:
+        id: the exercise.
+        name: unique in the exercise.
+        points: what it is worth.
+        assumes: the cases before it without which it says nothing: where one of them fails, this one is not run. By
+            default all that are declared before it. The form is always assumed.
 
     Raises:
-        ValueError: the exercise is not declared, or has a case of that name.
+        ValueError: the exercise is not declared, has a case of that name, or has none that is assumed.
     """
 
-    def add(run: Callable[[Any], None]) -> Callable[[Any], None]:
+    def add(run: Callable) -> Callable:
         cases = _known(id, _exercises).cases
-        if any(c.name == name for c in cases):
+        before = [c.name for c in cases]
+        if name in before:
             raise ValueError(f"exercise {id} has a case {name!r} already")
-        cases.append(Case(name, run, points))
+        needed = tuple(before if assumes is None else (FORM, *assumes))
+        if not set(needed) <= set(before):
+            raise ValueError(f"case {name!r} of {id} assumes {needed}, but before it are {before}")
+        draws = len(inspect.signature(run).parameters) > 1
+        cases.append(Case(name, run if draws else lambda answer, rng: run(answer), points, needed))
         return run
 
     return add
@@ -147,26 +175,63 @@ def _known(id: str, known: dict[str, Exercise]) -> Exercise:
     return known[id]
 
 
-def run_case(case: Case, answer: Any) -> Result:
-    """Run one case on an answer that already is what the case should see; never raises for a wrong answer."""
+def run_cases(
+    exercise: Exercise, answer: Any, seed: int = SEED, limited: Callable[[], AbstractContextManager] = nullcontext
+) -> Iterator[Result]:
+    """Run the cases in order on an answer that came through the wire; never raises for a wrong answer.
+
+    Args:
+        exercise: what it answers.
+        answer: the answer.
+        seed: of the inputs that cases draw, and of torch's own generator.
+        limited: a context in which to run each case.
+    """
+    stopped: dict[str, str] = {}  # case -> the failed one for which it, or what it assumes, did not come to an end
+    said: dict[str, str] = {}
+    for case in exercise.cases:
+        first = next((stopped[name] for name in case.assumes if name in stopped), None)
+        if first is not None:
+            stopped[case.name] = first
+            yield Result(case.name, 0.0, case.points, NOT_RUN, f"{first} comes first")
+            continue
+        with limited():
+            status, message = _outcome(exercise, case, answer, seed)
+        if status != PASSED:
+            stopped[case.name] = case.name
+            message = f"the same as in {said[message]}" if message in said else message
+            said.setdefault(message, case.name)
+        yield Result(case.name, case.points if status == PASSED else 0.0, case.points, status, message)
+
+
+def _outcome(exercise: Exercise, case: Case, answer: Any, seed: int) -> tuple[str, str]:
+    """Status and message of one case; its random numbers depend on the seed and its name alone."""
     import torch
 
+    from minidiff.course.forms import ANSWER
+    from minidiff.random import sample_generators
+
+    (rng,) = sample_generators(seed, [f"{exercise.id}/{case.name}"])
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
+        torch.manual_seed(rng.initial_seed())
         try:
-            case.run(answer)
-        except NotImplementedError:
-            return Result(case.name, 0.0, case.points, NOT_ATTEMPTED, "not attempted yet")
-        except Mistake as error:
-            return Result(case.name, 0.0, case.points, FAILED, f"mistake recognised: {error}")
-        except AssertionError as error:
-            return Result(case.name, 0.0, case.points, FAILED, str(error) or "not what it should be")
+            case.run(exercise.form.see(answer, {}, ANSWER), rng)
+        except NotAttempted:
+            return NOT_ATTEMPTED, "not attempted yet"
         except Exception as error:  # a bug of the answer is a wrong answer, not a crash of the notebook
-            return Result(case.name, 0.0, case.points, FAILED, f"{type(error).__name__}: {error}")
-    return Result(case.name, case.points, case.points, PASSED)
+            return FAILED, _explained(error)
+    return PASSED, ""
 
 
-def grade_answer(id: str, answer: Any) -> list[Result]:
+def _explained(error: Exception) -> str:
+    """What went wrong: the judgement of a case, or the answer's own exception and its line."""
+    line = getattr(error, "own_line", None)  # the wire notes it where an exception is the answer's
+    if line is None and isinstance(error, AssertionError):
+        return ("mistake recognised: " if isinstance(error, Mistake) else "") + (str(error) or "not what it should be")
+    kind = "" if type(error).__name__ == "AnswerError" else f"{type(error).__name__}: "  # its text begins with the kind
+    return f"{kind}{error}" + (f" ({line})" if line else "")
+
+
+def grade_answer(id: str, answer: Any, seed: int = SEED) -> list[Result]:
     """Run every case of an exercise on an answer in this process; ``...`` counts as not attempted.
 
     Raises:
@@ -174,22 +239,26 @@ def grade_answer(id: str, answer: Any) -> list[Result]:
     """
     from minidiff.course.grading.wire import loopback
 
-    cases = find(id).cases
+    exercise = find(id)
+    all_cases = lambda status, text: [Result(c.name, 0.0, c.points, status, text) for c in exercise.cases]
     if answer is ...:
-        return [Result(c.name, 0.0, c.points, NOT_ATTEMPTED, "not attempted yet") for c in cases]
+        return all_cases(NOT_ATTEMPTED, "not attempted yet")
     try:
         seen = loopback(answer)
     except TypeError as error:
-        return [Result(c.name, 0.0, c.points, FAILED, str(error)) for c in cases]
-    return [run_case(c, seen) for c in cases]
+        return all_cases(FAILED, str(error))
+    return list(run_cases(exercise, seen, seed))
 
 
 def status(results: Iterable[Result]) -> str:
-    """PASSED, PARTIAL, FAILED or NOT_ATTEMPTED, from the cases of one exercise."""
+    """PASSED, PARTIAL, FAILED or NOT_ATTEMPTED, from the cases of one exercise; one worth nothing makes no part."""
+    results = list(results)
     seen = {r.status for r in results}
     if seen == {PASSED}:
         return PASSED
-    return PARTIAL if PASSED in seen else NOT_ATTEMPTED if NOT_ATTEMPTED in seen else FAILED
+    if any(r.points for r in results):
+        return PARTIAL
+    return NOT_ATTEMPTED if NOT_ATTEMPTED in seen else FAILED
 
 
 def check(id: str, answer: Any) -> None:
@@ -209,7 +278,13 @@ def check(id: str, answer: Any) -> None:
         print(f"{id}: not attempted")
     else:
         for r in results:
-            print(f"PASS {r.case}" if r.status == PASSED else f"FAIL {r.case}: {r.message}")
+            mark = {PASSED: "PASS", NOT_RUN: "----"}.get(r.status, "FAIL")
+            print(f"{mark} {r.case}" + {PASSED: "", NOT_RUN: f": not run, {r.message}"}.get(r.status, f": {r.message}"))
         print(f"{id}: {sum(r.points for r in results):g} of {sum(r.max for r in results):g} points")
     if os.environ.get("MINIDIFF_STRICT") == "1" and verdict != PASSED:
-        raise AssertionError(f"{id}: " + "; ".join(f"{r.case}: {r.message}" for r in results if r.status != PASSED))
+        raise AssertionError(f"{id}: {faults(results)}")
+
+
+def faults(results: Iterable[Result]) -> str:
+    """What the cases say that ran and did not pass, in one line."""
+    return "; ".join(f"{r.case}: {r.message}" for r in results if r.status not in (PASSED, NOT_RUN))

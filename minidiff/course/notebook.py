@@ -14,10 +14,9 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from minidiff.course.claims import Claim
+from minidiff.files import write_atomically
 
 RECORDS_VARIABLE = "MINIDIFF_RECORDS"
 SEED = 0
@@ -25,11 +24,11 @@ SEED = 0
 
 @dataclass
 class Run:
-    """The lesson being run: its claims so far and, once finished, its run time in seconds."""
+    """The lesson being run: its claims so far (``course.claims.Claim`` by id) and, once finished, its seconds."""
 
     lesson: str | None = None
     started: float = field(default_factory=time.perf_counter)
-    claims: dict[str, Claim] = field(default_factory=dict)
+    claims: dict[str, Any] = field(default_factory=dict)
     seconds: float | None = None
 
     def save(self) -> Path | None:
@@ -44,10 +43,7 @@ class Run:
             "claims": [claim.record() for claim in self.claims.values()],
         }
         path = Path(folder, f"{self.lesson}.json")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{os.getpid()}")
-        partial.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        write_atomically(path, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
         return path
 
 
@@ -86,8 +82,8 @@ def finish() -> None:
     run.seconds = round(time.perf_counter() - run.started, 1)
     run.save()
     rows = [claim.row() for claim in run.claims.values()]
-    columns = ["id", "statement", "tier", "measured", "interval", "criterion", "negative", "verdict"]
-    text = "\n".join(f"{row['verdict']:>28}  {row['id']}: {row['measured']}" for row in rows)
+    columns = ["id", "statement", "tier", "measured", "interval", "criterion", "negative", "control", "verdict"]
+    text = "\n".join(f"{row['verdict']:>12}  {row['id']}: {row['measured']}" for row in rows)
     table(columns, ([row[c] for c in columns] for row in rows), text or "This lesson makes no claim.")
 
 

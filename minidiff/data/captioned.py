@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .captions import explicit, sample_captions
+from .captions import explicit as is_explicit
+from .captions import sample_captions
 from .render import render
 from .scenes import Scenes, joined, sample_scenes
 
@@ -30,7 +31,12 @@ class Captioned:
 
 
 def captioned_scenes(
-    n: int, size: int, generator: torch.Generator, split: str = "all", reading: float = 0.5
+    n: int,
+    size: int,
+    generator: torch.Generator,
+    split: str = "all",
+    reading: float = 0.5,
+    explicit: float = 0.0,
 ) -> Captioned:
     """n scenes, one in four with one object and the others with two, each with a caption drawn from the grammar.
 
@@ -40,22 +46,32 @@ def captioned_scenes(
         generator: Decides everything.
         split: "all", "seen" or "heldout" combinations of shape and colour, as ``sample_scenes`` takes it.
         reading: Probability that the left or the upper object is named first.
+        explicit: Share of the scenes whose caption leaves no shape and no colour open (``explicit_scenes``).
 
     Raises:
-        ValueError: as ``sample_scenes`` and ``render`` do.
+        ValueError: for a share outside [0, 1], or as ``sample_scenes`` and ``render`` do.
     """
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise ValueError(f"n = {n!r} scenes asked for; a whole number >= 1 is accepted")
+    if not 0 <= explicit <= 1:
+        raise ValueError(f"explicit is a share of the scenes, from 0 to 1; got {explicit}")
     objects = 2 - (torch.rand(n, generator=generator) < ONE_OBJECT).long()
     images, captions = torch.empty(n, 3, size, size), [""] * n
     for count in (1, 2):
         places = (objects == count).nonzero()[:, 0]
-        if len(places):
-            scenes = sample_scenes(len(places), generator, count, split)
-            images[places] = render(scenes, size)
-            for i, caption in zip(places.tolist(), sample_captions(scenes, generator, reading), strict=True):
-                captions[i] = caption
+        open_ones, full = places.split([len(places) - round(explicit * len(places)), round(explicit * len(places))])
+        if len(open_ones):
+            scenes = sample_scenes(len(open_ones), generator, count, split)
+            _fill(images, captions, open_ones, scenes, sample_captions(scenes, generator, reading))
+        if len(full):
+            _fill(images, captions, full, *explicit_scenes(len(full), count, split, generator, reading))
     return Captioned(images, captions, objects)
+
+
+def _fill(images: Tensor, captions: list[str], places: Tensor, scenes: Scenes, said: list[str]) -> None:
+    images[places] = render(scenes, images.shape[-1])
+    for i, caption in zip(places.tolist(), said, strict=True):
+        captions[i] = caption
 
 
 def captioned_pairs(
@@ -89,7 +105,7 @@ def explicit_scenes(
     while len(captions) < n:
         drawn = sample_scenes(n, generator, objects, split)
         said = sample_captions(drawn, generator, reading)
-        chosen = [i for i, caption in enumerate(said) if explicit(caption)]
+        chosen = [i for i, caption in enumerate(said) if is_explicit(caption)]
         scenes.append(drawn.select(torch.tensor(chosen, dtype=torch.long)))
         captions += [said[i] for i in chosen]
     return joined(scenes).select(slice(n)), captions[:n]

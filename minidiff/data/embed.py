@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .embedder import Embedder
 from .images import UNREADABLE, Images, checked
 from .pack import PER_SHARD, in_order
 from .samples import Location, Samples
@@ -19,76 +18,11 @@ from .shards import Shards, decode
 from .writer import ShardWriter, fingerprint
 
 
-@dataclass(frozen=True)
-class Encoder:
-    """A frozen encoder.
-
-    Attributes:
-        name: names it in the index of what it made.
-        size: side in pixels of the images it takes; None if any will do.
-        function: images (B, 3, size, size) in [-1, 1], or a list of B texts, -> (B, ...).
-        reads: "image", or the suffix of the member that holds the text, "txt".
-    """
-
-    name: str
-    size: int | None
-    function: Callable[[Tensor | list[str]], Tensor]
-    reads: str = "image"
-
-
-def load_encoder(name: str, device: str = "cpu", text: bool = False) -> Encoder:
-    """An encoder by name.
-
-    Args:
-        name: a committed classifier ("cifar16-classifier-clean"), whose pooled features are taken; or a model of
-            open_clip, named as ``models.open_clip.load_open_clip`` has it.
-        device: where it computes.
-        text: the text half of a model of open_clip.
-
-    Raises:
-        ValueError: an unknown name, a checkpoint without features, or weights that are not there.
-    """
-    from ..systems.zoo import checkpoints
-
-    if name in checkpoints():
-        return _committed(name, device, text)
-    if ":" in name:
-        return _open_clip(name, device, text)
-    from ..words import nearest
-
-    raise ValueError(
-        f"no encoder {name!r}: {nearest(name, checkpoints())}; a model of open_clip is written MODEL:WEIGHTS"
-    )
-
-
-def _committed(name: str, device: str, text: bool) -> Encoder:
-    from ..systems.zoo import load
-
-    system = load(name, device)
-    if text or not hasattr(system, "features"):
-        raise ValueError(f"{name} has no {'text' if text else 'features'}; a classifier's features of images are taken")
-    channels, size, _ = system.shape
-
-    def features(images: Tensor) -> Tensor:
-        images = images.to(device)
-        return system.features(images if channels == 3 else images.mean(1, keepdim=True))
-
-    return Encoder(name, size, features)
-
-
-def _open_clip(name: str, device: str, text: bool) -> Encoder:
-    from ..models.open_clip import image_size, load_open_clip, normalised
-
-    model, tokenizer = load_open_clip(name, device)
-    if text:
-        return Encoder(f"{name} text", None, lambda texts: model.encode_text(tokenizer(texts).to(device)), "txt")
-    return Encoder(name, image_size(model), lambda images: model.encode_image(normalised(model, images.to(device))))
-
-
 def embed(
     source: Dataset,
-    encoder: Encoder,
+    embedder: Embedder,
     out: str | os.PathLike,
+    text: bool = False,
     batch: int = 64,
     per_shard: int = PER_SHARD,
     suffix: str = "npy",
@@ -103,9 +37,10 @@ def embed(
 
     Args:
         source: ``Shards``, ``ImageFolder``, or any map-style data set whose items begin with an image.
-        encoder: from ``load_encoder``, or one's own.
+        embedder: a frozen encoder.
         out: folder for the shards and ``index.json``.
-        batch: samples per call of the encoder.
+        text: embed the captions of shards, in place of the images.
+        batch: samples per call of the embedder.
         per_shard: samples per shard, where the source has no shards.
         suffix: what the members are called, "clip.npy" say, where several embeddings join the same samples.
         workers: processes that decode.
@@ -116,7 +51,7 @@ def embed(
 
     Raises:
         ValueError: ``out`` holds other shards, images of a size that the encoder does not take, an embedding that is
-            not finite in float16, or a text encoder for samples without texts.
+            not finite in float16, or texts asked for where there are none.
     """
     from tqdm import tqdm
 
@@ -126,18 +61,18 @@ def embed(
         raise ValueError(f"suffix = {suffix!r} given; npy, or a name that ends in .npy, is accepted")
     if getattr(source, "mirror", False):
         raise ValueError("a mirrored data set given; embed it as it is")
-    items = _Items(source, encoder)
-    plan = {"source": fingerprint(source), "encoder": encoder.name, "size": encoder.size, "suffix": suffix}
+    items, name = _Items(source, embedder, text), f"{embedder.name} text" if text else embedder.name
+    plan = {"source": fingerprint(source), "encoder": name, "size": items.size, "suffix": suffix}
     names, sizes = _partition(source, per_shard)
     writer = ShardWriter(out, plan | {"per_shard": None if isinstance(source, Shards) else per_shard})
     bar = tqdm(total=len(source), desc="embed", unit="sample", disable=not progress, smoothing=0.05)
     start = 0
-    for name, size in zip(names, sizes, strict=True):
+    for shard, size in zip(names, sizes, strict=True):
         run, start = range(start, start + size), start + size
-        if name in writer.done:
+        if shard in writer.done:
             bar.update(size)
             continue
-        with writer.shard(name) as (add, skipped):
+        with writer.shard(shard) as (add, skipped):
             waiting: list[tuple[int, Tensor | str]] = []
             for i, item in in_order(items, run, workers):
                 if item is None:
@@ -145,12 +80,12 @@ def embed(
                 else:
                     waiting.append((i, item))
                 if waiting and (len(waiting) == batch or i == run[-1]):
-                    for (j, _), vector in zip(waiting, _encoded(encoder, [x for _, x in waiting]), strict=True):
+                    for (j, _), vector in zip(waiting, _encoded(embedder, text, [x for _, x in waiting]), strict=True):
                         add(items.key(j), {suffix: _npy(vector)})
                     waiting = []
                 bar.update()
     bar.close()
-    return writer.finish(encoder=encoder.name)
+    return writer.finish(encoder=name)
 
 
 def _partition(source: Dataset, per_shard: int) -> tuple[list[str], list[int]]:
@@ -165,12 +100,15 @@ def _partition(source: Dataset, per_shard: int) -> tuple[list[str], list[int]]:
 
 
 class _Items(Dataset):
-    """Item i: what the encoder reads of sample i, or None where it cannot be decoded."""
+    """Item i: what the embedder reads of sample i, or None where it cannot be decoded."""
 
-    def __init__(self, source: Dataset, encoder: Encoder) -> None:
-        self.source, self.reads, self.size, self.named = source, encoder.reads, encoder.size, encoder.name
-        if self.reads != "image" and not (isinstance(source, Shards) and self.reads in source.samples.suffixes):
-            raise ValueError(f"{encoder.name} reads {self.reads!r}, which the data set does not hold")
+    def __init__(self, source: Dataset, embedder: Embedder, text: bool) -> None:
+        self.source, self.text, self.named = source, text, embedder.name
+        self.size = None if text else embedder.size
+        if text and embedder.read is None:
+            raise ValueError(f"{embedder.name} reads no texts")
+        if text and not (isinstance(source, Shards) and "txt" in source.samples.suffixes):
+            raise ValueError(f"{embedder.name} reads captions, members 'txt', which the data set does not hold")
 
     def __len__(self) -> int:
         return len(self.source)
@@ -183,8 +121,8 @@ class _Items(Dataset):
 
     def __getitem__(self, i: int) -> Tensor | str | None:
         try:
-            if self.reads != "image":
-                return decode(self.reads, self.source.samples.read(i, self.reads))
+            if self.text:
+                return decode("txt", self.source.samples.read(i, "txt"))
             item = self.source.load(i) if isinstance(self.source, Images) else self.source[i]
         except UNREADABLE:
             return None
@@ -195,11 +133,11 @@ class _Items(Dataset):
 
 
 @torch.inference_mode()
-def _encoded(encoder: Encoder, items: list) -> np.ndarray:
+def _encoded(embedder: Embedder, text: bool, items: list) -> np.ndarray:
     """(B, ...) float16."""
-    vectors = encoder.function(torch.stack(items) if encoder.reads == "image" else items).half().cpu()
+    vectors = (embedder.texts(items) if text else embedder.images(torch.stack(items))).half().cpu()
     if not vectors.isfinite().all():
-        raise ValueError(f"{encoder.name} gives embeddings that are not finite in float16")
+        raise ValueError(f"{embedder.name} gives embeddings that are not finite in float16")
     return vectors.numpy()
 
 

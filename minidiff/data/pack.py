@@ -138,14 +138,16 @@ class _Encoded(Dataset):
             item = source.load(i)
             if item is None:
                 raise OSError("cannot be decoded")
+            label = source.labels[i]  # an item of captioned ones holds the caption
         else:
             item = source[i]
+            label = item[1]
         image, buffer = picture(item[0]), io.BytesIO()
         if self.quality is None:
             image.save(buffer, "PNG")
         else:
             image.save(buffer, "JPEG", quality=self.quality)
-        return "png" if self.quality is None else "jpg", buffer.getvalue(), int(item[1])
+        return "png" if self.quality is None else "jpg", buffer.getvalue(), int(label)
 
 
 def picture(image: Tensor) -> Image.Image:

@@ -8,7 +8,7 @@ sheet cannot be said of any scene of training, and one of the seen sheet can: th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,11 +16,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..random import sample_generators
-from ..recipes import DataRecipe
 from .captioned import explicit_scenes
 from .captions import attributes_given_caption
+from .emoji import Emoji
+from .recipe import DataRecipe
 from .render import render
 from .scenes import Scenes, arranged
+from .sets import load_dataset
 from .tokenizer import tokenizer
 
 COUNT = 500
@@ -109,22 +111,32 @@ def sheets(data: DataRecipe, size: int, count: int | None = None, seed: int = 0)
     Raises:
         ValueError: for a data set without captions, or with fewer than count in one of its parts.
     """
-    from ..training.data import load_dataset
-
     if data.name in ("scenes", "scenes-pairs"):
         return [scene_sheet(name, count or COUNT, size, seed=seed) for name in SHEETS]
     if not data.tokenizer:
         raise ValueError(f"data {data.name!r} have no captions")
     names = SHEETS if data.train != data.heldout else {"all": "train"}
-    parts = {name: load_dataset(data, size, part) for name, part in names.items()}
-    most = min(map(len, parts.values()))
+    parts = {name: _part(replace(data, size=size), part) for name, part in names.items()}
+    most = min(len(set(part.texts)) if isinstance(part, Emoji) else len(part) for part in parts.values())
     if most < (count or 1):
         raise ValueError(f"{data.name} has {most} captions in one of its parts, not {count}")
     return [_some(name, part, min(count or COUNT, most), data.tokenizer, seed) for name, part in parts.items()]
 
 
+def _part(data: DataRecipe, part: str) -> Dataset:
+    """Of emoji the pictures under their plain names, which training sees under two."""
+    return Emoji(data.path, data.size, part, data.hands) if data.name == "emoji" else load_dataset(data, part)
+
+
 def _some(name: str, found: Dataset, count: int, reader: str, seed: int) -> Sheet:
     generator = sample_generators(seed, [f"prompts {name}"])[0]
-    chosen = torch.randperm(len(found), generator=generator)[:count].tolist()
-    images, tokens = zip(*(found[i] for i in chosen), strict=True)
-    return Sheet(name, tokenizer(reader).decode(torch.stack(tokens)), [torch.stack(images)], False)
+    order = torch.randperm(len(found), generator=generator).tolist()
+    if isinstance(found, Emoji):  # each name once, drawn by either hand
+        first = {found.texts[i]: i for i in reversed(order)}
+        order = [i for i in order if first[found.texts[i]] == i]
+        images, captions = zip(*(found[i] for i in order[:count]), strict=True)
+    else:
+        items = [found[i] for i in order[:count]]
+        images = [item["image"] for item in items]
+        captions = tokenizer(reader).decode(torch.stack([item["caption"] for item in items]))
+    return Sheet(name, list(captions), [torch.stack(list(images))], False)

@@ -23,6 +23,8 @@ class DataRecipe:
         workers: Processes that decode images, per training process.
         tokenizer: Who reads the captions, of images that have some.
         reading: Probability that a caption of scenes names the left or the upper object first.
+        explicit: Share of the scenes whose caption leaves no shape and no colour open.
+        hands: Of emoji: whose drawings, "noto" or "fluent" or both; with both, captions name the hand half of the time.
 
     Raises:
         ValueError: for a number out of range.
@@ -40,10 +42,13 @@ class DataRecipe:
     workers: int = 0
     tokenizer: str = ""
     reading: float = 0.5
+    explicit: float = 0.0
+    hands: tuple[str, ...] = ("noto",)
 
     def __post_init__(self):
         for name, least in (("size", 1), ("images", 0), ("bins", 2), ("workers", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"data.{name} must be at least {least}, got {getattr(self, name)}")
-        if not 0 <= self.reading <= 1:
-            raise ValueError(f"data.reading is a probability, got {self.reading}")
+        for name in ("reading", "explicit"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"data.{name} is a share from 0 to 1, got {getattr(self, name)}")

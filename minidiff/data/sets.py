@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -62,7 +61,7 @@ class Items(Dataset):
 
 
 def load_dataset(recipe: DataRecipe, split: str = "train") -> Dataset:
-    """A map-style data set whose items are dicts of tensors: "image" (C, size, size) in [-1, 1], and what is said of it.
+    """A map-style data set whose items are dicts of tensors: "image" (C, size, size) in [-1, 1], and what is said.
 
     Args:
         recipe: Which data.
@@ -113,18 +112,20 @@ def _shapes(recipe: DataRecipe, split: str) -> Dataset:
 def _scenes(recipe: DataRecipe, split: str) -> Dataset:
     from .captioned import captioned_pairs, captioned_scenes
 
-    draw = captioned_scenes if recipe.name == "scenes" else captioned_pairs
-    draw = partial(draw, reading=recipe.reading)
-    found = draw(_count(recipe, split), recipe.size, _generator(recipe, split), "seen")
+    how = (_count(recipe, split), recipe.size, _generator(recipe, split), "seen", recipe.reading)
+    found = captioned_pairs(*how) if recipe.name == "scenes-pairs" else captioned_scenes(*how, recipe.explicit)
     return Columns(image=found.images, caption=_tokenizer(recipe)(found.captions))
 
 
 def _emoji(recipe: DataRecipe, split: str) -> Dataset:
+    """Every picture under its name; of several hands also under its name with the hand that drew it."""
     from .emoji import Emoji
 
-    found = Emoji(recipe.path, recipe.size, split)
+    found = Emoji(recipe.path, recipe.size, split, recipe.hands)
     images = torch.stack([found[i][0] for i in range(len(found))])
-    return Columns(image=images, caption=_tokenizer(recipe)(list(found.captions.values())))
+    said = [found.texts, found.spoken] if len(recipe.hands) > 1 else [found.texts]
+    captions = [text for texts in said for text in texts]
+    return Columns(image=images.repeat(len(said), 1, 1, 1), caption=_tokenizer(recipe)(captions))
 
 
 def _cifar10(recipe: DataRecipe, split: str) -> Dataset:

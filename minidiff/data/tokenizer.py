@@ -142,6 +142,7 @@ class GlideTokenizer(Tokenizer):
 TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
     "scenes": lambda: WordTokenizer("scenes", VOCABULARY, MAX_WORDS),
     "emoji": lambda: WordTokenizer("emoji", emoji.words(), emoji.CONTEXT),
+    "emoji-hands": lambda: WordTokenizer("emoji-hands", emoji.words() + emoji.hand_words(), emoji.CONTEXT),
     "clip": ClipTokenizer,
     "glide": GlideTokenizer,
 }
@@ -149,7 +150,8 @@ TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
 
 @cache
 def tokenizer(name: str) -> Tokenizer:
-    """A tokenizer by name: "scenes" (words of the caption grammar), "emoji" (words of their names), "clip", "glide".
+    """A tokenizer by name: "scenes" (words of the caption grammar), "emoji" (words of their names),
+    "emoji-hands" (and of who drew them), "clip", "glide".
 
     Raises:
         ValueError: for an unknown name.

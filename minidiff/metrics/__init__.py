@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .intervals import Interval, bootstrap, proportion
+from .intervals import Interval, bootstrap, proportion, share_difference
 from .quality import (
     bits_per_dim,
     class_accuracy,
@@ -28,4 +28,5 @@ __all__ = [
     "precision_recall",
     "proportion",
     "recall",
+    "share_difference",
 ]

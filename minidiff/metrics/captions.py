@@ -1,5 +1,8 @@
 """How well pictures fit their captions: by the oracle, by a CLIP, beside real pictures of the same captions.
 
+Where no oracle reads the captions, a CLIP is to find the name of each picture among those of the sheet. What it finds
+of real pictures is the most that can be expected of drawn ones; with the names dealt out anew it finds one in N.
+
 Each caption is drawn once, and some are drawn once more, for diversity. Captions are the independent draws: intervals
 are over captions with their pictures, so they cover what other captions of the same kind would give.
 """
@@ -14,14 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.captions import judge, parse, relates
+from ..data.embedder import Embedder
 from ..data.oracle import read
 from ..data.prompts import Sheet
-from ..files import sha256
-from ..recipes import DataRecipe, nearest
-from ..systems.zoo import card, checkpoints, weights_path
 from .evaluation import Plan
 from .intervals import Interval, around, bootstrap, halves, proportion
-from .networks import feature_network
 from .quality import frechet_distance
 
 FITS = {  # the verdicts of captions.judge, and their headings
@@ -32,12 +32,47 @@ FITS = {  # the verdicts of captions.judge, and their headings
     "relation": "relation",
     "all": "all",
 }
-COLUMNS = {"clip_score": "CLIP score", "frechet": "FD", "frechet_debiased": "FD - bias", "diversity": "diversity"}
+COLUMNS = {
+    "named": "named",
+    "named_real": "real",
+    "named_shuffled": "shuffled",
+    "named_5": "named in 5",
+    "named_5_real": "real in 5",
+    "named_5_shuffled": "shuffled in 5",
+    "clip_score": "CLIP score",
+    "frechet": "FD",
+    "frechet_debiased": "FD - bias",
+    "diversity": "diversity",
+}
+PART = 1024  # pictures that are compared with all captions at a time
 
 
 def clip_score(images: Tensor, texts: Tensor) -> Tensor:
     """(N,) 2.5 max(cos(image, text), 0) of embeddings (N, E) each (Hessel et al. 2021, equation 1, w = 2.5)."""
     return 2.5 * F.cosine_similarity(images, texts).clamp(min=0)
+
+
+def place_of_name(images: Tensor, texts: Tensor, captions: Sequence[str]) -> Tensor:
+    """(N,) how many other captions fit a picture at least as well as its own does; 0 where its name is found.
+
+    Args:
+        images: (N, E) embeddings of pictures.
+        texts: (N, E) those of their captions.
+        captions: The N captions; equal ones are no others of each other.
+    """
+    first = {caption: i for i, caption in reversed(list(enumerate(captions)))}
+    numbers = {caption: number for number, caption in enumerate(first)}
+    own = torch.tensor([numbers[caption] for caption in captions], device=images.device)[:, None]
+    different = F.normalize(texts[list(first.values())], dim=1)
+    parts = zip(F.normalize(images, dim=1).split(PART), own.split(PART), strict=True)
+    fit = ((part @ different.T, own) for part, own in parts)
+    return torch.cat([(found >= found.gather(1, own)).sum(1) - 1 for found, own in fit])
+
+
+def named(images: Tensor, texts: Tensor, captions: Sequence[str]) -> dict[str, Interval]:
+    """Shares of pictures whose caption fits best, or is one of the five that fit best, with Wilson's intervals."""
+    place = place_of_name(images, texts, captions)
+    return {"named": proportion(place < 1), "named_5": proportion(place < 5)}
 
 
 def diversity(features: Tensor) -> Tensor:
@@ -68,72 +103,6 @@ def asked(captions: Sequence[str]) -> dict[str, Tensor]:
     return {name: {"binding": two, "relation": told}.get(name, every) for name in FITS}
 
 
-@dataclass(frozen=True)
-class Eye:
-    """What pictures are compared in.
-
-    Attributes:
-        name: Name.
-        sha256: Of its weights; None for those that are named by a tag.
-        width: Number of features.
-        features: Images (b, C, H, W) in [-1, 1] -> (b, width).
-        texts: Captions -> (b, width); None where it reads none.
-    """
-
-    name: str
-    sha256: str | None
-    width: int
-    features: Callable[[Tensor], Tensor]
-    texts: Callable[[list[str]], Tensor] | None
-
-
-def eye(name: str, device: torch.device | str = "cpu") -> Eye:
-    """A clean CLIP by name (see ``load_clip``), a committed classifier or Inception (see ``feature_network``).
-
-    Images that are a whole number of times as large as what it sees are averaged down.
-
-    Raises:
-        ValueError: for an unknown name, a CLIP for noised images, or weights that are not there.
-    """
-    known = {known: card(known)["recipe"]["system"] for known in checkpoints()}
-    released = ":" in name and not name.startswith("inception:")
-    if known.get(name) != "clip" and not released:
-        if name not in known and not name.startswith("inception"):
-            raise ValueError(f"no features {name!r}: {nearest(name, known)}")
-        network = feature_network(name, device)
-        seen = lambda images: network(_reduced(images, network.size))[0]
-        return Eye(network.name, network.sha256, network.width, seen, None)
-    from ..systems.clip import load_clip
-
-    clip = load_clip(name, str(device))
-    if clip.noisy:
-        raise ValueError(f"{name} is made for noised images; pictures are judged by a clean CLIP")
-    weights = None if released else sha256(weights_path(name))
-    size = None if released else clip.shape[1]
-    images = torch.no_grad()(lambda images: clip.embed_images(_reduced(images, size)))
-    texts = torch.no_grad()(clip.embed_texts)
-    return Eye(name, weights, texts([""]).shape[1], images, texts)
-
-
-def default_eye(data: DataRecipe) -> str:
-    """Name of the committed clean CLIP that knows a data set.
-
-    Raises:
-        ValueError: when there is none.
-    """
-    for name in checkpoints():
-        recipe = card(name)["recipe"]
-        if recipe["system"] == "clip" and not recipe["network"]["levels"] and recipe["data"]["name"] == data.name:
-            return name
-    raise ValueError(f"no committed CLIP knows {data.name}: choose what pictures are compared in with --features")
-
-
-def _reduced(images: Tensor, size: int | None) -> Tensor:
-    if size is None or images.shape[2] == size or images.shape[2] % size:
-        return images
-    return F.avg_pool2d(images, images.shape[2] // size)
-
-
 @dataclass
 class ByCaption(Plan):
     """Pictures of a sheet of captions. A row draws caption i at i, and the first captions again after that.
@@ -147,14 +116,14 @@ class ByCaption(Plan):
     """
 
     sheet: Sheet
-    eye: Eye
+    eye: Embedder
 
     def __post_init__(self):
         if self.count < len(self.sheet.captions):
             raise ValueError(f"{self.count} pictures do not draw each of {len(self.sheet.captions)} captions")
-        captions, texts = self.sheet.captions, self.eye.texts
-        parts = range(0, len(captions), self.batch)
-        self._texts = None if texts is None else torch.cat([texts(captions[i : i + self.batch]) for i in parts])
+        captions, parts = self.sheet.captions, range(0, len(self.sheet.captions), self.batch)
+        reads = self.eye.read is not None
+        self._texts = torch.cat([self.eye.texts(captions[i : i + self.batch]) for i in parts]) if reads else None
 
     @property
     def least(self) -> int:
@@ -163,7 +132,7 @@ class ByCaption(Plan):
 
     def see(self, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         """Features (b, E), verdicts of the oracle (b, 6), CLIP score (b,); of the reference features alone."""
-        features = self.eye.features(images)
+        features = self.eye.images(images)
         verdicts, score = torch.zeros(len(images), 0), torch.zeros(len(images), 0)
         if bool((labels < 0).all()):
             return features, verdicts, score
@@ -175,7 +144,10 @@ class ByCaption(Plan):
         return features, verdicts, score
 
     def measure(self, found: tuple[Tensor, ...], against: tuple[Tensor, ...]) -> dict[str, Interval]:
-        """The measures that there are: the verdicts, and ``COLUMNS``; "all_one" and "all_two" by number of objects."""
+        """The measures that there are: the verdicts, and ``COLUMNS``; "all_one" and "all_two" by number of objects.
+
+        Names are looked for where no oracle reads the captions.
+        """
         features, verdicts, score = found
         n, theirs, out = len(self.sheet.captions), against[0], {}
         if self.sheet.grammar:
@@ -189,6 +161,8 @@ class ByCaption(Plan):
         if self._texts is not None:
             out["clip_score"] = self._interval(lambda i: score[i].mean(), n)
         copies = theirs.unflatten(0, (-1, n))
+        if self._texts is not None and not self.sheet.grammar:
+            out |= self._named(features[:n], copies[0])
         distance = lambda i: frechet_distance(features[i], copies[:, i].flatten(0, 1))
         if n >= self.least:
             value, scattered = distance(torch.arange(n)), halves(distance, torch.arange(n), **self._halves())
@@ -202,6 +176,13 @@ class ByCaption(Plan):
 
     def about(self) -> dict:
         return {"name": self.eye.name, "width": self.eye.width, "sha256": self.eye.sha256}
+
+    def _named(self, drawn: Tensor, real: Tensor) -> dict[str, Interval]:
+        """What is found of pictures (n, E) drawn, of real ones, and of those drawn for another caption."""
+        captions, texts = self.sheet.captions, self._texts
+        controls = {"real": named(real, texts, captions), "shuffled": named(drawn.roll(1, 0), texts, captions)}
+        found = {f"{name}_{what}": x for what, control in controls.items() for name, x in control.items()}
+        return named(drawn, texts, captions) | found
 
     def _halves(self) -> dict:
         return {"generator": torch.Generator().manual_seed(self.seed), "draws": self.draws}

@@ -7,22 +7,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 from tqdm import tqdm
 
+from ..data.embedder import Embedder
+from ..data.recipe import DataRecipe
+from ..data.sets import SPLITS, Columns, Items, load_dataset, load_set, second
 from ..random import sample_generators
-from ..recipes import DataRecipe, Recipe
-from ..systems.zoo import reference
-from ..training.data import load_dataset, load_set
+from ..recipes import Recipe
+from ..store import reference
+from ..systems.diffusion import Diffusion
 from .intervals import Interval, bootstrap, subset
-from .networks import FeatureNetwork
 from .processes import Processes
 from .quality import bits_per_dim
 from .report import Described, check_counts, measure
 from .sources import image_set
 
-SPLITS = ("heldout", "train")
 Parts = Iterable[tuple[Tensor, Tensor, Tensor]]  # indices, images (b, C, H, W) in [-1, 1], labels
 
 
@@ -83,7 +84,7 @@ class ByClass(Plan):
         ValueError: for sets too small, see ``check_counts``.
     """
 
-    network: FeatureNetwork
+    network: Embedder
     labelled: bool = True
     neighbours: int = field(default=3, kw_only=True)
 
@@ -91,7 +92,7 @@ class ByClass(Plan):
         check_counts(self.count, self.available, self.network.width)
 
     def see(self, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        return *self.network(images), labels
+        return self.network.images(images), self.network.classes(images), labels
 
     def measure(self, found: tuple[Tensor, ...], against: tuple[Tensor, ...]) -> dict[str, Interval]:
         options = {"seed": self.seed, "draws": self.draws, "k": self.neighbours, "accuracy": self.labelled}
@@ -102,7 +103,7 @@ class ByClass(Plan):
 
 
 def references(
-    name: str, data: DataRecipe | None, size: int | None, network: FeatureNetwork
+    name: str, data: DataRecipe | None, network: Embedder
 ) -> tuple[Dataset | Described, str, Dataset | None]:
     """The reference, what to call it, and the other split of its data set where there is one.
 
@@ -111,7 +112,6 @@ def references(
     Args:
         name: "heldout", "train", or a path to images.
         data: The data set whose splits are meant.
-        size: Side of its images.
         network: What images are compared in.
 
     Raises:
@@ -124,14 +124,21 @@ def references(
     if data is None:
         raise ValueError(f"these features belong to no data set that has a {name} part: name images with --reference")
     try:
-        other = load_dataset(data, size, SPLITS[1 - SPLITS.index(name)])
-        return load_dataset(data, size, name), f"{data.name} {name}", other
+        other = _pairs(load_dataset(data, SPLITS[1 - SPLITS.index(name)]))
+        return _pairs(load_dataset(data, name)), f"{data.name} {name}", other
     except ValueError:
         if name != "heldout" or network.data is None or network.data.name != data.name:
             raise
         features, labels = reference(network.name)
         kept = Described(features, features.new_zeros(len(features), 0), labels)
         return kept, f"{data.name} heldout (kept)", None
+
+
+def _pairs(found: Dataset) -> Dataset:
+    """A data set of columns as one of images and labels."""
+    if isinstance(found, Columns):
+        return TensorDataset(found.columns["image"], second(found.columns))
+    return found.found if isinstance(found, Items) else found
 
 
 def read(
@@ -208,24 +215,26 @@ def judge(plan: Plan, here: Processes) -> dict | None:
 
 
 def bound(
-    system: nn.Module, recipe: Recipe, count: int, here: Processes, seed: int = 0, quiet: bool = False, draws=200
+    system: Diffusion, recipe: Recipe, count: int, here: Processes, seed: int = 0, quiet: bool = False, draws=200
 ):
     """The bound on held-out images over all steps of the schedule, as a record; None in all processes but the first.
 
     Raises:
         ValueError: when there are fewer images than asked for, or than processes.
     """
-    images, labels = load_set(recipe.data, recipe.network.size, "heldout", count)
-    if not here.world <= count <= len(images):
-        raise ValueError(f"need between {here.world} and {len(images)} held-out images for the bound, got {count}")
+    heldout = load_set(recipe.data, "heldout", count)
+    found_images = len(heldout["image"])
+    if not here.world <= count <= found_images:
+        raise ValueError(f"need between {here.world} and {found_images} held-out images for the bound, got {count}")
 
     def parts() -> Iterator[tuple[Tensor, ...]]:
         share = torch.tensor(here.share(count))
         with tqdm(total=len(share), desc="bits/dim", unit="image", disable=quiet or here.rank > 0, leave=False) as bar:
             for mine in share.split(32):
                 generators = sample_generators(seed, [f"bound {i}" for i in mine.tolist()], here.device.type)
-                given = (images[mine].to(here.device), labels[mine].to(here.device))
-                terms = bits_per_dim(system, *given, generators)
+                batch = {name: column[mine].to(here.device) for name, column in heldout.items()}
+                values = {part.key: part.observe(batch, generators) for part in system.parts}
+                terms = bits_per_dim(system, batch["image"], generators, **values)
                 yield mine, terms.total, terms.prior, terms.steps.sum(0), terms.decoder
                 bar.update(len(mine))
 

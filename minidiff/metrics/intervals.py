@@ -124,3 +124,33 @@ def proportion(successes: Tensor, level: float = 0.95) -> Interval:
     centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     width = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     return Interval(p, max(0.0, min(p, centre - width)), min(1.0, max(p, centre + width)))
+
+
+def share_difference(first: Tensor, second: Tensor, level: float = 0.95, paired: bool = True) -> Interval:
+    """The mean of zeros and ones less that of others; the interval has a width where all agree and stays in [-1, 1].
+
+    Wald's interval after one more of each kind was added: to the pairs one that favours either (Bonett and Price 2012),
+    to samples drawn apart a success and a failure each (Agresti and Caffo 2000).
+
+    Args:
+        first: (N,).
+        second: (M,); with ``paired`` M = N and entry i belongs to entry i of the first.
+        level: Probability that the interval covers.
+        paired: Whether the two were measured on the same subjects.
+
+    Raises:
+        ValueError: for an empty sample, unequal lengths of pairs, or a level outside (0, 1).
+    """
+    n, m = len(first), len(second)
+    if min(n, m) == 0 or (paired and n != m) or not 0 < level < 1:
+        raise ValueError(f"need outcomes, as many of both where paired, and 0 < level < 1, got {n}, {m} and {level}")
+    one, two = first.double(), second.double()
+    p, q = float(one.mean()), float(two.mean())
+    if paired:
+        ahead, behind = (float(((x - y) > 0).sum() + 1) / (n + 2) for x, y in ((one, two), (two, one)))
+        centre, variance = ahead - behind, (ahead + behind - (ahead - behind) ** 2) / (n + 2)
+    else:
+        (a, k), (b, l) = (((float(x.sum()) + 1) / (len(x) + 2), len(x) + 2) for x in (one, two))
+        centre, variance = a - b, a * (1 - a) / k + b * (1 - b) / l
+    half = math.sqrt(2) * float(torch.erfinv(torch.tensor(level).double())) * math.sqrt(variance)
+    return Interval(p - q, max(-1.0, min(p - q, centre - half)), min(1.0, max(p - q, centre + half)))

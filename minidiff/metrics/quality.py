@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..condition import each
 from ..denoiser import conditioned
 from ..likelihood import VLB, vlb_terms
 
@@ -162,30 +163,30 @@ def precision_recall(features: Tensor, reference: Tensor, k: int = 3) -> tuple[f
     return precision(features, reference, k), recall(features, reference, k)
 
 
-def bits_per_dim(
-    system: nn.Module, images: Tensor, labels: Tensor, generator=None, steps: int | None = None, batch: int = 64
-) -> VLB:
-    """The variational bound of each image given its label, in bits per dimension; ``.total`` is (N,).
+def bits_per_dim(system, images: Tensor, generator=None, steps: int | None = None, batch: int = 64, **values) -> VLB:
+    """The variational bound of each image given what the system is told, in bits per dimension; ``.total`` is (N,).
 
     One draw of noise a step. The reverse variance is the one that the system learned, beta-tilde where it is fixed.
 
     Args:
-        system: A conditional model with ``schedule``, ``bins`` and ``variance``.
+        system: A ``systems.diffusion.Diffusion``.
         images: (N, C, H, W) in [-1, 1], on the system's grid of values.
-        labels: (N,).
         generator: One generator, or a list with one per image; with a list the result does not depend on the batch.
         steps: Number of steps of the chain; all of the schedule when left out.
         batch: Images at a time.
+        values: Of the system's parts, by key.
 
     Raises:
-        ValueError: for images outside [-1, 1], or steps out of range.
+        ValueError: for images outside [-1, 1], steps out of range, or values that the system cannot be told.
     """
     levels = system.schedule.levels(steps or system.schedule.T)
-    variance = "learned" if system.variance == "learned_range" else "beta_tilde"
-    parts = []
+    variance = "learned" if system.variance == "learned" else "beta_tilde"
+    given, parts = system.read(values, len(images)), []
     for mine in torch.arange(len(images)).split(batch):
         random = [generator[i] for i in mine] if isinstance(generator, list) else generator
-        denoiser = conditioned(system, labels[mine])
+        told = {key: each(lambda tensor, mine=mine: tensor[mine], value) for key, value in given.items()}
+        with torch.no_grad():
+            denoiser = conditioned(system, system.encode(told))
         parts.append(vlb_terms(denoiser, images[mine], levels, random, variance, system.bins))
     return VLB(*(torch.cat([getattr(p, name) for p in parts], -1) for name in ("prior", "steps", "decoder")))
 

@@ -82,9 +82,7 @@ class NoisyClassifier(Trainable):
 
         return log_prob
 
-    def loss(
-        self, batch: Mapping[str, Tensor], generator=None, level: NoiseLevel | None = None
-    ) -> dict[str, Tensor]:
+    def loss(self, batch: Mapping[str, Tensor], generator=None, level: NoiseLevel | None = None) -> dict[str, Tensor]:
         """(B,) cross entropy at the level, drawn uniformly when left out; also whether the label was right."""
         images, labels = column(batch, "image"), column(batch, "label")
         if not self.noise_aware:

@@ -138,9 +138,7 @@ class CLIP(Trainable):
 
         return log_ratio
 
-    def loss(
-        self, batch: Mapping[str, Tensor], generator=None, level: NoiseLevel | None = None
-    ) -> dict[str, Tensor]:
+    def loss(self, batch: Mapping[str, Tensor], generator=None, level: NoiseLevel | None = None) -> dict[str, Tensor]:
         """(B,) contrastive loss at the level, drawn uniformly when left out; also whether the caption was found.
 
         The negatives of a pair are the other pairs of this call; in training mode, of this call in all processes, each

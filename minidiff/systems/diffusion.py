@@ -8,7 +8,6 @@ from functools import cached_property, reduce
 from operator import add
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..condition import Condition, Part, Value, column, each, length
@@ -121,7 +120,9 @@ class Diffusion(Trainable):
         keys = [part.key for part in self.parts]
         for key in values:
             if key not in keys:
-                raise ValueError(f"this system is told no {key!r}: {nearest(key, keys) if keys else 'it is told nothing'}")
+                raise ValueError(
+                    f"this system is told no {key!r}: {nearest(key, keys) if keys else 'it is told nothing'}"
+                )
         given = {
             part.key: each(lambda t: t.to(self.device), part.read(values[part.key], self.shape))
             for part in self.parts
@@ -176,9 +177,7 @@ class Diffusion(Trainable):
         condition = self.null(len(x)) if condition is None else condition
         return predict(self.network, x, level, condition, self.predicts, self.variance)
 
-    def loss(
-        self, batch: Mapping[str, Tensor], generator=None, level: NoiseLevel | None = None
-    ) -> dict[str, Tensor]:
+    def loss(self, batch: Mapping[str, Tensor], generator=None, level: NoiseLevel | None = None) -> dict[str, Tensor]:
         """L_simple in the network's own parametrisation, plus T/1000 times the bound where the variance is learned.
 
         Nichol and Dhariwal 2021, equation 16. Each part drops its own value with its own probability, per sample.

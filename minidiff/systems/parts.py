@@ -69,13 +69,13 @@ class Label(Part):
 
     def answer(self, given: Mapping[str, object], n: int, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """The labels that were asked for, or all classes, in turn."""
-        chosen = torch.tensor(given.get("label") or range(self.n_classes))
+        chosen = self.read(list(given.get("label") or range(self.n_classes)), shape)
         labels = chosen[torch.arange(n) % len(chosen)]
         return labels, labels
 
 
 class Caption(Part):
-    """A caption, by the network's own text transformer: one vector, and a token for each word (Nichol et al. 2022, 4.1).
+    """A caption, by the network's own text transformer: one vector, a token for each word (Nichol et al. 2022, 4.1).
 
     What the transformer makes of the last place goes to the vector door, what it makes of all places to the tokens
     door. The null is the empty caption, tokens of -1.
@@ -155,7 +155,9 @@ class LowRes(Part):
     """
 
     key = "low_res"
-    questions = (Question("image", "file", "Small picture to enlarge; or draw one first, and name this as --upsample."),)
+    questions = (
+        Question("image", "file", "Small picture to enlarge; or draw one first, and name this as --upsample."),
+    )
 
     def __init__(
         self,
@@ -244,11 +246,12 @@ class LowRes(Part):
         """The small picture."""
         if not given.get("image"):
             raise ValueError("this system enlarges: name a small picture with --image, or it as --upsample of another")
-        return read_picture(given["image"], self.small_shape(shape)[1])[None], None
+        picture = read_picture(given["image"], self.small_shape(shape)[1])[None]
+        return _in_channels(picture, shape[0]), None
 
 
 class Known(Part):
-    """The known part of the image and the mask that says which, through the image door (Nichol et al. 2022, section 4.3).
+    """The known part of the image and the mask that says which, through the image door (Nichol et al. 2022, 4.3).
 
     Its value is (image, mask): (B, C, H, W), whose values where the mask is 0 are not seen, and (B, 1, H, W), **1 where
     a pixel is known** and kept, 0 where it is to be painted. The network takes image * mask, then the mask.
@@ -299,4 +302,10 @@ class Known(Part):
         """The picture that is edited, and what is kept of it."""
         if not given.get("edit"):
             raise ValueError("this system edits a picture: name it with --edit")
-        return read_edit(given["edit"], shape[1], given.get("mask")), None
+        picture, mask = read_edit(given["edit"], shape[1], given.get("mask"))
+        return (_in_channels(picture, shape[0]), mask), None
+
+
+def _in_channels(picture: Tensor, channels: int) -> Tensor:
+    """A picture (1, 3, H, W) for a system of colour or of grey."""
+    return picture if channels == 3 else picture.mean(1, keepdim=True).expand(-1, channels, -1, -1)

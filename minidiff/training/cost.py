@@ -96,9 +96,7 @@ def _inputs_of_stages(network: nn.Module, x, t) -> int:
     return sum(kept)
 
 
-def images_per_second(
-    recipe, most: int, steps: int = 3
-) -> tuple[float, int] | None:
+def images_per_second(recipe, most: int, steps: int = 3) -> tuple[float, int] | None:
     """Median rate of real training steps on this machine's first device, and the batch it was measured with.
 
     Args:

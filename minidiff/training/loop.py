@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.sets import load_dataset
-from ..random import sample_generators
+from ..random import per_sample, sample_generators
 from .checkpoint import average_prefix, load_checkpoint, save_checkpoint
 from .ema import EMA
 from .order import Order, batches
@@ -51,8 +51,7 @@ def train(
     """Train a system from a recipe, or go on from where the folder's checkpoint stands.
 
     Sample i of step k and its noise depend on the seed, k and i alone: neither on interruptions, so that a run that is
-    killed and resumed ends with the same weights, nor on the number of processes, which agree up to the order of sums
-    (dropout excepted, which every process draws for its share).
+    killed and resumed ends with the same weights, nor on the number of processes, which agree up to the order of sums.
 
     Args:
         recipe: What to train, a ``recipes.Recipe``.
@@ -95,26 +94,17 @@ def train(
     log = _Log(folder, recipe.name, plan.steps, start, quiet, accelerator)
     stream = batches(found, order, range(start, plan.steps), share, recipe.data.workers)
     for step, batch in enumerate(stream, start):
-        batch = {name: column.to(device, non_blocking=True) for name, column in batch.items()}
-        places = range(plan.batch)[share]
-        generators = sample_generators(plan.seed, [f"step {step} image {i}" for i in places], device.type)
-        torch.manual_seed(generators[0].initial_seed())  # dropout has no generator of its own
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, plan)
-        optimizer.zero_grad()
-        losses = _accumulated(model, batch, generators, plan, accelerator)
-        norm = whole(nn.utils.clip_grad_norm_(model.parameters(), math.inf if plan.clip is None else plan.clip))
-        optimizer.step()
+        losses, norm = _step(step, batch, range(plan.batch)[share], model, optimizer, plan, accelerator)
         ema.update(system, step)
         log.step(step, losses, norm, learning_rate(step, plan))
         if step + 1 == plan.steps or (step + 1) % plan.checkpoint_every == 0:
             tensors = _state(system, optimizer, ema)
             if main:
+                threads = f"{torch.get_num_threads()} threads, {str(dtype).removeprefix('torch.')}"
                 meta = {
                     "step": step + 1,
                     "seconds": seconds + time.monotonic() - began,
-                    "device": f"{accelerator.num_processes} x {device.type}, {torch.get_num_threads()} threads, "
-                    f"{str(dtype).removeprefix('torch.')}",
+                    "device": f"{accelerator.num_processes} x {device.type}, {threads}",
                     "recipe": recipe.to_plain(),
                     "broken_images": len(getattr(found, "broken", [])),
                 }
@@ -124,6 +114,20 @@ def train(
     return ema.averages[plan.ema[0]]
 
 
+def _step(step: int, batch, places: range, model: nn.Module, optimizer, plan: TrainingRecipe, accelerator):
+    """One optimiser step on this process's share of a batch: the terms of the loss, and the norm of the gradient."""
+    device = accelerator.device
+    batch = {name: column.to(device, non_blocking=True) for name, column in batch.items()}
+    generators = sample_generators(plan.seed, [f"step {step} image {i}" for i in places], device.type)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(step, plan)
+    optimizer.zero_grad()
+    losses = _accumulated(model, batch, generators, plan, accelerator)
+    norm = whole(nn.utils.clip_grad_norm_(model.parameters(), math.inf if plan.clip is None else plan.clip))
+    optimizer.step()
+    return losses, norm
+
+
 def _accumulated(model: nn.Module, batch, generators: list, plan: TrainingRecipe, accelerator) -> dict[str, Tensor]:
     """Gradients of one step, the batch cut into parts; the terms of the loss."""
     n, seen = len(generators), []
@@ -131,7 +135,7 @@ def _accumulated(model: nn.Module, batch, generators: list, plan: TrainingRecipe
     for first in parts:
         part = slice(first, first + parts.step)
         wait = accelerator.no_sync(model) if first != parts[-1] else nullcontext()
-        with wait:
+        with wait, per_sample(generators[part]):
             with autocast(plan.precision, accelerator.device):
                 losses = model({name: column[part] for name, column in batch.items()}, generators[part])
             accelerator.backward(losses["loss"].mean() / plan.accumulate)

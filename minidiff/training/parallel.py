@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, distributed, nn
 
-from ..models.layers import Stage
+from ..models.layers import Dropout, Stage
 from .plan import TrainingRecipe
+
 
 def share_of(plan: TrainingRecipe, rank: int, world: int) -> slice:
     """The rows of the global batch that a process sees.
@@ -26,6 +27,8 @@ def parallel(loss: nn.Module, plan: TrainingRecipe, accelerator):
     """The loss module, spread as the plan says, and its optimiser."""
     for stage in _stages(loss):
         stage.checkpointing = plan.checkpointing
+    for salt, dropout in enumerate(module for module in loss.modules() if isinstance(module, Dropout)):
+        dropout.salt = salt
     if plan.compile:
         loss.system.network.compile()
     sharded = plan.sharding == "full" and accelerator.num_processes > 1

@@ -28,7 +28,8 @@ def heldout_metrics(system: Trainable, recipe, heldout: dict[str, Tensor], passe
     """
     n = len(next(iter(heldout.values())))
     parts = math.ceil(n / recipe.training.batch)
-    split = [dict(zip(heldout, row, strict=True)) for row in zip(*(c.tensor_split(parts) for c in heldout.values()))]
+    rows = zip(*(column.tensor_split(parts) for column in heldout.values()), strict=True)
+    split = [dict(zip(heldout, row, strict=True)) for row in rows]
     system.eval()
     totals: dict[str, float] = {}
     for generator in sample_generators(recipe.training.seed, [f"heldout {i}" for i in range(passes)]):

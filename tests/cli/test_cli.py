@@ -23,7 +23,7 @@ def test_sample_writes_a_grid_and_the_numbers(tmp_path):
     result = run("sample", "digits", "--label", 7, "--scale", 3, "--steps", 4, "--count", 9, "--out", out)
     assert result.exit_code == 0, result.output
     used = json.loads(out.with_suffix(".json").read_text())
-    assert (used["label"], used["scale"], used["steps"], used["count"]) == (7, 3.0, 4, 9)
+    assert (used["label"], used["scale"], used["steps"], used["count"]) == ([7], 3.0, "4", 9)
     width, height = Image.open(out).size
     assert width == height and width >= 300
 
@@ -77,7 +77,26 @@ def test_claims_lists_records(tmp_path):
         (["sample", "digits", "--scale", "large"], "not a valid float"),
         (["sample", "digits", "--steps", "2", "--out", "picture.jpg"], ".png"),
         (["sample", "digits-classifier"], "draws nothing"),
-        (["sample", "digits", "--classifier", "digits"], "is no classifier"),
+        (["sample", "digits", "--classifier", "digits"], "is a class_conditional, which has no classifier"),
+        (["sample", "digits", "--lable", "3"], "digits has no option --lable: did you mean '--label'?"),
+        (["sample", "digits", "--scal", "3"], "digits has no option --scal: did you mean '--scale'?"),
+        (["sample", "digits", "--captoin", "a ring"], "digits has no option --captoin: did you mean '--count'?"),
+        (["sample", "digits", "--label", "seven"], "'seven' is not a valid integer"),
+        (["sample", "digits", "seven"], "digits does not read 'seven': it is told by --label"),
+        (["sample", "--label", "3", "digits"], "the name of the system comes first"),
+        (["sample", "digits", "--guide", "adm"], "'adm' needs a classifier or a CLIP"),
+        (["sample", "digits", "--guide", "classifier"], "'classifier' needs a classifier or a CLIP"),
+        (["sample", "digits", "--guide", "cfg", "--classifier", "digits-classifier"], "takes no classifier"),
+        (["sample", "digits", "--guide", "clip", "--classifier", "digits-classifier"], "'clip' needs"),
+        (["sample", "digits", "--label", "-1", "--classifier", "digits-classifier"], "from 0 to 9"),
+        (["sample", "digits", "--aug-level", "0.1"], "1 are too many"),
+        (["sample", "digits", "--upsample", "digits-classifier"], "digits-classifier draws nothing"),
+        (["sample", "digits", "--upsample", "digits"], "digits does not enlarge"),
+        (["sample", "digits", "--upsample", "shapes8-16"], "shapes8-16 is told something else"),
+        (["sample", "shapes8", "--upsample", "shapes8-16", "--aug-level", "0.6"], "with noise from 0 to 0.5"),
+        (["sample", "shapes8", "--upsample", "shapes8-16-plain", "--aug-level", "0.1"], "without noise"),
+        (["sample", "shapes8-16"], "name a small picture with --image"),
+        (["sample", "--help-system", "digitz"], "unknown system 'digitz'"),
         (["train", "digitz"], "did you mean 'digits'"),
         (["train", "digits", "training.stepz=1"], "did you mean 'steps'"),
         (["grade"], "PATHS"),
@@ -123,3 +142,25 @@ def test_download_fetches_by_name(tmp_path, monkeypatch):
     assert asked[0].endswith("64x64_diffusion.pt")
     refused = run("download", "adm-imagenet65", "--out", tmp_path)
     assert refused.exit_code == 2 and "adm-imagenet64" in refused.output
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("digits", ["digits: a class_conditional", "label: can be nothing", "probability 0.15", "--label INTEGER"]),
+        ("glide-inpaint", ["--caption TEXT", "--edit FILE", "--mask FILE", "known: always told", "drop = 0.0"]),
+        ("sr3-16-128", ["--image FILE", "low_res: always told"]),
+        ("upsampler", ["In a recipe: system: {name: upsampler, ...} with", "factor = 4"]),
+        ("digits-classifier", ["noise_aware = True"]),
+        (TINY, ["tiny: a class_conditional", "--label INTEGER"]),
+    ],
+)
+def test_what_a_system_is_told(name, expected):
+    """Of checkpoints, of recipes that nobody trained, and of the bare name of a system."""
+    result = run("sample", "--help-system", name)
+    assert result.exit_code == 0 and all(text in result.output for text in expected), result.output
+
+
+def test_the_help_is_that_of_the_options():
+    assert "--label INTEGER" not in run("sample", "--help").output, "options of systems are their own"
+    assert "--label INTEGER" not in run("sample", "--help-system", "glide").output

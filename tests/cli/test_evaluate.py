@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from minidiff.systems.zoo import build, weights_path
 
 from minidiff.cli import OneLine
 from minidiff.cli.evaluate import evaluate
 from minidiff.data.digits import digits
 from minidiff.recipes import load_recipe
-from minidiff.systems.zoo import build, weights_path
 from minidiff.training.loop import train
 
 TINY = str(Path(__file__).parents[1] / "training/tiny.yaml")

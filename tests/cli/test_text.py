@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from minidiff.systems.zoo import build
 from PIL import Image
 
 from minidiff.cli import main
@@ -23,7 +24,6 @@ from minidiff.metrics.sources import load_system
 from minidiff.pictures import read_edit
 from minidiff.recipes import load_recipe
 from minidiff.systems.draw import draw
-from minidiff.systems.zoo import build
 from minidiff.training.loop import train
 
 TINY = str(Path(__file__).parents[1] / "training/tiny-glide.yaml")

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from minidiff.course import claims, notebook
-from minidiff.course.claims import ClaimFailed, VacuousCheck, claim
+from minidiff.course.claims import ClaimFailed, VacuousCheck, claim, verdict
 
 SAID = ("a-claim", "One is one.")
 EXACT = {"tier": "exact", "source": "somebody, eq. 1", "no_negative": "a definition"}
-SMALL = {"tier": "small", "source": "somebody, eq. 1"}
+SMALL = {"tier": "small", "source": "somebody, eq. 1", "no_control": "none was measured"}
 
 
 @pytest.fixture(autouse=True)
@@ -59,20 +59,103 @@ def test_a_claim_that_fails_raises_and_is_recorded(run, tmp_path, value, criteri
     assert claims.load_records(tmp_path / "records")[0]["claims"][0]["verdict"] == "fails"
 
 
-@pytest.mark.parametrize("tier, interval", [("exact", None), ("small", (1e-9, 2e-9))])
-@pytest.mark.parametrize("negative", [1e-8, {"far": 1.0, "near": 1e-8}, torch.tensor(1e-8)])
-def test_a_negative_control_that_passes_is_a_vacuous_check(run, negative, tier, interval):
+@pytest.mark.parametrize("kind", ["negative", "control"])
+@pytest.mark.parametrize("control", [1e-8, {"far": 1.0, "near": 1e-8}, torch.tensor(1e-8)])
+def test_a_control_that_passes_is_a_vacuous_check(run, kind, control):
+    tier = {"tier": "small", "interval": (1e-9, 2e-9)} if kind == "control" else {"tier": "exact"}
     with pytest.raises(VacuousCheck, match=r"vacuous.*1e-08"):
-        claim(*SAID, 1e-9, below=1e-6, negative=negative, interval=interval, tier=tier, source="somebody")
+        claim(*SAID, 1e-9, below=1e-6, **{kind: control}, **tier, source="somebody")
     assert not run.claims
 
 
-def test_small_claims_hold_only_with_their_whole_interval(run):
-    claim("inside", "It rises.", 2.0, above=0.0, interval=(1.0, 3.0), **SMALL)
-    claim("touches", "It rises.", 2.0, above=0.0, interval=(-0.1, 3.0), **SMALL)
-    claim("no-number", "It rises.", 2.0, above=0.0, interval=(math.nan, math.nan), **SMALL)
-    verdicts = {name: c.verdict for name, c in run.claims.items()}
-    assert verdicts == {"inside": "holds"} | dict.fromkeys(["touches", "no-number"], "does not hold at this scale")
+def test_a_control_with_an_interval_fails_as_a_claim_would(run):
+    small = {"above": 0.0, "interval": (1.0, 3.0), "tier": "small", "source": "somebody"}
+    claim(*SAID, 2.0, control={"two halves": (0.1, -0.2, 0.4)}, **small)
+    assert run.claims["a-claim"].row()["control"] == "two halves: 0.1 [-0.2, 0.4] (fails)"
+    with pytest.raises(VacuousCheck, match=r"0\.1 \[0\.05, 0\.4\]"):
+        claim(*SAID, 2.0, control=(0.1, 0.05, 0.4), **small)
+    for wrong in ((0.1, 0.2), (0.1, 0.4, 0.2), (0.1, -0.2, math.nan)):
+        with pytest.raises(ValueError, match=r"control|interval"):
+            claim(*SAID, 2.0, control=wrong, **small)
+
+
+@pytest.mark.parametrize(
+    "criterion, interval, expected",
+    [
+        ({"above": 0.0}, (1.0, 3.0), "holds"),
+        ({"above": 0.0}, (-0.1, 3.0), "undecided"),
+        ({"above": 0.0}, (0.0, 3.0), "undecided"),
+        ({"above": 2.0}, (1.0, 2.0), "refuted here"),
+        ({"above": 0.0}, (math.nan, math.nan), "undecided"),
+        ({"below": 1.0}, (1.5, 2.5), "refuted here"),
+        ({"below": 4.0}, (1.5, 2.5), "holds"),
+        ({"below": 2.0}, (1.5, 2.0), "undecided"),
+        ({"between": (1.0, 3.0)}, (1.0, 3.0), "holds"),
+        ({"between": (1.9, 2.1)}, (1.0, 3.0), "undecided"),
+        ({"between": (2.1, 4.0)}, (1.0, 3.0), "undecided"),
+        ({"between": (3.0, 4.0)}, (1.0, 2.9), "refuted here"),
+        ({"between": (3.0, 4.0)}, (1.0, 3.0), "undecided"),
+        ({"between": (0.0, 1.0)}, (1.5, 2.5), "refuted here"),
+    ],
+)
+def test_small_claims_have_three_verdicts(run, criterion, interval, expected):
+    claim(*SAID, 2.0, **criterion, interval=interval, **SMALL)
+    assert run.claims["a-claim"].verdict == expected
+
+
+def test_a_value_counts_beside_its_interval(run):
+    claim(*SAID, -1.0, above=0.0, interval=(0.5, 1.0), **SMALL)
+    assert run.claims["a-claim"].verdict == "undecided"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"interval": (-0.01, 0.5)},
+        {"interval": (0.4, 1.01)},
+        {"control": {"x": 1.5}, "no_control": None},
+        {"value": -0.1},
+    ],
+)
+def test_what_leaves_its_range_is_refused(run, change):
+    given = {"value": 0.5, "below": 0.9, "interval": (0.4, 0.6), "within": (0, 1)} | SMALL
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        claim(*SAID, **given | change)
+    claim(*SAID, **given)
+    assert list(run.claims) == ["a-claim"]
+
+
+@pytest.mark.parametrize("value, word", [(2.0, "Much: 2.0 [1.5, 2.5]."), (-2.0, "Less: -2.0."), (0.1, "Unsure.")])
+def test_the_verdict_chooses_a_sentence(monkeypatch, value, word):
+    said = {}
+    monkeypatch.setattr(claims, "glue", said.__setitem__)
+    claim(*SAID, value, above=0.0, interval=(value - 0.5, value + 0.5), **SMALL)
+    verdict("a-claim", holds="Much: {value} [{low}, {high}].", refuted="Less: {value:.1f}.", undecided="Unsure.")
+    assert said == {"a-claim-said": word}
+
+
+def test_an_exact_verdict_needs_one_sentence(monkeypatch):
+    said = {}
+    monkeypatch.setattr(claims, "glue", said.__setitem__)
+    claim(*SAID, 0.0, below=1.0, **EXACT)
+    verdict("a-claim", holds="So it is.")
+    assert said == {"a-claim-said": "So it is."}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"id": "another"}, "no claim 'another'"),
+        ({"undecided": None}, "sentence for: undecided"),
+        ({"holds": " ", "refuted": ""}, "sentence for: holds, refuted here"),
+        ({"refuted": "Only {share:.2f}."}, "share"),
+        ({"refuted": "Only {}."}, "{value}"),
+    ],
+)
+def test_verdicts_that_cannot_be_said_are_refused(change, message):
+    claim(*SAID, 2.0, above=0.0, interval=(1.0, 3.0), **SMALL)
+    with pytest.raises(ValueError, match=message):
+        verdict(**{"id": "a-claim", "holds": "Yes.", "refuted": "No.", "undecided": "Unsure."} | change)
 
 
 @pytest.mark.parametrize(
@@ -83,12 +166,16 @@ def test_small_claims_hold_only_with_their_whole_interval(run):
         ({"below": None, "between": (2, 1)}, "empty"),
         ({"below": math.nan}, "empty"),
         ({"tier": "medium"}, "exact, small, production"),
-        ({"tier": "small"}, "interval"),
+        ({"tier": "small", "no_control": "why"}, "interval"),
+        ({"tier": "small", "interval": (0, 0)}, "control=, or no_control="),
+        ({"tier": "small", "interval": (0, 0), "control": 2.0, "no_control": "why"}, "not both"),
+        ({"control": 2.0}, "for small claims"),
+        ({"no_control": "why"}, "for small claims"),
         ({"interval": (2, 1)}, "interval"),
         ({"no_negative": None}, "negative"),
         ({"negative": 2.0}, "not both"),
         ({"negative": math.nan, "no_negative": None}, "NaN"),
-        ({"negative": {}, "no_negative": None}, "negative control"),
+        ({"negative": {}, "no_negative": None}, "control must measure"),
         ({"source": " "}, "source"),
     ],
 )
@@ -119,7 +206,8 @@ def test_ids_are_unique_within_a_run_but_a_cell_may_run_again(run):
 
 
 def test_a_record_has_all_that_the_ledger_shows(tmp_path, capsys):
-    claim(*SAID, 1.5, above=1.0, interval=(1.2, 1.8), negative={"half": 0.5}, equations=["eq-one"], **SMALL)
+    small = {"tier": "small", "source": "somebody, eq. 1", "interval": (1.2, 1.8), "control": {"half": 0.5}}
+    claim(*SAID, 1.5, above=1.0, equations=["eq-one"], **small)
     notebook.finish()
     (path,) = (tmp_path / "records").iterdir()
     record = json.loads(path.read_text())
@@ -134,12 +222,15 @@ def test_a_record_has_all_that_the_ledger_shows(tmp_path, capsys):
             "measured": "1.5",
             "interval": "[1.2, 1.8]",
             "criterion": "above 1",
-            "negative": "half: 0.5 (fails)",
+            "negative": "–",
+            "control": "half: 0.5 (fails)",
             "verdict": "holds",
         }
     ]
     printed = capsys.readouterr().out
-    assert "claim a-claim: holds. Measured 1.5, 95 % interval [1.2, 1.8], required above 1" in printed
+    assert (
+        "claim a-claim: holds. Measured 1.5, 95 % interval [1.2, 1.8], required above 1; control half: 0.5" in printed
+    )
 
 
 def test_a_new_run_forgets_the_old_record(tmp_path):

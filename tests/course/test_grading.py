@@ -44,13 +44,13 @@ MARGINAL = """
         return level.alpha * x0 + level.sigma * eps
 """
 TAGGED = notebook(
-    cell("import torch\nfactor = 6", "setup"),
+    cell("import torch\nfrom minidiff.course import NotAttempted\nfactor = 6", "setup"),
     cell("from minidiff.nowhere import nothing"),
     cell(MARGINAL, "exercise", "ex:ex-99-marginal", "name:marginal"),
     cell("check('ex-99-marginal', marginal)", "check", "ex:ex-99-marginal"),
     cell("def scaled(f, s):\n    return f(", "exercise", "ex:ex-99-scaled", "name:scaled"),
     SLOW,
-    cell("def gradient(world, x, level):\n    raise NotImplementedError", "exercise", "ex:ex-99-gradient"),
+    cell("def gradient(world, x, level):\n    raise NotAttempted", "exercise", "ex:ex-99-gradient"),
     cell("number = 0\nfor i in range(7):\n    number += factor", "exercise", "ex:ex-99-number", "name:number"),
 )
 UNTAGGED = notebook(  # as an editor leaves it that drops tags
@@ -148,7 +148,7 @@ def test_messages_that_are_too_large_or_no_messages(graded):
     large, garbage, exits, _ = graded["messages"]["exercises"]
     assert statuses(graded["messages"]) == ["failed", "stopped", "failed", "passed"]
     assert "is too large" in large["message"] and "the hand-in sent a message of" in garbage["message"]
-    assert exits["message"] == "of-a-mixture: AnswerError: SystemExit: 0"
+    assert exits["message"] == "of-a-mixture: SystemExit: 0 (line 38: sys.exit(0))"
 
 
 def outcome(result, lines):
@@ -211,6 +211,7 @@ def test_files(graded):
     assert rows[0] == ["hand-in", "exercise", "points", "max", "status", "message"]
     assert len(rows) == 1 + sum(max(1, len(r["exercises"])) for r in graded["all"])
     assert [str(graded["folder"] / "unknown.py"), "", "0", "0", "error"] in [row[:5] for row in rows]
+    assert len({r["seed"] for r in graded["all"]}) == 1, "all are asked the same questions"
     assert json.loads((graded["folder"] / "out/grades.json").read_text()) == graded["all"]
     assert sorted(os.listdir(graded["folder"] / "out")) == ["grades.csv", "grades.json"]
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from helpers import small_open_clip
+from minidiff.systems.zoo import load
 
 from minidiff.cli import main
 from minidiff.cli.data import data as command
@@ -15,7 +16,6 @@ from minidiff.data.embed import Embeddings, Encoder, embed, load_encoder
 from minidiff.data.images import ImageFolder
 from minidiff.data.pack import pack
 from minidiff.data.shards import Shards
-from minidiff.systems.zoo import load
 
 wds = pytest.importorskip("webdataset")
 DATA = os.environ.get("MINIDIFF_DATA")

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from minidiff.course import exercises as registry
-from tools import notebooks, render
+from tools import run_lessons
 from tools.exercises import planted, survivors
-from tools.lessons import ROOT, read
+from tools.lessons import ROOT
 
 HEADER = """---
 jupytext:
@@ -53,32 +53,46 @@ def start(command: list, cwd: Path, **environment: str) -> subprocess.CompletedP
 
 @pytest.fixture
 def root(tmp_path):
-    """A course of one small lesson with the project's own configuration."""
+    """A course of one small lesson with the project's own tools and configuration."""
     (tmp_path / "lessons").mkdir()
     (tmp_path / "lessons/01_planted.md").write_text(HEADER)
+    for name in ("tools", "book/_ext", "book/_static"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    shutil.copy(ROOT / "book/references.bib", tmp_path / "book")
     shutil.copy(ROOT / "_config.yml", tmp_path)
     (tmp_path / "_toc.yml").write_text(TOC)
     return tmp_path
 
 
-def test_a_failing_cell_fails_nbval(root):
-    path = root / "lessons/01_planted.md"
-    path.write_text(HEADER + PLANTED)
-    notebook = root / "01_planted.ipynb"
-    notebook.write_text(render.text_of(render.reference(read(path))))
-    done = start(notebooks.nbval_command(notebook)[1:], root)
-    assert done.returncode == 1 and "a planted failure" in done.stdout and "1 failed, 1 passed" in done.stdout
+RUN, MAKE = ["-m", "tools.run_lessons"], ["-m", "tools.book"]
+CLAIM = """
+```{code-cell} ipython3
+from minidiff.course import begin, claim
+
+begin("planted")
+claim("one-is-two", "One is two.", 1.0, above=2.0, tier="exact", source="nobody", negative={"wrong": 0.5})
+```
+"""
 
 
-def test_a_failing_cell_fails_the_book(root):
-    for name in ("tools", "book/_ext", "book/_static"):
-        shutil.copytree(ROOT / name, root / name)
-    shutil.copy(ROOT / "book/references.bib", root / "book")
-    (root / "lessons/01_planted.md").write_text(HEADER + PLANTED)
-    done = start(["-m", "tools.book"], root)
-    assert done.returncode == 1 and "a planted failure" in done.stdout, done.stdout[-3000:]
+@pytest.mark.parametrize("gate", [RUN, MAKE], ids=["lessons", "book"])
+def test_a_failing_cell_or_claim_fails_the_gate_and_is_not_kept(root, gate):
+    (root / "lessons/01_planted.md").write_text(HEADER + PLANTED + CLAIM)
+    (root / "lessons/02_good.md").write_text(HEADER)
+    done = start(gate, root)
+    assert done.returncode == 1 and "2 failed, 1 passed" in done.stdout, done.stdout[-3000:]
+    assert "a planted failure" in done.stdout and "claim one-is-two: fails" in done.stdout
+    assert list(run_lessons.times(root)) == ["02_good"]
+    assert list(root.glob("_build/.cache/*/records/*.json")) == []
 
 
+def test_a_lesson_that_cannot_be_read_fails_the_gate(root):
+    (root / "lessons/01_planted.md").write_text(HEADER.replace("one = 1", "---\n: {\n---\none = 1"))
+    done = start(RUN, root)
+    assert done.returncode == 1 and "lessons/01_planted.md: " in done.stdout
+
+
+COUNTED = '\n```{{code-cell}} ipython3\nwith open("{}", "a") as log:\n    log.write("ran ")\n```\n'
 MEETING = """
 ```{{code-cell}} ipython3
 import time
@@ -94,23 +108,33 @@ while not Path("{theirs}").exists():
 ```{{code-cell}} ipython3
 :tags: [live]
 
-raise RuntimeError("a live cell is not run")
+print("only for a live notebook")
 ```
 """
 
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core runs one lesson at a time")
 def test_the_book_runs_lessons_side_by_side_and_once(root):
-    """Each waits for the other, and fails when it is run by itself: so Jupyter Book finds both in the cache."""
-    for name in ("tools", "book/_ext", "book/_static"):
-        shutil.copytree(ROOT / name, root / name)
-    shutil.copy(ROOT / "book/references.bib", root / "book")
+    """Each waits for the other, and both are counted; the book shows what they showed then."""
     for name, mine, theirs in (("01_planted", "a", "b"), ("02_other", "b", "a")):
-        gone = '\n```{code-cell} ipython3\ntime.sleep(2)\nPath("MINE").unlink()\n```\n'.replace("MINE", theirs)
-        (root / f"lessons/{name}.md").write_text(HEADER + MEETING.format(mine=mine, theirs=theirs) + gone)
+        meeting = MEETING.format(mine=root / mine, theirs=root / theirs)
+        glued = (
+            f'\n```{{code-cell}} ipython3\nfrom myst_nb import glue\nglue("mine", "I am {mine}", display=False)\n```\n'
+        )
+        text = "\nSays {glue:text}`mine`.\n"
+        (root / f"lessons/{name}.md").write_text(HEADER + meeting + COUNTED.format(root / "log") + glued + text)
     (root / "_toc.yml").write_text(TOC + "chapters:\n- file: lessons/02_other\n")
-    done = start(["-m", "tools.book"], root)
-    assert done.returncode == 0, done.stdout[-3000:]
+    for _ in range(2):
+        done = start(MAKE, root)
+        assert done.returncode == 0, done.stdout[-3000:]
+    assert (root / "log").read_text().split() == ["ran", "ran"]
+    page = (root / "_build/html/lessons/02_other.html").read_text()
+    assert "I am b" in page and "only for a live notebook" not in page
+
+
+def test_the_book_runs_nothing_itself(root):
+    done = start(["-c", "from tools import book; raise SystemExit(not book.render())"], root)
+    assert done.returncode == 1 and "is not in the cache as the book reads it" in done.stdout
 
 
 def test_a_stale_notebook_fails_the_check(root):

@@ -99,6 +99,22 @@ def test_a_definition_that_is_no_equation_is_found(course):
     assert "no equation has the label 'eq-gone'" in "\n".join(gates.problems(course))
 
 
+@pytest.mark.parametrize(
+    "line, found",
+    [
+        ('"""The mean (``eq-tweedie``; Robbins 1956)."""', []),
+        ('"""The mean (``eq-tweede``)."""', ["eq-tweede"]),
+        ("# eq-model, then eq-gone", ["eq-gone"]),
+        ('"""Labels are written seq-length, eq-; not so: eq-model-of-all."""', ["eq-model-of-all"]),
+    ],
+)
+def test_an_equation_that_code_mentions_is_in_a_lesson(course, line, found):
+    (course / "minidiff").mkdir()
+    (course / "minidiff/mean.py").write_text(f"\n{line}\n")
+    wanted = [f"{course / 'minidiff/mean.py'}:2: no lesson has an equation {label!r}" for label in found]
+    assert gates.problems(course) == wanted
+
+
 def test_claims_are_readable_without_running(course):
     path = course / "lessons/02_second.md"
     path.write_text(path.read_text().replace('"tweedie-holds"', '"tweedie" + suffix'))

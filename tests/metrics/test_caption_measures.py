@@ -8,12 +8,14 @@ import json
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils.data import TensorDataset
 
 from minidiff.data.prompts import Sheet, scene_sheet
 from minidiff.data.render import render
 from minidiff.data.scenes import Object, Scene, Scenes
 from minidiff.metrics.captions import (
+    FITS,
     ByCaption,
     Eye,
     asked,
@@ -22,6 +24,8 @@ from minidiff.metrics.captions import (
     diversity,
     eye,
     fits,
+    named,
+    place_of_name,
 )
 from minidiff.metrics.evaluation import judge, read
 from minidiff.metrics.processes import Processes
@@ -165,6 +169,38 @@ def test_what_cannot_be_measured_is_left_out(sheet):
     assert judge(few, ALONE)["rows"][0]["measures"] == {}
     with pytest.raises(ValueError, match="30 pictures do not draw each of 40"):
         ByCaption([], 30, (), "", sheet, MEANS)
+
+
+def test_the_place_of_a_name_by_counting(generator):
+    images, texts = (torch.randn(30, 4, generator=generator) for _ in range(2))
+    captions = [f"name {i // 2 if i < 10 else i}" for i in range(30)]
+    texts[1:10:2] = texts[0:10:2]  # five names stand for two pictures each
+    for i, place in enumerate(place_of_name(images, texts, captions).tolist()):
+        cosine = lambda j, i=i: float(F.cosine_similarity(images[i], texts[j], dim=0))
+        others = {captions[j] for j in range(30) if captions[j] != captions[i] and cosine(j) > cosine(i)}
+        assert place == len(others)
+    found = named(images, texts, captions)
+    assert found["named_5"].value == pytest.approx(float((place_of_name(images, texts, captions) < 5).float().mean()))
+    assert named(texts, texts, captions)["named"].value == 1
+    blind = named(images, torch.ones(30, 4), captions)
+    assert blind["named_5"].value == 0, "who cannot tell names apart has found none"
+
+
+def test_names_are_found_beside_real_pictures_and_shuffled_ones(sheet):
+    """An eye that sees the mean colour and knows the one of each caption's picture by heart."""
+    first, second, *_ = sheet.pictures
+    half = torch.where(torch.arange(40)[:, None, None, None] < 20, first, first.roll(7, 0))
+    rows = [row("half", sheet, half, half[:8])]
+    unread = Sheet("seen", [f"name {i}" for i in range(40)], sheet.pictures, False)
+    centred = lambda images: images.mean((2, 3)) - first.mean((0, 2, 3))
+    knowing = Eye("knowing", None, 3, centred, lambda captions: centred(first[[int(c[5:]) for c in captions]]))
+    measures = judge(plan(unread, rows, second, knowing), ALONE)["rows"][0]["measures"]
+    assert measures["named"]["value"] == 0.5 and measures["named"]["low"] < 0.5 < measures["named"]["high"]
+    real = named(centred(second), centred(first), unread.captions)
+    for name in ("named", "named_5"):
+        assert measures[f"{name}_real"] == real[name]._asdict()
+        assert measures[f"{name}_shuffled"]["value"] < 0.3
+    assert set(measures) & set(FITS) == set(), "no oracle"
 
 
 @pytest.fixture

@@ -4,11 +4,11 @@ import shutil
 
 import pytest
 import torch
+from minidiff.metrics.networks import default_features, feature_network
+from minidiff.systems.zoo import weights_path
 
 from minidiff.data.digits import digits
-from minidiff.metrics.networks import default_features, feature_network
 from minidiff.recipes import load_recipe
-from minidiff.systems.zoo import weights_path
 
 
 def test_the_committed_classifier_knows_its_digits():

@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from minidiff.metrics.networks import default_features, feature_network
+from minidiff.systems.zoo import build
 from PIL import Image
 
 from minidiff.metrics.evaluation import read, references, some
-from minidiff.metrics.networks import default_features, feature_network
 from minidiff.metrics.processes import Processes
 from minidiff.metrics.sources import ArrayImages, as_stored, image_set, load_system
 from minidiff.recipes import load_recipe
-from minidiff.systems.zoo import build
 from minidiff.training.loop import train
 
 TINY = str(Path(__file__).parents[1] / "training/tiny.yaml")

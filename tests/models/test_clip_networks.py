@@ -15,7 +15,6 @@ from minidiff.models.open_clip import OpenCLIP, ReleasedCLIP
 from minidiff.pretrained import LAYOUTS, load, preset, read_into
 from minidiff.recipes import load_recipe
 from minidiff.systems.clip import CLIP, load_clip
-from minidiff.systems.zoo import build
 
 TINY = [
     "network.size=8", "network.patch=4", "network.embedding=10", "network.width=24", "network.layers=2",
@@ -38,7 +37,7 @@ def shape(**changes) -> CLIPConfig:
 
 def test_the_published_sizes():
     """71.68 M for the text tower, 86.44 M for the image tower; every tensor of the released layout is accounted for."""
-    network = build(load_recipe("glide-clip"), empty=True).network
+    network = load_recipe("glide-clip").build(empty=True).network
     count = lambda module: sum(p.numel() for p in module.parameters())
     assert f"{count(network.text_tower) / 1e6:.2f}" == "71.68"
     assert f"{count(network.image_tower) / 1e6:.2f}" == "86.44"
@@ -71,7 +70,7 @@ def test_names_and_shapes_are_those_of_the_released_files():
     image = {"w_t": (1000, 768), "patch_proj": (768, 3, 4, 4), "w_pos": (257, 768), "ln.g": (768,), "ln.b": (768,)}
     text = {"w_voc": (65536, 512), "w_pos": (77, 512)}
     expected = released_shapes("image", 768, 512, 12, image) | released_shapes("text", 512, 512, 12, text)
-    state = build(load_recipe("glide-clip"), empty=True).network.state_dict()
+    state = load_recipe("glide-clip").build(empty=True).network.state_dict()
     named = {LAYOUTS["glide-clip"].published(k): tuple(v.shape) for k, v in state.items()}
     assert named == expected | {"logit_scale": (1,)}
     assert preset("glide-clip").file == "clip_image_enc.pt and clip_text_enc.pt"
@@ -155,9 +154,9 @@ def published(network, seed=0):
 def released():
     """A small noised CLIP with random tensors, and these as published."""
     recipe = load_recipe("glide-clip", TINY)
-    files = published(build(recipe, empty=True).network)
+    files = published(recipe.build(empty=True).network)
     joined = {f"{part}.{k}": v for part, file in files.items() for k, v in file.items()}
-    return read_into(build(recipe, empty=True), LAYOUTS["glide-clip"], joined, "tiny"), files
+    return read_into(recipe.build(empty=True), LAYOUTS["glide-clip"], joined, "tiny"), files
 
 
 def test_the_image_tower_computes_the_released_function(released):
@@ -203,7 +202,7 @@ def test_a_preset_in_two_files(monkeypatch, tmp_path):
 
     tiny = load_recipe("glide-clip", TINY)
     monkeypatch.setattr(pretrained, "load_recipe", lambda name: tiny)
-    files = published(build(tiny, empty=True).network)
+    files = published(tiny.build(empty=True).network)
     for part in files:
         torch.save(files[part], tmp_path / f"clip_{part}_enc.pt")
     x, t = torch.rand(2, 3, 8, 8), torch.tensor([1, 2])
@@ -211,7 +210,7 @@ def test_a_preset_in_two_files(monkeypatch, tmp_path):
     expected = Plain(files["image"], 8).image(x, t)
     for source in (tmp_path, paths, files, paths | {"text": files["text"]}, "by name"):
         system = load_clip(f"glide-clip={tmp_path}") if source == "by name" else load("glide-clip", source)
-        assert isinstance(system, CLIP) and system.noisy and not system.training
+        assert isinstance(system, CLIP) and system.noise_aware and not system.training
         torch.testing.assert_close(system.network.image(x, t).double(), expected, rtol=1e-4, atol=1e-4)
     for source, message in (
         (
@@ -301,7 +300,7 @@ def test_a_small_open_clip_is_open_clips_own_model():
                                                  for row in words]))  # fmt: skip
     torch.testing.assert_close(network(x, torch.zeros(2), words), scale * i @ t.T)
     torch.testing.assert_close(network.scale, scale[0])
-    assert not network.noisy
+    assert not network.noise_aware
 
 
 def test_the_temperature_cannot_run_away():

@@ -12,7 +12,7 @@ import torch
 from helpers import awake
 
 import minidiff.models
-from minidiff.denoiser import Condition
+from minidiff.condition import Condition
 from minidiff.models.classifier import Classifier
 from minidiff.models.clip import CLIPConfig, NoisedCLIP
 from minidiff.models.open_clip import OpenCLIP

@@ -6,7 +6,7 @@ from diffusers import UNet2DConditionModel, UNet2DModel
 from helpers import awake, noise
 from open_clip.modified_resnet import AttentionPool2d
 
-from minidiff.denoiser import Condition
+from minidiff.condition import Condition
 from minidiff.models.layers import AttentionPool
 from minidiff.models.unet import UNet, UNetConfig
 

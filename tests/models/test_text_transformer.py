@@ -11,7 +11,7 @@ import torch
 from helpers import awake, noise
 from torch import nn
 
-from minidiff.denoiser import Condition
+from minidiff.condition import Condition
 from minidiff.models.layers import AttentionBlock, attention
 from minidiff.models.text import TextConfig, TextTransformer
 from minidiff.models.transformer import Transformer

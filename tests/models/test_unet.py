@@ -13,8 +13,9 @@ from diffusers.models.embeddings import get_timestep_embedding
 from helpers import awake, noise
 from torch import nn
 
-from minidiff.denoiser import Condition, as_denoiser
-from minidiff.models.layers import AttentionBlock, ResBlock, attend, attention, timestep_embedding
+from minidiff.condition import Condition
+from minidiff.denoiser import as_denoiser
+from minidiff.models.layers import AttentionBlock, GroupNorm, ResBlock, attend, attention, timestep_embedding
 from minidiff.models.unet import UNet, UNetConfig
 from minidiff.schedule import linear_schedule
 
@@ -201,6 +202,20 @@ def test_attention_does_not_know_where_a_pixel_is():
     torch.testing.assert_close(block(moved), block(x).flatten(2)[..., order].reshape(x.shape))
 
 
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (256, 128), (70, 131), (2, 9000)])
+@pytest.mark.parametrize("mean", [0.0, 5.0])
+def test_group_norm_keeps_its_digits_whatever_the_size(height, width, mean):
+    """Against float64, with channels last on a CPU, where the kernel of torch loses some; gradients too."""
+    norm, x = awake(GroupNorm(4, 16)).float(), (noise(2, 16, height, width) + mean).float()
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    found, (outer, exact) = norm(x), (noise(2, 16, height, width, seed=1), x.detach().double().requires_grad_())
+    expected = F.group_norm(exact, 4, norm.weight.double(), norm.bias.double(), 1e-5)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    (gradient,), (exactly,) = torch.autograd.grad(found, x, outer.float()), torch.autograd.grad(expected, exact, outer)
+    torch.testing.assert_close(gradient.double(), exactly, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("scale_shift", [True, False])
 @pytest.mark.parametrize("resample", [None, "down", "up"])
 @pytest.mark.parametrize("out", [8, 12])
@@ -343,7 +358,7 @@ def test_dropout_acts_in_training_alone():
 
 
 def test_a_network_is_a_denoiser():
-    model = as_denoiser(awake(UNet(TINY)), "v", "learned_range")
+    model = as_denoiser(awake(UNet(TINY)), "v", "learned")
     prediction = model(noise(2, 2, 8, 8), linear_schedule().level(torch.tensor([4, 800])))
     assert prediction.v.shape == prediction.fraction.shape == (2, 2, 8, 8)
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from minidiff.course.checks.l07_glide import measure_silence
 from minidiff.data.prompts import scene_sheet
 from minidiff.random import randn
-from minidiff.systems.zoo import load
+from minidiff.store import load
 
 
 def _embed(at_gap=None, word=lambda tokens: tokens >= 0, place=1.0):
@@ -219,12 +219,13 @@ def _by_assignment(caption, seen):
 def _silence_by_shares():
     """Pixel by pixel: what the gaps' keys alone would take of the text's partition function."""
     system, sheet = load("glide"), scene_sheet("heldout", 32, 16)
-    level, tokens, kept = system.schedule.level(500), system.tokens(sheet.captions[::2]), []
+    level, kept = system.schedule.level(500), []
+    tokens = system.part("caption").tokenizer(sheet.captions[::2])
     block = system.network.middle_block[1]
     hook = block.register_forward_pre_hook(lambda block, given: kept.extend(given[:2]))
     noise = randn((16, 3, 16, 16), torch.Generator().manual_seed(0))
     with torch.no_grad():
-        system(level.alpha * sheet.pictures[0][::2] + level.sigma * noise, level, tokens)
+        system(level.alpha * sheet.pictures[0][::2] + level.sigma * noise, level, system.condition(caption=tokens))
     hook.remove()
     gaps = text = 0.0
     with torch.no_grad():

@@ -6,7 +6,6 @@ import json
 import pytest
 
 from minidiff.recipes import load_recipe
-from minidiff.systems.zoo import build
 from tools.ablation import SEEDS, VARIANTS, recipe_of
 from tools.lessons import ROOT
 
@@ -14,7 +13,7 @@ RESULT = json.loads((ROOT / "data/ablation.json").read_text())
 
 
 def parameters(variant: str) -> int:
-    return sum(p.numel() for p in build(recipe_of(variant, 0), empty=True).parameters())
+    return sum(p.numel() for p in recipe_of(variant, 0).build(empty=True).parameters())
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -13,7 +13,6 @@ from minidiff.data.scenes import Object, Scene, Scenes
 from minidiff.data.tokenizer import tokenizer
 from minidiff.random import randn
 from minidiff.recipes import load_recipe
-from minidiff.systems.zoo import build
 from tools import guidance
 from tools.lessons import ROOT
 
@@ -75,7 +74,8 @@ def test_what_is_found_in_a_real_picture():
 @pytest.fixture
 def system():
     torch.manual_seed(0)
-    made = build(load_recipe("glide", ["network.channels=8", "network.groups=4", "network.head_channels=8"])).eval()
+    small = ["network.channels=8", "network.groups=4", "network.head_channels=8"]
+    made = load_recipe("glide", small).build().eval()
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=(parameter.shape[1:].numel() or 1) ** -0.5)
     return made
@@ -117,8 +117,9 @@ def test_what_a_network_misses_is_its_loss(system, monkeypatch):
     for i, time in enumerate(guidance.TIMES):
         noise = [torch.Generator().manual_seed(i)]
         monkeypatch.setattr("minidiff.systems.diffusion.randn", lambda *a, noise=noise: randn(a[0], noise[0]))
-        monkeypatch.setattr(system, "label_dropout", 0.0)
-        expected += system.loss(images, system.tokens(captions), None, torch.full((5,), time))["loss"] / 4
+        monkeypatch.setattr(system.part("caption"), "p_drop", 0.0)
+        batch = {"image": images, "caption": system.part("caption").tokenizer(captions)}
+        expected += system.loss(batch, None, system.schedule.level(torch.full((5,), time)))["loss"] / 4
     found = guidance.misses(system)
     torch.testing.assert_close(torch.tensor(found["the caption"]), expected.detach(), rtol=1e-4, atol=1e-5)
     assert len({tuple(errors) for errors in found.values()}) == 6
@@ -126,13 +127,13 @@ def test_what_a_network_misses_is_its_loss(system, monkeypatch):
 
 def test_a_picture_has_its_own_noise(system):
     for how in ((2.0, None), (3.0, Warmer())):
-        together = guidance.draw(system, CAPTIONS, 5, *how)
-        alone = guidance.draw(system, CAPTIONS[2:], 7, *how)
+        together = guidance.drawn(system, CAPTIONS, 5, *how)
+        alone = guidance.drawn(system, CAPTIONS[2:], 7, *how)
         torch.testing.assert_close(together[2:], alone, rtol=1e-3, atol=1e-3)
 
 
 def test_a_clip_on_the_caption_does_nothing_at_scale_one(system):
-    unguided = guidance.draw(system, CAPTIONS, 0, 1.0, None)
-    torch.testing.assert_close(guidance.draw(system, CAPTIONS, 0, 1.0, Warmer()), unguided, rtol=1e-3, atol=1e-3)
-    pushed = guidance.draw(system, CAPTIONS, 0, 4.0, Warmer())
+    unguided = guidance.drawn(system, CAPTIONS, 0, 1.0, None)
+    torch.testing.assert_close(guidance.drawn(system, CAPTIONS, 0, 1.0, Warmer()), unguided, rtol=1e-3, atol=1e-3)
+    pushed = guidance.drawn(system, CAPTIONS, 0, 4.0, Warmer())
     assert bool((pushed[:, 0].mean((1, 2)) > unguided[:, 0].mean((1, 2))).all())

@@ -96,9 +96,7 @@ def test_no_myst_and_no_comment_is_left(first):
 
 def test_solutions_become_stubs(first):
     code = {c.id: c.source for c in first.cells if c.cell_type == "code"}
-    assert code["ex-first-marginal-answer"].endswith(
-        '"""The mean."""\n    # YOUR CODE HERE\n    raise NotImplementedError'
-    )
+    assert code["ex-first-marginal-answer"].endswith('"""The mean."""\n    # YOUR CODE HERE\n    raise NotAttempted')
     assert code["ex-first-number-answer"] == "answer = ...  # YOUR CODE HERE"
     assert "SOLUTION" not in str(first) and "return level * x0" not in str(first)
     assert "git+https://github.com/example-org/minidiff@main" in code["install"]

@@ -30,7 +30,10 @@ def test_without_records_everything_is_not_run_yet(tmp_path, monkeypatch):
     for folder in (None, tmp_path / "nothing", tmp_path):
         made = status.tables(folder, FIXTURE)
         assert made.keys() == KEYS
-        assert made["claims"].startswith("2 claims; not run yet: 2.") and "The slope is one." in made["claims"]
+        assert (
+            made["claims"].startswith("2 claims; not run yet: 2; no control yet: 0.")
+            and "The slope is one." in made["claims"]
+        )
         assert "| 01\\_first | not run yet |" in made["lessons"] and made["checkpoints"] == "*not run yet*"
         assert made["exercises"].startswith("3 of 4 planted wrong answers are caught.")
         assert "| `ex-a` | 01\\_first | 2 | 4 | 3 | 75% |" in made["exercises"]
@@ -51,12 +54,31 @@ def test_a_recorded_lesson_is_shown_beside_one_that_was_not_run(tmp_path, monkey
     )
     notebook.finish()
     made = status.tables(root=FIXTURE)
-    assert made["claims"].startswith("2 claims; not run yet: 1; holds: 1.")
+    assert made["claims"].startswith("2 claims; holds: 1; not run yet: 1; no control yet: 0.")
+    link = '<a href="../lessons/02_second.html#claim-tweedie-holds"><code>tweedie-holds</code></a>'
     assert (
-        "| p(x\\|c) is the score's. <br> `tweedie-holds` | **holds** | 1e-09 | below 1e-06 "
+        f"| p(x\\|c) is the score's. <br> {link} | **holds** | 1e-09 | below 1e-06 "
         "| without-alpha: 0.3 (fails) | R <br> (exact) |" in made["claims"]
     )
     assert " s |" in made["lessons"] and "| 01\\_first | not run yet |" in made["lessons"]
+
+
+def test_verdicts_and_debts_are_counted_by_lesson(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINIDIFF_RECORDS", str(tmp_path))
+    small = {"above": 0.0, "tier": "small", "source": "R"}
+    notebook.begin("second")
+    claim("tweedie-holds", "It is.", -2.0, interval=(-3, -1), no_control="none was measured", **small)
+    notebook.begin("first")
+    claim("slope-is-one", "It is.", 2.0, interval=(-3, 3), control={"untrained": -1.0}, **small)
+    lines = status.tables(tmp_path, FIXTURE)["claims"].splitlines()
+    assert lines[0] == "2 claims; refuted here: 1; undecided: 1; no control yet: 1."
+    assert [line for line in lines[2:7] if "---" not in line] == [
+        "| lesson | refuted here | undecided | claims | no control yet |",
+        "| 01\\_first | 0 | 1 | 1 | 0 |",
+        "| 02\\_second | 1 | 0 | 1 | 1 |",
+        "| all | 1 | 1 | 2 | 1 |",
+    ]
+    assert "| untrained: -1 (fails) |" in "\n".join(lines) and "| none: none was measured |" in "\n".join(lines)
 
 
 def test_checkpoints_come_from_their_cards(tmp_path):

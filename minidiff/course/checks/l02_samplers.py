@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from minidiff.course.exercises import Mistake, case, exercise
+from minidiff.course.exercises import case, exercise
+from minidiff.course.outcomes import Mistake
 from minidiff.exact import GaussianDenoiser, GaussianMixtureDenoiser
 from minidiff.process import beta, beta_tilde, posterior_mean, transition
 from minidiff.sampler import ddim, heun, sample

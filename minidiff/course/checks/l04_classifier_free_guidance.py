@@ -8,7 +8,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from minidiff.course.exercises import Mistake, case, exercise
+from minidiff.course.exercises import case, exercise
+from minidiff.course.outcomes import Mistake
 from minidiff.exact import GaussianMixtureDenoiser
 from minidiff.guidance import classifier_free, grad_log_prob
 from minidiff.process import diffuse

@@ -8,7 +8,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from minidiff.course.exercises import Mistake, case, exercise
+from minidiff.course.exercises import case, exercise
+from minidiff.course.outcomes import Mistake
 from minidiff.denoiser import conditioned
 from minidiff.exact import GaussianDenoiser, GaussianMixtureDenoiser
 from minidiff.guidance import autoguidance, guidance_interval

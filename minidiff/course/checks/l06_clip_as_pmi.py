@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from minidiff.course.exercises import Mistake, case, exercise
+from minidiff.course.exercises import case, exercise
+from minidiff.course.outcomes import Mistake
 from minidiff.data import captions
 from minidiff.data.scenes import sample_scenes
 from minidiff.exact import GaussianMixtureDenoiser

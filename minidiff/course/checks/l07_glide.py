@@ -8,14 +8,15 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from minidiff.course.exercises import Mistake, case, exercise
+from minidiff.course.exercises import case, exercise
+from minidiff.course.outcomes import Mistake
 from minidiff.data.prompts import scene_sheet
 from minidiff.exact import GaussianMixtureDenoiser
 from minidiff.prediction import Prediction
 from minidiff.process import diffuse
 from minidiff.random import randn
 from minidiff.schedule import NoiseLevel, cosine_schedule
-from minidiff.systems.zoo import load
+from minidiff.store import load
 
 LESSON = "07_glide"
 
@@ -384,10 +385,11 @@ def measure_silence(of: str = "words and gaps") -> float:
     """Share of the middle block's attention that goes to gaps, of what goes to words and gaps, or of all."""
     system, sheet = load("glide"), scene_sheet("heldout", 32, 16)
     noise, level = randn((16, 3, 16, 16), torch.Generator().manual_seed(0)), system.schedule.level(500)
-    block, seen, tokens = system.network.middle_block[1], [], system.tokens(sheet.captions[::2])
+    block, seen = system.network.middle_block[1], []
+    tokens = system.part("caption").tokenizer(sheet.captions[::2])
     hook = block.register_forward_hook(lambda block, given, out: seen.extend(given[:2]))
     with torch.no_grad():
-        system(diffuse(sheet.pictures[0][::2], level, noise), level, tokens)
+        system(diffuse(sheet.pictures[0][::2], level, noise), level, system.condition(caption=tokens))
     hook.remove()
     pixels, words = seen
     q, k, _ = block.qkv(block.norm(pixels).flatten(2)).unflatten(1, (3, block.heads, -1)).unbind(1)

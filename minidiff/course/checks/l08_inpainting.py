@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minidiff.course.exercises import Mistake, case, exercise
+from minidiff.course.exercises import case, exercise
+from minidiff.course.outcomes import Mistake
 from minidiff.exact import EmpiricalDenoiser, GaussianDenoiser
 from minidiff.process import posterior_mean, transition
 from minidiff.random import randn

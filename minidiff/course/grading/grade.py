@@ -6,8 +6,8 @@ import contextlib
 import csv
 import io
 import json
-import os
 import re
+import secrets
 import sys
 import threading
 import time
@@ -20,6 +20,7 @@ from queue import SimpleQueue
 from minidiff.course.grading.channel import Gone
 from minidiff.course.grading.process import Referee
 from minidiff.course.grading.wire import Peer, Remote
+from minidiff.files import write_atomically
 
 COLUMNS = ("hand-in", "exercise", "points", "max", "status", "message")
 GRACE_S = 600.0  # what the referee may take beyond the hand-in's own limit: starting sandboxes, running the cases
@@ -45,7 +46,14 @@ class _Judge:
             self.stop()
             message = f"the referee failed on this hand-in ({error}) {output.text(1)[-1000:]}"
             return {
-                **{"handin": path, "lesson": None, "status": "error", "message": message, "exercises": []},
+                **{
+                    "handin": path,
+                    "lesson": None,
+                    "seed": options["seed"],
+                    "status": "error",
+                    "message": message,
+                    "exercises": [],
+                },
                 **{"points": 0.0, "max": 0.0, "layers": [], "output": "", "seconds": 0.0},
             }
 
@@ -87,6 +95,7 @@ def grade_paths(
     case_limit_s: float = 20.0,
     memory_limit_mb: int = 2048,
     jobs: int = 1,
+    seed: int | None = None,
     checks: Iterable[str | Path] = (),
     progress: Callable[[dict], None] | None = None,
 ) -> list[dict]:
@@ -100,15 +109,16 @@ def grade_paths(
         case_limit_s: for one case, or for fetching one answer.
         memory_limit_mb: for a hand-in, above what Python and torch take.
         jobs: hand-ins graded at the same time.
+        seed: of the inputs that the cases draw, the same for all hand-ins; drawn anew when left out.
         checks: checks modules besides the packaged ones.
         progress: called with each result, in the order in which they are done.
 
     Returns:
-        One dict per hand-in: ``handin``, ``lesson``, ``status`` ("graded" or "error"), ``message``, ``points``,
-        ``max``, ``seconds``, ``layers`` (of isolation that were active), ``output`` and ``exercises``, a list of dicts
-        with ``id``, ``name``, ``points``, ``max``, ``message``, ``cases`` and ``status``: "passed", "partial",
-        "failed", "not attempted", "missing" (nothing of that name) or "stopped" (it ended its process, or took too
-        long).
+        One dict per hand-in: ``handin``, ``lesson``, ``seed``, ``status`` ("graded" or "error"), ``message``,
+        ``points``, ``max``, ``seconds``, ``layers`` (of isolation that were active), ``output`` and ``exercises``, a
+        list of dicts with ``id``, ``name``, ``points``, ``max``, ``message``, ``cases`` and ``status``: "passed",
+        "partial", "failed", "not attempted", "missing" (nothing of that name) or "stopped" (it ended its process, or
+        took too long).
 
     Warns:
         RuntimeWarning: the system lacks a layer without which a hostile hand-in is not held (macOS, old kernels).
@@ -129,7 +139,13 @@ def grade_paths(
         raise ValueError("grading needs Linux or macOS (on Windows: WSL)")
     files = collect(paths)
     modules = [str(Path(module).resolve()) for module in checks]
-    options = {"checks": modules, "case_limit_s": float(case_limit_s), "memory_limit_mb": int(memory_limit_mb)}
+    seed = secrets.randbelow(1 << 31) if seed is None else int(seed)
+    options = {
+        "checks": modules,
+        "seed": seed,
+        "case_limit_s": float(case_limit_s),
+        "memory_limit_mb": int(memory_limit_mb),
+    }
     judges = [_Judge() for _ in range(min(int(jobs), len(files)))]
     idle: SimpleQueue[_Judge] = SimpleQueue()
     for judge in judges:
@@ -154,9 +170,9 @@ def grade_paths(
     if weak := weaknesses(results):
         warnings.warn(f"weak isolation: {weak}; grade here only hand-ins that you trust", RuntimeWarning, stacklevel=2)
     if out_csv is not None:
-        write_atomically(Path(out_csv), to_csv(results))
+        write_atomically(Path(out_csv), to_csv(results).encode("utf-8", "replace"))
     if out_json is not None:
-        write_atomically(Path(out_json), json.dumps(results, indent=1) + "\n")
+        write_atomically(Path(out_json), (json.dumps(results, indent=1) + "\n").encode("utf-8", "replace"))
     return results
 
 
@@ -184,14 +200,3 @@ def _cell(text: str) -> str:
     """One line, not too long, and never a formula: a spreadsheet would run what a hand-in wrote."""
     text = re.sub(r"[\x00-\x1f\x7f\s]+", " ", text).strip()[:MESSAGE_LENGTH]
     return "'" + text if text.startswith(("=", "+", "-", "@")) else text
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write beside and rename, so that a reader never sees half a grade book."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("w", encoding="utf-8", errors="replace", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)

@@ -11,6 +11,7 @@ import __future__
 import ast
 import builtins
 import json
+import linecache
 import re
 import symtable
 import sys
@@ -103,6 +104,7 @@ class _Statement:
 class _Cell:
     statements: list[_Statement]
     whole: bool
+    file: str  # what tracebacks call it
     run: set[int] = field(default_factory=set)  # indices of the statements to run
 
 
@@ -120,15 +122,15 @@ def names_of(node: ast.stmt) -> tuple[set[str], set[str]]:
         scope = scopes.pop()
         scopes += scope.get_children()
         needs |= {s.get_name() for s in scope.get_symbols() if s.is_global()}
-    return binds | _mutated(node), needs
+    return binds | mutated(node), needs
 
 
-def _mutated(node: ast.stmt) -> set[str]:
+def mutated(node: ast.stmt) -> set[str]:
     """Names of the objects that a statement changes in place: ``x[0] = 1``, ``x.a += 1``, ``x.append(1)``."""
     targets: list[ast.expr] = []
     if isinstance(node, ast.Assign):
-        targets = node.targets
-    elif isinstance(node, ast.AugAssign | ast.AnnAssign):
+        targets = [target for target in node.targets if not isinstance(target, ast.Name)]
+    elif isinstance(node, ast.AugAssign) or (isinstance(node, ast.AnnAssign) and not node.simple):
         targets = [node.target]
     elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
         call = node.value.func
@@ -142,15 +144,15 @@ def _mutated(node: ast.stmt) -> set[str]:
     return roots
 
 
-def _parse(source: str) -> ast.Module:
-    """Parse a cell; IPython magics and shell lines are dropped when it is not Python as it stands."""
+def parse(source: str) -> ast.Module:
+    """Parse a cell; IPython magics and shell lines do nothing when it is not Python as it stands."""
     try:
         return ast.parse(source)
     except SyntaxError:
         lines = source.splitlines()
         if lines[0].startswith("%%") and lines[0].split()[0] not in ("%%time", "%%timeit", "%%capture"):
             return ast.Module([], [])  # another language
-        return ast.parse("\n".join(line for line in lines if not re.match(r"\s*[%!?]|.*\?\s*$", line)))
+        return ast.parse("\n".join(re.sub(r"^(\s*)([%!?].*|.*\?\s*)$", r"\1pass", line) for line in lines))
 
 
 def _bound_by_pattern(block: Block) -> set[str]:
@@ -186,18 +188,21 @@ def execute(blocks: Iterable[Block], answers: Iterable[str]) -> tuple[dict, dict
         answers: names of the objects that answer exercises.
 
     Returns:
-        The namespace, and for every name whose definition failed the exception as ``[type, text]``.
+        The namespace, and for every name whose definition failed the exception as ``[type, text, line]``.
     """
     answers, errors = set(answers), {}
     cells = []
     for block in blocks:
         try:
-            statements = [_Statement(node, *names_of(node)) for node in _parse(block.source).body]
+            statements = [_Statement(node, *names_of(node)) for node in parse(block.source).body]
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             errors.update(dict.fromkeys(_bound_by_pattern(block), describe(error)))
             continue
         whole = bool(WHOLE & set(block.tags)) or any(s.binds & answers for s in statements)
-        cells.append(_Cell(statements, whole and not LIGHT & set(block.tags)))
+        cells.append(
+            _Cell(statements, whole and not LIGHT & set(block.tags), f"<cell {len(cells) + 1} of the hand-in>")
+        )
+        linecache.cache[cells[-1].file] = (len(block.source), None, block.source.splitlines(True), cells[-1].file)
     _select(cells)
     module = types.ModuleType("handin")
     sys.modules["handin"] = module  # dataclasses look their module up
@@ -210,17 +215,17 @@ def execute(blocks: Iterable[Block], answers: Iterable[str]) -> tuple[dict, dict
         for i in sorted(cell.run):
             statement = cell.statements[i]
             if failed is None or not cell.whole:
-                failed = _run(statement.node, module.__dict__, flags)
+                failed = _run(statement.node, module.__dict__, flags, cell.file)
             for name in statement.binds:
                 if failed is not None:
                     errors[name] = failed
     return module.__dict__, {name: error for name, error in errors.items() if name not in module.__dict__}
 
 
-def _run(node: ast.stmt, namespace: dict, flags: int) -> list[str] | None:
+def _run(node: ast.stmt, namespace: dict, flags: int, file: str) -> list[str] | None:
     code = ast.fix_missing_locations(ast.Module([node], []))
     try:
-        exec(compile(code, "handin", "exec", flags, dont_inherit=True), namespace)
+        exec(compile(code, file, "exec", flags, dont_inherit=True), namespace)
     except BaseException as error:  # also SystemExit: it ends this statement, nothing else
         return describe(error)
     return None

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from minidiff.course import exercises
-from minidiff.course.exercises import FAILED, NOT_ATTEMPTED, Exercise, Result
+from minidiff.course.exercises import FAILED, NOT_ATTEMPTED, Exercise, NotAttempted, Result
 from minidiff.course.grading import handin as handins
 from minidiff.course.grading import kernel
 from minidiff.course.grading.channel import Channel, Gone, Malformed
@@ -109,38 +109,42 @@ def _row(exercise: Exercise, results: list[Result], status: str | None = None, m
     status = status or exercises.status(results)
     rest = NOT_ATTEMPTED if status == NOT_ATTEMPTED else FAILED
     cases = [done.get(c.name, Result(c.name, 0.0, c.points, rest, message)) for c in exercise.cases]
-    failed = "; ".join(f"{r.case}: {r.message}" for r in cases if r.status != exercises.PASSED)
     return {
         "id": exercise.id,
         "name": exercise.name,
         "points": sum(r.points for r in cases),
         "max": exercise.points,
         "status": status,
-        "message": message or ("" if status == NOT_ATTEMPTED else failed),
+        "message": message or ("" if status == NOT_ATTEMPTED else exercises.faults(cases)),
         "cases": [asdict(r) for r in cases],
     }
 
 
-def _grade_exercise(exercise: Exercise, running: Running, case_limit_s: float) -> dict:
+def _grade_exercise(exercise: Exercise, running: Running, case_limit_s: float, seed: int) -> dict:
     results: list[Result] = []
+
+    @contextlib.contextmanager
+    def limited():
+        with running.limited(case_limit_s):
+            running.seed()
+            yield
+
     try:
         running.ensure_started()
         try:
             with running.limited(case_limit_s):
                 answer = running.get(exercise.name)
-        except NotImplementedError:
+        except NotAttempted:
             return _row(exercise, [], NOT_ATTEMPTED)
         except LookupError as error:
             kind, text = _error_of(running.errors, exercise.name)
-            if kind == "NotImplementedError":
+            if kind == "NotAttempted":
                 return _row(exercise, [], NOT_ATTEMPTED)
             return _row(exercise, [], MISSING, f"{kind}: {text}" if text else str(error))
         except Exception as error:
             return _row(exercise, [], FAILED, str(error))
-        for case in exercise.cases:
-            with running.limited(case_limit_s):
-                running.seed()
-                results.append(exercises.run_case(case, answer))
+        for result in exercises.run_cases(exercise, answer, seed, limited):
+            results.append(result)
         return _row(exercise, results)
     except Gone as gone:
         return _row(exercise, results, STOPPED, running.why(gone))
@@ -148,8 +152,9 @@ def _grade_exercise(exercise: Exercise, running: Running, case_limit_s: float) -
 
 def _error_of(errors: dict, name: str) -> tuple[str, str]:
     error = errors.get(name)
-    if isinstance(error, list) and len(error) == 2 and all(isinstance(part, str) for part in error):
-        return error[0] or "error", error[1]
+    if isinstance(error, list) and len(error) == 3 and all(isinstance(part, str) for part in error):
+        kind, text, line = error
+        return kind or "error", text + (f" ({line})" if line else "")
     return "", ""
 
 
@@ -160,6 +165,7 @@ def grade_one(
     time_limit_s: float,
     case_limit_s: float,
     memory_limit_mb: int,
+    seed: int,
 ) -> dict:
     """Grade one hand-in; see :func:`minidiff.course.grading.grade_paths` for the arguments and the result."""
     begun = time.monotonic()
@@ -168,7 +174,7 @@ def grade_one(
     names: dict[str, dict[str, str]] = {}
     for exercise in exercises.exercises():
         names.setdefault(exercise.lesson, {})[exercise.id] = exercise.name
-    report = {"handin": path, "lesson": None, "status": "graded", "message": "", "exercises": []}
+    report = {"handin": path, "lesson": None, "seed": seed, "status": "graded", "message": "", "exercises": []}
     try:
         hand_in = handins.read(Path(path))
         report["lesson"] = handins.detect_lesson(hand_in, Path(path), names)
@@ -177,7 +183,7 @@ def grade_one(
     answers = list(names[report["lesson"]].values())
     with Running(nursery, hand_in, answers, time_limit_s, memory_limit_mb) as running:
         for exercise in exercises.exercises(report["lesson"]):
-            report["exercises"].append(_grade_exercise(exercise, running, case_limit_s))
+            report["exercises"].append(_grade_exercise(exercise, running, case_limit_s, seed))
     return _finished(report | {"layers": running.layers, "output": running.output}, begun)
 
 

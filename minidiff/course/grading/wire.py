@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import base64
 import builtins
+import contextlib
 import importlib
+import linecache
 import math
+import os
+import sysconfig
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from minidiff.course.grading.channel import Channel, Gone, Malformed
+from minidiff.course.outcomes import NotAttempted
 
 MAX_TENSOR_BYTES = 8 << 20  # larger than any that a case needs; far below what a message may have
 MAX_DEPTH = 40
@@ -31,11 +37,20 @@ DTYPES = {
 }
 
 # Exceptions that a case may expect (``except ValueError``); all others arrive as AnswerError.
-EXCEPTIONS = (
+BUILTIN = (
     *("ArithmeticError", "AssertionError", "AttributeError", "IndexError", "KeyError", "LookupError", "MemoryError"),
     *("NameError", "NotImplementedError", "OverflowError", "RecursionError", "RuntimeError", "TypeError"),
     *("ValueError", "ZeroDivisionError"),
 )
+EXCEPTIONS = {name: getattr(builtins, name) for name in BUILTIN} | {"NotAttempted": NotAttempted}
+
+# Where code lies that is no learner's: Python, its packages, this one.
+_FOLDERS = [
+    *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+    *(str(Path(module.__file__).parent) for module in (torch, np)),
+    str(Path(__file__).parents[2]),
+]
+LIBRARIES = tuple(folder + os.sep for path in _FOLDERS for folder in {path, os.path.realpath(path)})
 
 # class name -> (module, {constructor argument: attribute}). Only these are ever rebuilt.
 CLASSES: dict[str, tuple[str, dict[str, str]]] = {}
@@ -228,21 +243,37 @@ class Peer(Codec):
 
 
 def describe(error: BaseException) -> list[str]:
-    """An exception as [type, text]; survives a hostile ``__str__``."""
+    """An exception as [type, text, line of the learner's own]; survives a hostile ``__str__``."""
     kind = next((c.__name__ for c in type(error).__mro__ if c.__name__ in EXCEPTIONS), "")
     try:
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     except BaseException:
         text = "(no message)"
     own = type(error).__name__
-    return [kind, (text if own == kind else f"{own}: {text}")[:MAX_TEXT]]
+    return [kind, (text if own == kind else f"{own}: {text}")[:MAX_TEXT], own_line(error)[:MAX_TEXT]]
+
+
+def own_line(error: BaseException) -> str:
+    """The deepest line of a learner's own code that an exception came through: ``line 3: return x / 0``, or ""."""
+    try:
+        found, trace = None, error.__traceback__
+        while trace is not None:
+            name = trace.tb_frame.f_code.co_filename
+            if not name.startswith(("<frozen", *LIBRARIES)):
+                found = (name, trace.tb_lineno)
+            trace = trace.tb_next
+        return "" if found is None else f"line {found[1]}: {linecache.getline(*found).strip()}".removesuffix(": ")
+    except BaseException:  # of a hostile exception
+        return ""
 
 
 def _rebuild_exception(data: Any) -> BaseException:
-    if not (isinstance(data, list) and len(data) == 2 and all(isinstance(part, str) for part in data)):
+    if not (isinstance(data, list) and len(data) == 3 and all(isinstance(part, str) for part in data)):
         return Malformed("sent an exception of the wrong shape")
-    kind, text = data
-    return getattr(builtins, kind)(text[:MAX_TEXT]) if kind in EXCEPTIONS else AnswerError(text[:MAX_TEXT])
+    kind, text, line = (part[:MAX_TEXT] for part in data)
+    error = EXCEPTIONS.get(kind, AnswerError)(text)
+    error.own_line = line
+    return error
 
 
 class _Loop(Codec):
@@ -252,7 +283,12 @@ class _Loop(Codec):
 
     def call_remote(self, index: int, args: tuple, kwargs: dict) -> Any:
         given, options = self.other.decode(self.encode(args)), self.other.decode(self.encode(kwargs))
-        return self.decode(self.other.encode(self.other.shared[index](*given, **options)))
+        try:
+            return self.decode(self.other.encode(self.other.shared[index](*given, **options)))
+        except Exception as error:
+            with contextlib.suppress(Exception):
+                error.own_line = own_line(error)
+            raise
 
 
 def loopback(answer: Any) -> Any:

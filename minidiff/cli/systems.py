@@ -1,0 +1,150 @@
+"""What ``minidiff sample`` and ``minidiff evaluate`` share: the systems they draw with, and what these may be asked."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import click
+from torch import nn
+
+from ..metrics.drawing import GUIDES, SAMPLERS, Drawing
+from ..recipes import Recipe, available, load_recipe
+from ..store import Found, checkpoints, find, load
+from ..systems import registry
+from ..systems.diffusion import Diffusion
+from ..words import nearest
+
+FILE = click.Path(exists=True, dir_okay=False)
+KINDS = {"integer": click.INT, "number": click.FLOAT, "text": click.STRING, "file": FILE}
+
+
+def drawing_options(command: Callable) -> Callable:
+    """The options that say how a system draws, see ``drawing_of``."""
+    options = [
+        click.option("--weights", type=FILE, help="Released file of a preset."),
+        click.option("--guide", type=click.Choice(GUIDES), help="Guide (default: whoever is named, or cfg)."),
+        click.option("--classifier", help="Guide by this classifier; a preset as NAME=FILE."),
+        click.option("--clip", help="Guide by this CLIP."),
+        click.option("--sampler", type=click.Choice(SAMPLERS), help="Sampler (default: ddim, or the guide's own)."),
+        click.option("--steps", default="50", show_default=True, help="Steps; or ddim25, or sections 90,60,60,20,20."),
+        click.option("--temperature", type=float, default=1.0, show_default=True, help="Of the noise at the start."),
+        click.option("--upsample", "upsamplers", multiple=True, help="Enlarge by this, told the same; repeatable."),
+        click.option("--aug-level", "aug_levels", type=float, multiple=True, help="Noise in what each of them sees."),
+        click.option("--seed", type=int, default=0, show_default=True, help="Image i depends on the seed and i alone."),
+        click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help="Images at a time."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+DRAWING = ("weights", "guide", "classifier", "clip", "sampler", "steps", "temperature", "upsamplers", "aug_levels")
+CAN = {"classifier": "classifier", "clip": "critic"}  # option -> what a system must have to guide by it
+
+
+def drawing_of(name: str, options: dict, device) -> tuple[Drawing, Found]:
+    """How a system draws, and what was found by its name.
+
+    Raises:
+        UsageError: for systems that draw nothing.
+        ValueError: for systems that are not there, or do not go together.
+    """
+    ref = f"{name}={options['weights']}" if options["weights"] else name
+    base = _drawer(ref, device, "it guides another system as --classifier or --clip")
+    larger = [_drawer(ref, device, "--upsample takes systems that enlarge") for ref in options["upsamplers"]]
+    names = [name, *(ref.partition("=")[0] for ref in options["upsamplers"])]
+    guides = {who: load(options[who], device, can) for who, can in CAN.items() if options[who]}
+    steps = int(options["steps"]) if options["steps"].isdigit() else options["steps"]
+    same = {key: options[key] for key in ("sampler", "guide", "aug_levels", "temperature", "seed", "batch")}
+    return Drawing([base.system, *(found.system for found in larger)], steps, names=names, **same, **guides), base
+
+
+def _drawer(ref: str, device, otherwise: str) -> Found:
+    found = find(ref, device)
+    if not isinstance(found.system, Diffusion):
+        raise click.UsageError(f"{ref.partition('=')[0]} draws nothing; {otherwise}")
+    return found
+
+
+def asking(drawing: Drawing, name: str) -> click.Command:
+    """A command whose options are the questions that a system asks."""
+    parameters: list[click.Parameter] = []
+    for question in drawing.questions:
+        kind = KINDS[question.kind]
+        parameters.append(click.Option([f"--{question.name}"], type=kind, multiple=question.many, help=question.help))
+        if question.first:
+            parameters.append(click.Argument([f"{question.name}s"], nargs=-1, metavar=f"[{question.name.upper()}]..."))
+    return click.Command(f"minidiff sample {name}", params=parameters, add_help_option=False)
+
+
+def answers(drawing: Drawing, name: str, words: Sequence[str], others: Sequence[str] = ()) -> dict[str, object]:
+    """The answers to the questions of a system among the words of the command line.
+
+    Args:
+        drawing: How the system draws.
+        name: Its name.
+        words: What the command line says beside the options that all systems have.
+        others: Those options.
+
+    Raises:
+        UsageError: for an option that this system does not have (the nearest is named), or words that it does not read.
+    """
+    own = [f"--{question.name}" for question in drawing.questions]
+    try:
+        context = asking(drawing, name).make_context(name, list(words), allow_extra_args=True)
+    except click.NoSuchOption as error:
+        known = nearest(error.option_name, [*own, *others])
+        raise click.UsageError(f"{name} has no option {error.option_name}: {known}") from None
+    if context.args:
+        told = f"it is told by {', '.join(own)}" if own else "it is told nothing"
+        raise click.UsageError(f"{name} does not read {' '.join(context.args)!r}: {told}")
+    given = context.params
+    for question in drawing.questions:
+        if question.first:
+            given[question.name] = [*given.pop(f"{question.name}s"), *given[question.name]]
+    return {key: value for key, value in given.items() if value not in (None, (), [])}
+
+
+def help_of(name: str) -> str:
+    """What a system is told, its options on the command line, and the options of its recipe.
+
+    Args:
+        name: A checkpoint, run or preset's recipe, a recipe, or a registered system.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    system, recipe = _described(name)
+    if recipe is None:
+        return _recipe_options(registry.find(name))
+    parameters = sum(p.numel() for p in system.parameters())
+    lines = [f"{recipe.name}: a {recipe.system}, {parameters / 1e6:.2f} M parameters"]
+    for part in getattr(system, "parts", ()):
+        null = f"can be nothing, which training makes of it with probability {part.p_drop:g}"
+        lines.append(f"  {part.key}: {null if part.nullable else 'always told'}")
+    lines.append(_recipe_options(registry.find(recipe.system)))
+    if hasattr(system, "parts"):
+        formatter = click.HelpFormatter(width=100)
+        asking(Drawing([system], names=[name]), name).format_options(click.Context(click.Command(name)), formatter)
+        lines.append(f"On the command line of `minidiff sample {name}`:\n{formatter.getvalue()}".rstrip())
+    return "\n".join(lines)
+
+
+def _described(name: str) -> tuple[nn.Module | None, Recipe | None]:
+    """A system, perhaps without its weights, and its recipe; nothing for the bare name of a system."""
+    if name in checkpoints() or any((Path(name) / file).is_file() for file in ("card.json", "last.safetensors")):
+        found = find(name)
+        return found.system, found.recipe
+    if Path(f"{name}.yaml").is_file():
+        name = f"{name}.yaml"
+    elif name not in available() and not name.endswith((".yaml", ".yml")):
+        return None, None
+    recipe = load_recipe(name)
+    return recipe.build(empty=True), recipe
+
+
+def _recipe_options(kind: registry.System) -> str:
+    fields = [f"{field.name} = {field.default!r}" for field in dataclasses.fields(kind.options)]
+    return f"In a recipe: system: {{name: {kind.name}, ...}} with {', '.join(fields) or 'no options'}"
