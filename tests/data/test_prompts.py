@@ -17,8 +17,8 @@ from minidiff.data.captions import (
 )
 from minidiff.data.oracle import read
 from minidiff.data.prompts import scene_sheet, scenes_of, sheets
+from minidiff.data.recipe import DataRecipe
 from minidiff.data.scenes import REACH, arranged, held_out, joined, relation_of, sample_scenes
-from minidiff.recipes import DataRecipe
 
 
 @pytest.fixture(scope="module")

@@ -9,19 +9,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import small_open_clip
-from minidiff.systems.zoo import build
-from minidiff.training.data import load_set
 
+from minidiff import store
+from minidiff.data.sets import load_set
 from minidiff.data.tokenizer import tokenizer
 from minidiff.guidance import classifier_guidance, clip_guidance, mean_shift_guidance
 from minidiff.models.clip import CLIPConfig, NoisedCLIP, Towers
 from minidiff.models.unet import UNetConfig
 from minidiff.pmi import pointwise_mutual_information, residual
 from minidiff.random import randn, sample_generators
-from minidiff.recipes import Recipe, from_dict, load_recipe
+from minidiff.recipes import Recipe, load_recipe
 from minidiff.schedule import DATA, clipped_cosine_schedule
-from minidiff.systems import zoo
-from minidiff.systems.clip import CLIP, load_clip
+from minidiff.systems.clip import CLIP
 from minidiff.training import publish as publishing
 from minidiff.training.loop import train
 from minidiff.training.publish import heldout_metrics, publish
@@ -36,7 +35,7 @@ TINY = [
 def system(name="scenes-clip-noisy", *changes) -> CLIP:
     """A small CLIP with random weights."""
     torch.manual_seed(0)
-    return build(load_recipe(name, [*TINY, *changes])).eval()
+    return load_recipe(name, [*TINY, *changes]).build().eval()
 
 
 @pytest.fixture(params=["scenes-clip", "scenes-clip-noisy"])
@@ -67,8 +66,8 @@ def test_embeddings_have_length_one(clip, x):
 def test_the_level_is_told_to_a_noised_clip_alone(clip, x):
     levels = [clip.schedule.level(t) for t in (3, 900)]
     a, b = (clip.embed_images(x, level) for level in levels)
-    assert clip.noisy == isinstance(clip.network, NoisedCLIP)
-    assert ((a - b).abs().max() > 1e-4) == clip.noisy
+    assert clip.noise_aware == isinstance(clip.network, NoisedCLIP)
+    assert ((a - b).abs().max() > 1e-4) == clip.noise_aware
     each = clip.embed_images(x, clip.schedule.level(torch.tensor([3, 900, 3])))
     torch.testing.assert_close(each, torch.stack([a[0], b[1], a[2]]))
 
@@ -162,10 +161,10 @@ def test_the_scale_is_finite(clip, scale):
 
 @pytest.mark.parametrize("directions", ["both", "image-to-text", "text-to-image"])
 def test_the_loss_by_hand(directions):
-    clip = system("scenes-clip-noisy", f"directions={directions}")
+    clip = system("scenes-clip-noisy", f"system.directions={directions}")
     images, times = torch.rand(3, 3, 16, 16) * 2 - 1, torch.tensor([0, 400, 900])
     tokens, generators = clip.tokens(CAPTIONS), lambda: sample_generators(0, range(3))
-    found = clip.loss(images, tokens, generators(), times)
+    found = clip.loss({"image": images, "caption": tokens}, generators(), clip.schedule.level(times))
     eps = torch.stack([torch.randn(3, 16, 16, generator=g) for g in generators()])
     alpha_bar = clip.schedule.alpha_bar[times].view(3, 1, 1, 1)
     x_t = (alpha_bar.sqrt() * images + (1 - alpha_bar).sqrt() * eps).float()
@@ -181,30 +180,37 @@ def test_the_loss_by_hand(directions):
 
 def test_a_clean_clip_is_trained_on_clean_images(x):
     clip = system("scenes-clip")
-    tokens = clip.tokens(CAPTIONS)
-    a, b = (clip.loss(x, tokens, generator, torch.tensor(t)) for generator, t in ((None, [1, 2, 3]), (None, [900] * 3)))
+    batch = {"image": x, "caption": clip.tokens(CAPTIONS)}
+    a, b = (clip.loss(batch, None, clip.schedule.level(torch.tensor(t))) for t in ([1, 2, 3], [900] * 3))
     assert torch.equal(a["loss"], b["loss"])
-    assert torch.equal(a["loss"], clip.loss(x, tokens)["loss"])
+    assert torch.equal(a["loss"], clip.loss(batch)["loss"])
 
 
-def test_times_are_drawn_when_left_out(x):
+def test_levels_are_drawn_when_left_out(x):
     clip = system()
-    tokens, draw = clip.tokens(CAPTIONS), lambda seed: clip.loss(x, tokens, torch.Generator().manual_seed(seed))["loss"]
+    batch = {"image": x, "caption": clip.tokens(CAPTIONS)}
+    draw = lambda seed: clip.loss(batch, torch.Generator().manual_seed(seed))["loss"]
     assert torch.equal(draw(0), draw(0)) and not torch.equal(draw(0), draw(1))
+    generator = torch.Generator().manual_seed(0)
+    level = clip.schedule.level(torch.randint(clip.schedule.T, (3,), generator=generator))
+    assert torch.equal(clip.loss(batch, generator, level)["loss"], draw(0))
 
 
 def test_equal_captions_count_as_found(x):
     clip = system("scenes-clip")
-    found = clip.loss(x, clip.tokens(["a small star"] * 3))
+    ask = lambda captions: clip.loss({"image": x, "caption": clip.tokens(captions)})
+    found = ask(["a small star"] * 3)
     assert found["accuracy"].tolist() == [1, 1, 1]
-    two = clip.loss(x, clip.tokens(["a small star"] * 2 + ["a disc"]))
+    two = ask(["a small star"] * 2 + ["a disc"])
     assert not torch.allclose(two["loss"], found["loss"])
 
 
 def test_pairs_of_other_processes_are_negatives_in_training_alone(clip, x, monkeypatch):
     """Whoever evaluates has no other process to wait for."""
     tokens, times, everyone = clip.tokens(CAPTIONS), torch.tensor([3, 400, 900]), []
-    loss = lambda n: clip.loss(x[:n], tokens[:n], sample_generators(0, range(n)), times[:n])["loss"]
+    loss = lambda n: clip.loss(
+        {"image": x[:n], "caption": tokens[:n]}, sample_generators(0, range(n)), clip.schedule.level(times[:n])
+    )["loss"]
     alone, whole = loss(1), loss(3)
     monkeypatch.setattr("minidiff.systems.clip.gathered", lambda z: everyone.append(z) or z)
     clip.train()
@@ -216,8 +222,9 @@ def test_pairs_of_other_processes_are_negatives_in_training_alone(clip, x, monke
 
 
 def test_compiling_reaches_the_towers_that_the_loss_calls(clip, x):
-    tokens, graphs = clip.tokens(CAPTIONS), []
-    loss = lambda: clip.loss(x, tokens, sample_generators(0, range(3)), torch.tensor([3, 400, 900]))["loss"]
+    batch, graphs = {"image": x, "caption": clip.tokens(CAPTIONS)}, []
+    level = clip.schedule.level(torch.tensor([3, 400, 900]))
+    loss = lambda: clip.loss(batch, sample_generators(0, range(3)), level)["loss"]
     plain = loss()
     clip.network.compile(backend=lambda graph, inputs: graphs.append(graph) or graph.forward)
     torch.testing.assert_close(loss(), plain)
@@ -227,7 +234,7 @@ def test_compiling_reaches_the_towers_that_the_loss_calls(clip, x):
 class Tables(Towers):
     """The simplest towers: an embedding for each of four pictures, told apart by their first pixel, and four texts."""
 
-    noisy = False
+    noise_aware = False
 
     def __init__(self):
         super().__init__()
@@ -254,7 +261,7 @@ def test_training_finds_the_pointwise_mutual_information_of_its_world(directions
         for group in optimizer.param_groups:
             group["lr"] = 0.05 * (1 - step / steps)
         optimizer.zero_grad()
-        clip.loss(images[k // 4], texts[k % 4])["loss"].mean().backward()
+        clip.loss({"image": images[k // 4], "caption": texts[k % 4]})["loss"].mean().backward()
         optimizer.step()
     true = pointwise_mutual_information(joint)
     wrong = (clip.logit_scale.exp() * clip.similarity(images, texts)).detach().double() - true
@@ -271,7 +278,7 @@ def test_shapes_are_told_apart_by_their_keys():
     assert isinstance(load_recipe("glide").network, UNetConfig)
     for name in ("scenes-clip", "glide-clip", "glide"):
         recipe = load_recipe(name)
-        assert from_dict(Recipe, recipe.to_dict()) == recipe
+        assert Recipe.from_plain(recipe.to_plain()) == recipe
     with pytest.raises(ValueError, match=r"unknown key recipe.network.patches: did you mean 'patch'"):
         load_recipe("scenes-clip", ["network.patches=3"])
     with pytest.raises(ValueError, match=r"unknown key recipe.network.chanels: did you mean 'channels'"):
@@ -280,10 +287,12 @@ def test_shapes_are_told_apart_by_their_keys():
         load_recipe("scenes-clip", ["network=3"])
 
 
-def test_the_batch_of_a_clip_is_not_cut():
+def test_the_batch_of_a_clip_is_not_cut(tmp_path):
     """Its parts would be smaller batches, which is another loss."""
     with pytest.raises(ValueError, match="must be 1 for a clip, got 2: the parts of a batch would lose each other"):
-        load_recipe("scenes-clip", ["training.accumulate=2"])
+        train(
+            load_recipe("scenes-clip", [*TINY, "training.accumulate=2"]), Recipe.build, tmp_path, cpu=True, quiet=True
+        )
 
 
 def test_the_small_recipes_fit_the_model_they_guide():
@@ -295,7 +304,7 @@ def test_the_small_recipes_fit_the_model_they_guide():
         assert recipe.network.size == base.network.size
         words = tokenizer(recipe.data.tokenizer)
         assert (recipe.network.vocabulary, recipe.network.context) == (words.size + 2, words.context + 2)
-        assert 4e5 < sum(p.numel() for p in build(recipe, empty=True).parameters()) < 8e5
+        assert 4e5 < sum(p.numel() for p in recipe.build(empty=True).parameters()) < 8e5
     assert recipe.network.levels == recipe.schedule.T
     assert dataclasses.replace(recipe.network, levels=0) == load_recipe("scenes-clip").network
 
@@ -304,19 +313,19 @@ def test_training_and_publishing(tmp_path, monkeypatch):
     """From the loop to a checkpoint that loads by name; the card's loss is that of batches of the recipe's size."""
     recipe = load_recipe("scenes-clip-noisy", TINY)
     monkeypatch.setattr(publishing, "HELDOUT", 160)
-    before = build(recipe).state_dict()
-    after = train(recipe, build, tmp_path / "run", cpu=True, quiet=True)
+    before = recipe.build().state_dict()
+    after = train(recipe, Recipe.build, tmp_path / "run", cpu=True, quiet=True)
     assert any((after[k] - before[k]).abs().max() > 0 for k in before)
-    found = publish(recipe, build(recipe), tmp_path / "run", tmp_path / "checkpoints/scenes-clip-noisy")
+    found = publish(recipe, recipe.build(), tmp_path / "run", tmp_path / "checkpoints/scenes-clip-noisy")
     assert set(found["metrics"]) == {"heldout_loss", "heldout_accuracy"}
-    monkeypatch.setattr(zoo, "data_folder", lambda: tmp_path)
-    clip = load_clip("scenes-clip-noisy")
-    assert clip.noisy and not any(p.requires_grad for p in clip.parameters())
-    images, tokens = load_set(recipe.data, 16, "heldout", 160)
+    monkeypatch.setattr(store, "data_folder", lambda: tmp_path)
+    clip = store.load("scenes-clip-noisy", can="critic")
+    assert clip.noise_aware and not any(p.requires_grad for p in clip.parameters())
+    heldout = load_set(recipe.data, "heldout", 160)
     generator, losses = sample_generators(recipe.training.seed, ["heldout 0"])[0], []
     for first in range(0, 160, 16):
-        losses.append(clip.loss(images[first : first + 16], tokens[first : first + 16], generator)["loss"])
-    assert heldout_metrics(clip, recipe, passes=1)["heldout_loss"] == pytest.approx(
+        losses.append(clip.loss({k: v[first : first + 16] for k, v in heldout.items()}, generator)["loss"])
+    assert heldout_metrics(clip, recipe, heldout, passes=1)["heldout_loss"] == pytest.approx(
         float(torch.cat(losses).mean()), abs=1e-4
     )
 
@@ -336,8 +345,8 @@ def test_a_released_clip_has_the_same_interface(folder, x):
     import open_clip
 
     model, where = folder
-    clip = load_clip(f"local-dir:{where}")
-    assert not clip.noisy and not clip.training and not any(p.requires_grad for p in clip.parameters())
+    clip = store.load(f"local-dir:{where}", can="critic")
+    assert not clip.noise_aware and not clip.training and not any(p.requires_grad for p in clip.parameters())
     texts = ["a photo of a cat", "two dogs"]
     mean, std = torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1), torch.tensor([0.2, 0.3, 0.4]).view(3, 1, 1)
     i = model.encode_image(((x[..., :8, :8] + 1) / 2 - mean) / std, normalize=True)
@@ -357,8 +366,8 @@ def test_clips_that_are_not_there(monkeypatch, tmp_path):
         (f"ViT-B-32:{tmp_path}/none.safetensors", "a local file is named MODEL:/path"),
         (f"local-dir:{tmp_path}", "not here or cannot be read"),
         ("ViT-B32:openai", "did you mean 'ViT-B-32'"),
-        ("digits", "digits is a ClassConditional; a CLIP is accepted"),
+        ("digits", "digits is a class_conditional, which has no critic; what has one is accepted"),
         ("scenes-clap", "no checkpoint 'scenes-clap'"),
     ):
         with pytest.raises(ValueError, match=message):
-            load_clip(name)
+            store.load(name, can="critic")

@@ -226,11 +226,10 @@ def test_a_clip_with_words_of_its_own_is_told_the_captions(system):
             return lambda x, level: wanted * x.mean((1, 2, 3))
 
     one, other = Letters(), Brighter()
+    again = lambda: torch.Generator().manual_seed(5)
     drawn = [
-        draw(
-            system, 4, guide=clip(c, CAPTIONS, 2.0), levels=3, generator=torch.Generator().manual_seed(5), caption=told
-        )
-        for c, told in ((one, CAPTIONS), (one, read(CAPTIONS)), (other, CAPTIONS))
+        draw(system, 4, guide=clip(critic, CAPTIONS, 2.0), levels=3, generator=again(), caption=told)
+        for critic, told in ((one, CAPTIONS), (one, read(CAPTIONS)), (other, CAPTIONS))
     ]
     assert one.asked == [CAPTIONS] * 2 and torch.equal(*drawn[:2]) and not torch.equal(*drawn[1:])
 
