@@ -104,7 +104,7 @@ def load(ref: str, device: str = "cpu", can: str = "") -> nn.Module:
 
 def _found(ref: str, device: str) -> Found:
     name, _, released = ref.partition("=")
-    if released:
+    if released and not Path(ref).is_dir():
         from .pretrained import load as load_preset
         from .pretrained import preset
 

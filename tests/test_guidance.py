@@ -12,11 +12,16 @@ from minidiff.condition import Condition
 from minidiff.denoiser import as_denoiser, conditioned
 from minidiff.exact import GaussianMixtureDenoiser
 from minidiff.guidance import (
+    adm,
+    auto,
     autoguidance,
+    cfg,
+    classifier,
     classifier_free,
     classifier_guidance,
     grad_log_prob,
     guidance_interval,
+    interval,
     mean_shift_guidance,
     rescaled,
     scale_from_w,
@@ -43,6 +48,16 @@ def batch(world, level, n=4, seed=5):
 def smeared(mixture, extra=0.3):
     """A weak version of a mixture: every component wider."""
     return GaussianMixtureDenoiser(mixture.means, mixture.variance + extra, mixture.weights, mixture.labels)
+
+
+class Marked:
+    """A denoiser that answers with one number."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __call__(self, x, level):
+        return Prediction(x, level, torch.full_like(x, self.value), "eps")
 
 
 def autograd_score(log_prob, x, level):
@@ -409,6 +424,22 @@ def test_interval_of_everything_guides_everywhere(mixture, level):
     torch.testing.assert_close(everywhere.eps, guided(x, level).eps, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_an_interval_without_an_upper_end_guides_from_pure_noise(mixture, per_sample):
+    """Where alpha is 0 the ratio is infinite: neither infinity times zero nor a division decides."""
+    x = torch.randn(4, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    alpha, sigma = torch.tensor([0.0, 0.0, 1.0, 0.6]).double(), torch.tensor([1.0, 80.0, 0.0, 0.8]).double()
+    everywhere = guidance_interval(Marked(1.0), Marked(0.0), 0.0, math.inf)
+    bounded = guidance_interval(Marked(1.0), Marked(0.0), 0.0, 1e9)
+    for limited, expected in ((everywhere, [1, 1, 0, 1]), (bounded, [0, 0, 0, 1])):
+        if per_sample:
+            found = limited(x, NoiseLevel(alpha, sigma, torch.arange(4))).eps[:, 0]
+        else:
+            levels = [NoiseLevel(a, s, 0) for a, s in zip(alpha.tolist(), sigma.tolist(), strict=True)]
+            found = torch.stack([limited(x[:1], level).eps[0, 0] for level in levels])
+        assert found.tolist() == expected
+
+
 def test_interval_asks_only_who_is_needed(mixture):
     """No second pass outside: that is half of the point."""
     never = lambda x, level: pytest.fail("asked")
@@ -476,12 +507,60 @@ def test_rescaling_of_bad_input(line, mixture):
         rescaled(line, line)(torch.zeros(2, 1), MIDDLE)
 
 
+# --- guides ---------------------------------------------------------------------------------------------------------
+
+
+def as_guides(mixture):
+    """From a guide to the denoiser that it is to make of a mixture, its labels and no labels."""
+    log_prob, told, free = mixture.classifier(LABELS), conditioned(mixture, LABELS), conditioned(mixture, NULL)
+    weak = conditioned(smeared(mixture), LABELS)
+    within = lambda guided: guidance_interval(guided, told, 0.3, 5.0)
+    return {
+        cfg(3.0): classifier_free(mixture, LABELS, NULL, 3.0),
+        classifier(log_prob, 2.0): classifier_guidance(free, log_prob, 2.0),
+        adm(log_prob, 2.0): mean_shift_guidance(static_threshold(told), log_prob, 2.0),
+        adm(log_prob, 2.0, ode=True): classifier_guidance(static_threshold(told), log_prob, 2.0),
+        auto(weak, 2.0): autoguidance(told, weak, 2.0),
+        interval(cfg(3.0), 0.3, 5.0): within(classifier_free(mixture, LABELS, NULL, 3.0)),
+        interval(classifier(log_prob, 2.0), 0.3, 5.0): within(classifier_guidance(free, log_prob, 2.0)),
+    }
+
+
+def test_a_guide_makes_the_denoiser_of_its_name(mixture, level):
+    x = batch(mixture, level)
+    for guide, denoiser in as_guides(mixture).items():
+        found, expected = guide(mixture, LABELS, NULL)(x, level), denoiser(x, level)
+        assert torch.equal(found.eps, expected.eps)
+        assert (found.tilt is None) == (expected.tilt is None)
+        assert found.tilt is None or torch.equal(found.tilt, expected.tilt)
+
+
+def test_bayes_rule_makes_two_guides_one(mixture, level):
+    """The classifier of the world itself: s = 1 is the conditional model, and classifier-free at any scale."""
+    x, log_prob = batch(mixture, level), mixture.classifier(LABELS)
+    for scale in (1.0, 2.5):
+        free, by = (guide(mixture, LABELS, NULL)(x, level).eps for guide in (cfg(scale), classifier(log_prob, scale)))
+        torch.testing.assert_close(free, by, rtol=1e-6, atol=1e-6)
+
+
+def test_only_scale_one_is_left_without_a_null(mixture):
+    x = batch(mixture, MIDDLE)
+    assert torch.equal(cfg(1.0)(mixture, LABELS, LABELS)(x, MIDDLE).eps, mixture(x, MIDDLE, LABELS).eps)
+    for scale in (0.0, 3.0):
+        with pytest.raises(ValueError, match=f"knows no null condition to guide at scale {scale:g}; only scale 1"):
+            cfg(scale)(mixture, LABELS, LABELS)
+
+
 # --- bad input ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scale", [math.nan, math.inf, -math.inf])
 def test_scales_that_are_not_finite(mixture, scale):
     for make in (
+        lambda: cfg(scale),
+        lambda: classifier(mixture.classifier(1), scale),
+        lambda: adm(mixture.classifier(1), scale),
+        lambda: auto(mixture, scale),
         lambda: classifier_free(mixture, LABELS, NULL, scale),
         lambda: classifier_guidance(mixture, mixture.classifier(1), scale),
         lambda: mean_shift_guidance(mixture, mixture.classifier(1), scale),

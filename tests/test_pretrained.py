@@ -8,20 +8,15 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from minidiff.systems.class_conditional import ClassConditional
-from minidiff.systems.upsampler import Small, Upsampler
-from minidiff.systems.zoo import build
 from safetensors.torch import save_file
 
 from minidiff import pretrained
 from minidiff.pretrained import LAYOUTS, load, preset, presets, read_into
 from minidiff.recipes import load_recipe
-from minidiff.schedule import linear_schedule
+from minidiff.schedule import linear_schedule, respaced
 from minidiff.systems.classifier import NoisyClassifier
 from minidiff.systems.clip import CLIP
-from minidiff.systems.diffusion import respaced
-from minidiff.systems.glide import Glide, GlideUpsampler
-from minidiff.systems.inpainting import GlideInpainter, GlideUpsamplerInpainter, Masked
+from minidiff.systems.diffusion import Diffusion
 
 MILLIONS = {  # as published, to the last digit given
     "adm-imagenet64": "295.90",
@@ -45,12 +40,12 @@ MILLIONS = {  # as published, to the last digit given
     "glide-upsampler-inpaint": "398.37",
     "glide-clip": "158.12",  # 71.68 and 86.44, see tests/models/test_clip_networks.py
 }
-GLIDES = {
-    "glide-base": Glide,
-    "glide-upsampler": GlideUpsampler,
-    "glide-base-inpaint": GlideInpainter,
-    "glide-upsampler-inpaint": GlideUpsamplerInpainter,
-    "glide-clip": CLIP,
+GLIDES = {  # what each is told, in the order of its channels
+    "glide-base": ["caption"],
+    "glide-upsampler": ["caption", "low_res"],
+    "glide-base-inpaint": ["caption", "known"],
+    "glide-upsampler-inpaint": ["caption", "known", "low_res"],
+    "glide-clip": None,
 }
 BASE, UP = ((1, 2, 3, 4), 3, 64), ((1, 1, 2, 2, 4, 4), 2, 256)
 RELEASED = {  # channels that enter; width of each level, blocks of a level, size
@@ -84,10 +79,13 @@ def test_the_table_of_presets_is_complete():
     assert len({url for p in presets().values() for url in p.urls.values()}) == len(MILLIONS) + 1
     new_order = [name for name, p in presets().items() if p.layout == "adm"]
     assert new_order == ["adm-imagenet64"]
-    kinds = {"classifier": NoisyClassifier, "upsampler": Upsampler}
     for name in presets():
-        kind = GLIDES.get(name) or kinds.get(name.split("-")[1], ClassConditional)
-        assert type(build(load_recipe(name), empty=True)) is kind
+        system, kind = load_recipe(name).build(empty=True), name.split("-")[1]
+        assert type(system) is {"classifier": NoisyClassifier, "clip": CLIP}.get(kind, Diffusion)
+        if isinstance(system, Diffusion):
+            label = [] if "lsun" in name or "uncond" in name else ["label"]
+            told = GLIDES.get(name) or label + ["low_res"] * (kind == "upsampler")
+            assert [part.key for part in system.parts] == told
     with pytest.raises(ValueError, match="no preset 'adm-imagenet65': did you mean 'adm-imagenet64'"):
         preset("adm-imagenet65")
 
@@ -103,7 +101,7 @@ def test_recipes_are_as_published():
         assert network.dropout == (0.1 if name == "adm-imagenet64" or re.search(r"lsun-\w+$", name) else 0.0)
         if kind != "classifier":
             assert (plan.final_lr, plan.weight_decay, max(plan.ema)) == (1.0, 0.0, 0.9999)
-            assert (recipe.predicts, recipe.variance, recipe.label_dropout) == ("eps", "learned_range", 0.0)
+            assert (recipe.options.predicts, recipe.options.variance, recipe.options.drop) == ("eps", "learned", 0.0)
     steps = {name: load_recipe(name).training.steps // 1000 for name in ADMS}
     assert [steps[f"adm-lsun-{s}"] for s in ("cat", "horse", "bedroom")] == [200, 250, 500]
     assert [steps[f"adm-imagenet{s}"] for s in (64, 128, 256, 512)] == [540, 4360, 1980, 1940]
@@ -184,7 +182,7 @@ def count(shapes, *parts):
 @pytest.mark.parametrize("name", list(RELEASED))
 def test_glides_names_and_shapes_are_the_released_ones(name):
     chosen = preset(name)
-    own = build(chosen.recipe, empty=True).network.state_dict()
+    own = chosen.recipe.build(empty=True).network.state_dict()
     found = {LAYOUTS[chosen.layout].published(key): tuple(value.shape) for key, value in own.items()}
     expected = released_shapes(*RELEASED[name])
     assert found == expected and len(found) == len(own)
@@ -196,7 +194,7 @@ def test_glides_names_and_shapes_are_the_released_ones(name):
 def test_glide_at_the_size_of_the_paper():
     """The released code at the paper's width: 2242 + 1312 millions, 3.5 billion in the paper; its upsampler 1642, 1.5
     billion in the paper, which does not say how many layers of text it has."""
-    networks = [build(load_recipe(f"glide-paper-{name}"), empty=True).network for name in ("base", "upsampler")]
+    networks = [load_recipe(f"glide-paper-{name}").build(empty=True).network for name in ("base", "upsampler")]
     base, upsampler = (sum(p.numel() for p in network.parameters()) / 1e6 for network in networks)
     text = sum(p.numel() for n, p in networks[0].text.named_parameters() if "transformer_proj" not in n) / 1e6
     assert (round(base - text), round(text), round(base), round(upsampler)) == (2242, 1312, 3554, 1642)
@@ -208,9 +206,10 @@ def test_glides_recipes_are_as_published():
         recipe, up = load_recipe(name), "upsampler" in name
         network = recipe.network
         assert recipe.schedule.name == ("linear" if up else "clipped_cosine") and recipe.schedule.T == 1000
-        assert (recipe.predicts, recipe.variance, recipe.data.tokenizer) == ("eps", "learned_range", "glide")
+        options = recipe.options
+        assert (options.predicts, options.variance, recipe.data.tokenizer) == ("eps", "learned", "glide")
         assert network.scale_shift and network.resample_blocks and network.groups == 32 and network.dropout == 0.1
-        assert recipe.label_dropout == (0.0 if up else 0.2) and not recipe.data.mirror, "left and right are words"
+        assert options.drop == (0.0 if up else 0.2) and not recipe.data.mirror, "left and right are words"
     plans = {name: load_recipe(f"glide-{name}").training for name in ("base", "upsampler", "paper-base")}
     assert {name: (p.steps, p.batch) for name, p in plans.items()} == {
         "base": (2_500_000, 2048), "upsampler": (1_600_000, 512), "paper-base": (2_500_000, 2048),
@@ -220,7 +219,7 @@ def test_glides_recipes_are_as_published():
 
 def test_glides_fast_steps():
     """Sections of 10, 10, 3, 2, 2 of a thousand times, but not the noisiest of all."""
-    system = build(load_recipe("glide-upsampler"), empty=True)
+    system = load_recipe("glide-upsampler").build(empty=True)
     times = [level.time for level in respaced(system.schedule, preset("glide-upsampler").steps)]
     even = lambda first, last, n: [round(first + i * (last - first) / (n - 1)) for i in range(n)]
     sections = [even(200 * i, 200 * i + 199, n) for i, n in enumerate((10, 10, 3, 2, 2))]
@@ -381,12 +380,12 @@ def plain_of(recipe, tensors, layout):
 @pytest.mark.parametrize("name", ["adm-imagenet64", "adm-imagenet256", "adm-imagenet512", "adm-lsun-cat"])
 def test_converted_weights_compute_the_original_function(name):
     recipe = recipe_of(name, *["network.classes=7"] * ("imagenet" in name))
-    tensors = published(build(recipe, empty=True))
-    system = read_into(build(recipe, empty=True), LAYOUTS[preset(name).layout], tensors, name)
+    tensors = published(recipe.build(empty=True))
+    system = read_into(recipe.build(empty=True), LAYOUTS[preset(name).layout], tensors, name)
     x, t = torch.randn(3, 3, 16, 16), torch.tensor([0, 500, 999])
-    labels = torch.tensor([0, 3, 6]) if system.labelled else None
+    labels = torch.tensor([0, 3, 6]) if system.part("label") else None
     expected = plain_of(recipe, tensors, preset(name).layout).unet(x, t, labels)
-    prediction = system(x, system.schedule.level(t), labels)
+    prediction = system(x, system.schedule.level(t), None if labels is None else system.condition(label=labels))
     torch.testing.assert_close(prediction.eps.double(), expected[:, :3], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(prediction.fraction.double(), (expected[:, 3:] + 1) / 2, rtol=1e-4, atol=1e-4)
     other = "adm" if preset(name).layout == "adm-legacy" else "adm-legacy"
@@ -403,8 +402,8 @@ def enlarged(small):
 
 def test_converted_upsamplers_compute_the_original_function():
     recipe = recipe_of("adm-upsampler-64-256", "network.classes=7")
-    tensors = published(build(recipe, empty=True))
-    system = read_into(build(recipe, empty=True), LAYOUTS["adm-legacy"], tensors, "tiny")
+    tensors = published(recipe.build(empty=True))
+    system = read_into(recipe.build(empty=True), LAYOUTS["adm-legacy"], tensors, "tiny")
     x, small, t, labels = (
         torch.randn(2, 3, 16, 16),
         torch.randn(2, 3, 4, 4),
@@ -412,7 +411,7 @@ def test_converted_upsamplers_compute_the_original_function():
         torch.tensor([1, 6]),
     )
     expected = plain_of(recipe, tensors, "adm-legacy").unet(torch.cat([x, enlarged(small)], 1), t, labels)
-    prediction = system(x, system.schedule.level(t), Small(labels, small))
+    prediction = system(x, system.schedule.level(t), system.condition(label=labels, low_res=small))
     torch.testing.assert_close(prediction.eps.double(), expected[:, :3], rtol=1e-4, atol=1e-4)
 
 
@@ -420,8 +419,8 @@ def test_converted_upsamplers_compute_the_original_function():
 def test_converted_classifiers_compute_the_original_function(name):
     """The blocks have the legacy order, the attention pool has not."""
     recipe = recipe_of(name, "network.out_channels=7")
-    tensors = published(build(recipe, empty=True))
-    system = read_into(build(recipe, empty=True), LAYOUTS[preset(name).layout], tensors, name)
+    tensors = published(recipe.build(empty=True))
+    system = read_into(recipe.build(empty=True), LAYOUTS[preset(name).layout], tensors, name)
     x, t = torch.randn(3, 3, 16, 16), torch.tensor([0, 500, 999])
     expected = plain_of(recipe, tensors, "adm-legacy").classifier(x, t).log_softmax(1)
     found = system.log_prob_label(x, system.schedule.level(t))
@@ -431,7 +430,7 @@ def test_converted_classifiers_compute_the_original_function(name):
 def released(name, seed=0):
     """A tiny recipe of GLIDE, and a state dict in the layout of the release."""
     recipe = recipe_of(name, *TINY_TEXT)
-    own = published(build(recipe, empty=True), seed)
+    own = published(recipe.build(empty=True), seed)
     return recipe, {key.removeprefix("text."): value for key, value in own.items()}
 
 
@@ -452,13 +451,13 @@ def test_converted_glides_compute_the_original_function(name, monkeypatch):
     t, captions = torch.tensor([0, 500, 999]), [[3, 1, 4, 1, 5], [], list(range(40, 52))]
     tokens = torch.tensor([caption + [-1] * (12 - len(caption)) for caption in captions])
 
-    enters, given = [x], Small(tokens, small) if "upsampler" in name else tokens
+    enters, told = [x], {"caption": tokens}
     if "inpaint" in name:
-        enters, given = [*enters, image * mask, mask], Masked(given, image, mask)
+        enters, told["known"] = [*enters, image * mask, mask], (image, mask)
     if "upsampler" in name:
-        enters = [*enters, enlarged(small)]
+        enters, told["low_res"] = [*enters, enlarged(small)], small
     expected = plain_glide(recipe, tensors).glide(torch.cat(enters, 1), t, captions)
-    prediction = system(x, system.schedule.level(t), given)
+    prediction = system(x, system.schedule.level(t), system.condition(**told))
     torch.testing.assert_close(prediction.eps.double(), expected[:, :3], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(prediction.fraction.double(), (expected[:, 3:] + 1) / 2, rtol=1e-4, atol=1e-4)
 
@@ -514,11 +513,11 @@ def test_the_text_of_the_restatement_is_torchs_own_transformer():
 @pytest.fixture
 def tiny():
     recipe = recipe_of("adm-imagenet64", "network.classes=7")
-    return recipe, published(build(recipe, empty=True))
+    return recipe, published(recipe.build(empty=True))
 
 
 def read(tiny, source):
-    return read_into(build(tiny[0], empty=True), LAYOUTS["adm"], source, "preset 'tiny'")
+    return read_into(tiny[0].build(empty=True), LAYOUTS["adm"], source, "preset 'tiny'")
 
 
 def test_files_of_either_kind_and_half_precision(tiny, tmp_path):
@@ -560,7 +559,7 @@ def test_every_wrong_tensor_is_named(tiny):
 def test_a_wholly_different_file_is_named_in_one_readable_line():
     recipe = recipe_of("adm-classifier-64", "network.out_channels=7")
     with pytest.raises(ValueError, match=r"does not fit preset 'adm-imagenet64'; missing: .* and \d+ more;") as error:
-        load("adm-imagenet64", published(build(recipe, empty=True)))
+        load("adm-imagenet64", published(recipe.build(empty=True)))
     assert len(str(error.value)) < 2500
 
 
@@ -602,7 +601,7 @@ def test_files_that_cannot_be_read(tiny, tmp_path):
 def test_a_released_size_loads_by_name():
     """The smallest of them, 42.57 million numbers that take no memory until they are read."""
     name = "adm-classifier-128"
-    empty = build(load_recipe(name), empty=True).network.state_dict()
+    empty = load_recipe(name).build(empty=True).network.state_dict()
     system = load(name, {k: torch.zeros(()).expand(v.shape) for k, v in empty.items()})
     assert isinstance(system, NoisyClassifier) and system.n_classes == 1000 and system.shape == (3, 128, 128)
     assert next(system.parameters()).device.type == "cpu"
@@ -619,7 +618,7 @@ def test_nothing_is_fetched_unasked(monkeypatch):
 
 def test_the_variance_of_the_last_step_is_floored_as_in_released_models():
     """beta-tilde is zero there; the value one step earlier stands in, -9.82 for the linear schedule."""
-    system = build(recipe_of("adm-imagenet256"), empty=True)
+    system = recipe_of("adm-imagenet256").build(empty=True)
     betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
     alpha_bar = (1 - betas).cumprod(0)
     assert math.log(system._floor) == pytest.approx(math.log(betas[1] * (1 - alpha_bar[0]) / (1 - alpha_bar[1])))
