@@ -17,8 +17,8 @@ INTERVALS = (
 )
 FOREIGN = {  # options that a kind of source has no use for
     "images": {*DRAWING, "scales", "bound_images", "captions", "again"},
-    "class": {"captions", "again", "clip"},
-    "caption": {"images", "classifier", "neighbours"},
+    "class": {"captions", "again"},
+    "caption": {"images", "neighbours"},
 }
 
 

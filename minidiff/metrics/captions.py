@@ -112,27 +112,27 @@ class ByCaption(Plan):
 
     Attributes:
         sheet: The captions.
-        eye: What pictures are compared in.
+        embedder: What pictures are compared in.
     """
 
     sheet: Sheet
-    eye: Embedder
+    embedder: Embedder
 
     def __post_init__(self):
         if self.count < len(self.sheet.captions):
             raise ValueError(f"{self.count} pictures do not draw each of {len(self.sheet.captions)} captions")
         captions, parts = self.sheet.captions, range(0, len(self.sheet.captions), self.batch)
-        reads = self.eye.read is not None
-        self._texts = torch.cat([self.eye.texts(captions[i : i + self.batch]) for i in parts]) if reads else None
+        reads = self.embedder.read is not None
+        self._texts = torch.cat([self.embedder.texts(captions[i : i + self.batch]) for i in parts]) if reads else None
 
     @property
     def least(self) -> int:
         """Captions that a Frechet distance needs: half of them still have a covariance."""
-        return 2 * (self.eye.width + 1)
+        return 2 * (self.embedder.width + 1)
 
     def see(self, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         """Features (b, E), verdicts of the oracle (b, 6), CLIP score (b,); of the reference features alone."""
-        features = self.eye.images(images)
+        features = self.embedder.images(images)
         verdicts, score = torch.zeros(len(images), 0), torch.zeros(len(images), 0)
         if bool((labels < 0).all()):
             return features, verdicts, score
@@ -175,7 +175,7 @@ class ByCaption(Plan):
         return out
 
     def about(self) -> dict:
-        return {"name": self.eye.name, "width": self.eye.width, "sha256": self.eye.sha256}
+        return {"name": self.embedder.name, "width": self.embedder.width, "sha256": self.embedder.sha256}
 
     def _named(self, drawn: Tensor, real: Tensor) -> dict[str, Interval]:
         """What is found of pictures (n, E) drawn, of real ones, and of those drawn for another caption."""

@@ -66,7 +66,8 @@ def _clip(name: str, found: Found, raw: bool) -> Embedder:
     texts = (lambda texts: clip.network.text(clip.tokens(texts))) if raw else clip.embed_texts
     with torch.no_grad():
         width = texts([""]).shape[1]
-    size = clip.shape[1] if ours else None  # one of open_clip brings images to its own size
+    # one of open_clip brings images to its own size; what is to be stored is read from the files in that size
+    size = clip.shape[1] if ours else clip.network.size if raw else None
     return Embedder(
         name,
         width,
@@ -84,7 +85,8 @@ def default_features(data: DataRecipe) -> str:
     Raises:
         ValueError: when there is none.
     """
-    return _default(_committed("classifier"), data, f"{data.name} at {data.size}x{data.size}", size=data.size)
+    lacking = f"no committed network has features for {data.name} at {data.size}x{data.size}"
+    return _default(_committed("classifier"), data, lacking, data.size)
 
 
 def default_clip(data: DataRecipe) -> str:
@@ -93,15 +95,15 @@ def default_clip(data: DataRecipe) -> str:
     Raises:
         ValueError: when there is none.
     """
-    return _default(_committed("clip"), data, data.name)
+    return _default(_committed("clip"), data, f"no committed CLIP knows {data.name}")
 
 
-def _default(names: list[str], data: DataRecipe, what: str, size: int | None = None) -> str:
+def _default(names: list[str], data: DataRecipe, lacking: str, size: int | None = None) -> str:
     for name in names:
         known = recipe_of(name).data
         if known.name == data.name and size in (None, known.size):
             return name
-    raise ValueError(f"no committed network has features for {what}; choose with --features: {', '.join(names)}")
+    raise ValueError(f"{lacking}; choose with --features" + (f": {', '.join(names)}" if names else ""))
 
 
 def _committed(system: str) -> list[str]:

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from minidiff.systems.zoo import build, weights_path
 
 from minidiff.cli import OneLine
 from minidiff.cli.evaluate import evaluate
 from minidiff.data.digits import digits
+from minidiff.pixels import to_uint8
 from minidiff.recipes import load_recipe
+from minidiff.store import begun, weights_path
 from minidiff.training.loop import train
 
 TINY = str(Path(__file__).parents[1] / "training/tiny.yaml")
@@ -94,7 +95,7 @@ def test_two_processes_measure_the_same(judged, tmp_path):
 
 def test_the_bound(tmp_path):
     out, folder = tmp_path / "x.json", tmp_path / "run"
-    train(load_recipe(TINY, ["training.steps=2", "schedule.T=20"]), build, folder, True, True)
+    train(load_recipe(TINY, ["training.steps=2", "schedule.T=20"]), begun, folder, True, True)
     result = run("evaluate", folder, *QUICK, "--bits-per-dim", 8, "--json", out)
     assert result.exit_code == 0, result.output
     bits = json.loads(out.read_text())["bits_per_dim"]
@@ -103,10 +104,36 @@ def test_the_bound(tmp_path):
     assert "bits/dim" in result.output
 
 
+def test_a_system_without_labels(tmp_path):
+    """By itself it has no accuracy, and its bound is measured all the same; a classifier that guides gives labels."""
+    folder, untold = tmp_path / "run", ["system.drop=0", "network.classes=null", "schedule.T=20", "training.steps=2"]
+    train(load_recipe(TINY, untold), begun, folder, True, True)
+    found = {}
+    for name, more in (("alone", ["--bits-per-dim", 4]), ("guided", ["--classifier", "digits-classifier"])):
+        result = run("evaluate", folder, *QUICK, *more, "--scale", 1 if name == "alone" else 8, "--json", folder / name)
+        assert result.exit_code == 0, result.output
+        found[name] = json.loads((folder / name).read_text())
+    alone, guided = (found[name]["rows"][1]["measures"] for name in ("alone", "guided"))
+    assert MEASURES - alone.keys() == {"class_accuracy"} and guided.keys() == MEASURES
+    assert [found[name]["labels"] for name in ("alone", "guided")] == ["none", "each class in turn"]
+    assert guided["class_accuracy"]["low"] > 0.1, "a tenth is what chance gives"
+    assert found["alone"]["bits_per_dim"]["images"] == 4
+
+
+def test_an_enlarger_is_judged_at_the_size_that_it_draws(tmp_path):
+    """Beside real pictures of that size; the classifier sees both in its own."""
+    stage = ("--upsample", "shapes8-16", "--features", "shapes16-classifier-clean", "--steps", 4, "--scale", 2)
+    quick = ("--images", 140, "--draws", 20, "--quiet", "--cpu")
+    result = run("evaluate", "shapes8", *stage, *quick, "--json", tmp_path / "x.json")
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "x.json").read_text())
+    drawn = found["rows"][-1]["measures"]
+    assert drawn["class_accuracy"]["low"] > 1 / 8 and found["reference"]["name"] == "shapes heldout"
+
+
 def test_a_set_of_images(tmp_path):
     images, labels = (part[:150] for part in digits("train"))
-    pixels = ((images + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-    np.savez(tmp_path / "real.npz", pixels, labels.numpy())
+    np.savez(tmp_path / "real.npz", to_uint8(images).permute(0, 2, 3, 1).numpy(), labels.numpy())
     arguments = ("--features", "digits-classifier-clean", "--draws", 20, "--quiet", "--cpu")
     result = run("evaluate", tmp_path / "real.npz", *arguments, "--json", tmp_path / "x.json")
     assert result.exit_code == 0, result.output
@@ -124,15 +151,17 @@ def test_a_set_of_images(tmp_path):
     ("arguments", "message"),
     [
         (["digitz"], "did you mean 'digits'"),
-        (["digits-classifier"], "is a classifier"),
+        (["digits-classifier"], "draws nothing"),
         (["digits", "--images", "129"], "129 images are too few for 64 features"),
         (["digits", "--features", "shapes16-classifier-clean"], "sees images of 16x16, got 8x8"),
         (["digits", "--features", "digits"], "has no features"),
-        (["digits", "--classifier", "digits"], "is no classifier"),
+        (["digits", "--classifier", "digits"], "which has no classifier"),
         (["digits", "--reference", "nowhere"], "nowhere"),
         (["digits", "--steps", "many", "--images", "140"], "ddim25"),
         (["digits", "--scale", "nan", "--images", "140"], "finite"),
-        (["digits", "--rule", "adm", "--scale", "2", "--images", "140"], "needs a classifier"),
+        (["digits", "--guide", "adm", "--scale", "2", "--images", "140"], "needs a classifier"),
+        (["digits", "--label", "3"], "--label"),
+        (["shapes8-16", "--features", "shapes16-classifier-clean"], "name a small picture"),
         (["digits", "--bits-per-dim", "9999"], "held-out images for the bound"),
         (["few.npz"], "--features"),
         (["few.npz", "--features", "digits-classifier-clean"], "5 images are too few"),

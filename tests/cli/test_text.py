@@ -14,16 +14,20 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from minidiff.systems.zoo import build
 from PIL import Image
 
 from minidiff.cli import main
 from minidiff.data.captioned import captioned_scenes
 from minidiff.data.pack import picture
-from minidiff.metrics.sources import load_system
+from minidiff.guidance import adm, cfg, clip
 from minidiff.pictures import read_edit
+from minidiff.pixels import to_uint8
+from minidiff.random import sample_generators
 from minidiff.recipes import load_recipe
-from minidiff.systems.draw import draw
+from minidiff.sampler import ancestral
+from minidiff.store import begun, load
+from minidiff.systems.draw import cascade, draw
+from minidiff.systems.draw import drawn as in_batches
 from minidiff.training.loop import train
 
 TINY = str(Path(__file__).parents[1] / "training/tiny-glide.yaml")
@@ -36,16 +40,17 @@ JUDGED = ["--features", "shapes16-classifier-clean", "--captions", 12, "--again"
 def systems(tmp_path_factory):
     """Short runs: a base, upsamplers that read the same captions, and inpainters of both sizes."""
     folder = tmp_path_factory.mktemp("runs")
-    train(load_recipe(TINY), build, folder / "base", cpu=True, quiet=True)
-    larger = ["factor=2", "network.size=32", "network.attention=16", "network.in_channels=6"]
-    others = {
-        "up": ["system=glide_upsampler", *larger],
-        "augmented": ["system=glide_cdm", *larger, "augment=0.5", "network.image_level=true"],
-        "inpaint": ["system=glide_inpainter", "network.in_channels=7"],
-        "inpaint-up": ["system=glide_upsampler_inpainter", *larger, "network.in_channels=10"],
+    larger = ["network.size=32", "data.size=32", "network.attention=16", "network.in_channels=6"]
+    up = "predicts: v, drop: 0.2, factor: 2"
+    kinds = {
+        "base": [],
+        "up": [f"system={{name: glide_upsampler, {up}}}", *larger],
+        "augmented": [f"system={{name: glide_cdm, {up}, augment: 0.5}}", *larger, "network.image_level=true"],
+        "inpaint": ["system={name: glide_inpainter, predicts: v, drop: 0.2}", "network.in_channels=7"],
+        "inpaint-up": [f"system={{name: glide_upsampler_inpainter, {up}}}", *larger, "network.in_channels=10"],
     }
-    for name, changes in others.items():
-        train(load_recipe(TINY, changes), build, folder / name, cpu=True, quiet=True)
+    for name, changes in kinds.items():
+        train(load_recipe(TINY, changes), begun, folder / name, cpu=True, quiet=True)
     return folder
 
 
@@ -63,7 +68,7 @@ def drawn(path: Path, *arguments) -> tuple[np.ndarray, np.ndarray, dict]:
 def test_captions_are_drawn_in_turn(systems, tmp_path):
     images, captions, used = drawn(tmp_path / "x.npz", systems / "base", *CAPTIONS, "--count", 5)
     assert images.shape == (5, 16, 16, 3) and captions.tolist() == [0, 1, 0, 1, 0]
-    assert used["captions"] == CAPTIONS and used["scale"] == 3 and used["steps"] == 3
+    assert used["caption"] == CAPTIONS and used["scale"] == 3 and used["steps"] == "3"
     one, _, _ = drawn(tmp_path / "y.npz", systems / "base", CAPTIONS[0], "--count", 3, "--batch", 1)
     assert np.abs(one[[0, 2]].astype(int) - images[[0, 2]]).max() <= 1, "that of its caption, seed and place"
     assert np.abs(one[1].astype(int) - images[1]).max() > 1
@@ -75,6 +80,31 @@ def test_scale_one_is_plain(systems, tmp_path):
     assert used["scale"] == 1 and np.abs(plain.astype(int) - guided).max() > 1
 
 
+def test_captions_by_the_name_of_their_option(systems, tmp_path):
+    named, numbers, _ = drawn(tmp_path / "x.npz", systems / "base", CAPTIONS[0], "--caption", CAPTIONS[1], "--count", 3)
+    bare, _, used = drawn(tmp_path / "y.npz", systems / "base", *CAPTIONS, "--count", 3)
+    assert np.array_equal(named, bare) and numbers.tolist() == [0, 1, 0] and used["caption"] == CAPTIONS
+
+
+@pytest.mark.parametrize("guide", ["cfg", "clip", "adm"])
+def test_what_is_drawn_is_what_draw_draws(systems, guide, tmp_path):
+    critic, captions = load("scenes-clip-noisy"), [CAPTIONS[i % 2] for i in range(3)]
+    given = {
+        "cfg": {"guide": cfg(2.0)},
+        "clip": {"guide": clip(critic, captions, 2.0)},
+        "adm": {
+            "guide": adm(critic.critic(captions), 2.0),
+            "threshold": None,
+            "sampler": ancestral("beta"),
+        },
+    }[guide]
+    more = {"levels": 3, "generator": sample_generators(0, range(3)), "caption": captions}
+    expected = to_uint8(draw(load(str(systems / "base")), 3, **given, **more)).permute(0, 2, 3, 1).numpy()
+    by = [] if guide == "cfg" else ["--clip", "scenes-clip-noisy", "--guide", guide]
+    images, _, _ = drawn(tmp_path / "x.npz", systems / "base", *CAPTIONS, "--count", 3, "--scale", 2, *by)
+    assert np.array_equal(images, expected)
+
+
 def test_upsampling_by_a_system_that_reads_the_same_caption(systems, tmp_path):
     images, _, used = drawn(tmp_path / "x.npz", systems / "base", "a star", "--count", 2, "--upsample", systems / "up")
     assert images.shape == (2, 32, 32, 3) and used["upsamplers"] == [str(systems / "up")]
@@ -83,10 +113,10 @@ def test_upsampling_by_a_system_that_reads_the_same_caption(systems, tmp_path):
 def test_noise_in_the_small_picture(systems, tmp_path):
     arguments = [systems / "base", "a star", "--count", 2, "--upsample", systems / "augmented"]
     sets = {}
-    for level in ((), ("--level", 0), ("--level", 0.4)):
+    for level in ((), ("--aug-level", 0), ("--aug-level", 0.4)):
         images, _, used = drawn(tmp_path / "x.npz", *arguments, *level)
         sets[level], expected = images.astype(int), [float(x) for x in level[1:]]
-        assert used["levels"] == expected
+        assert used["aug_levels"] == expected
     plain, zero, noised = sets.values()
     assert (plain == zero).all() and np.abs(noised - plain).max() > 1
 
@@ -106,7 +136,7 @@ def test_a_picture_is_edited_in_both_sizes(systems, edited, tmp_path):
     small = [systems / "inpaint", *CAPTIONS, "--count", 3, "--edit", edited]
     for size, more in ((16, []), (32, ["--upsample", systems / "inpaint-up"])):
         images, _, used = drawn(tmp_path / "x.npz", *small, *more)
-        known = ((read_edit(edited, size)[0] + 1) * 127.5).round().byte()[0].permute(1, 2, 0).numpy()
+        known = to_uint8(read_edit(edited, size)[0])[0].permute(1, 2, 0).numpy()
         half = size // 2
         assert images.shape == (3, size, size, 3) and used["edit"] == str(edited)
         assert np.abs(images[:, :, half:].astype(int) - known[:, half:]).max() <= 1, "what is known comes back"
@@ -119,20 +149,28 @@ def test_a_picture_is_edited_in_both_sizes(systems, edited, tmp_path):
         (["{base}"], "name some after it"),
         (["{base}", "a smal ring"], "no word 'smal' here: did you mean 'small'?"),
         (["{base}", "a ring " * 7], "14 words; up to 12"),
-        (["{base}", "a ring", "--label", "1"], "--label and --classifier are for systems with classes"),
-        (["{base}", "a ring", "--classifier", "digits-classifier"], "for systems with classes"),
-        (["{base}", "a ring", "--clip", "digits"], "a CLIP is accepted"),
-        (["digits", "a ring"], "reads no captions; choose one with --label"),
-        (["digits", "--clip", "digits"], "reads no captions"),
-        (["{up}", "a ring"], "--upsample"),
-        (["{base}", "a ring", "--upsample", "digits"], "takes upsamplers"),
+        (["{base}", "a ring", "--label", "1"], "base has no option --label"),
+        (["{base}", "a ring", "--captoin", "a star"], "has no option --captoin: did you mean '--caption'?"),
+        (["{base}", "a ring", "--classifier", "digits-classifier"], "a classifier guides systems with classes"),
+        (["{base}", "a ring", "--clip", "digits"], "which has no critic"),
+        (["digits", "a ring"], "does not read 'a ring': it is told by --label"),
+        (["digits", "--clip", "scenes-clip-noisy"], "reads no captions"),
+        (["{base}", "a ring", "--guide", "clip"], "'clip' needs a classifier or a CLIP"),
+        (["{base}", "a ring", "--guide", "cfg", "--clip", "scenes-clip-noisy"], "takes no clip"),
+        (["{base}", "a ring", "--clip", "scenes-clip-noisy", "--classifier", "digits-classifier"], "one guide"),
+        (["{up}", "a ring"], "name a small picture with --image, or it as --upsample"),
+        (["{base}", "a ring", "--upsample", "digits"], "digits does not enlarge"),
+        (["{base}", "a ring", "--upsample", "scenes-clip"], "scenes-clip draws nothing"),
         (["digits", "--upsample", "{up}"], "told something else"),
-        (["{base}", "a ring", "--upsample", "{up}", "--level", "0.1"], "was not trained with noise"),
-        (["{base}", "a ring", "--level", "0.1"], "1 are too many"),
-        (["{base}", "a ring", "--upsample", "{augmented}", "--level", "0.6"], "from 0 to 0.5"),
+        (["{base}", "a ring", "--upsample", "shapes8-16"], "told something else"),
+        (["{base}", "a ring", "--upsample", "{up}", "--upsample", "{up}"], "one stage draws (3, 32, 32)"),
+        (["{base}", "a ring", "--upsample", "{up}", "--aug-level", "0.1"], "was trained without noise"),
+        (["{base}", "a ring", "--aug-level", "0.1"], "1 are too many"),
+        (["{base}", "a ring", "--upsample", "{augmented}", "--aug-level", "0.6"], "from 0 to 0.5"),
         (["{inpaint}", "a ring"], "name it with --edit"),
-        (["{base}", "a ring", "--edit", "{picture}"], "--edit is for inpainters"),
-        (["{base}", "a ring", "--mask", "{picture}"], "name that with --edit"),
+        (["{base}", "a ring", "--edit", "{picture}"], "base has no option --edit"),
+        (["{base}", "a ring", "--mask", "{picture}"], "base has no option --mask"),
+        (["{inpaint}", "a ring", "--mask", "{picture}"], "name it with --edit"),
         (["{inpaint}", "a ring", "--edit", "{picture}", "--mask", TINY], "no picture that can be read"),
         (["{inpaint-up}", "a ring", "--edit", "{picture}"], "--upsample"),
     ],
@@ -201,15 +239,11 @@ def test_captions_of_shards(systems, tmp_path):
 
 
 def test_a_cascade_is_judged_beside_real_pictures_of_its_size(systems, tmp_path):
-    stage = ["--upsample", systems / "augmented", "--level", 0.3]
+    stage = ["--upsample", systems / "augmented", "--aug-level", 0.3]
     result = run("evaluate", systems / "base", *JUDGED, *QUICK, *stage, "--json", tmp_path / "x.json")
     assert result.exit_code == 0, result.output
     rows = {row["what"]: row["measures"] for row in json.loads((tmp_path / "x.json").read_text())["rows"]}
     assert rows["heldout, real"]["all"]["value"] > 0.8 > rows["heldout, s = 1"]["all"]["value"]
-    tokens = load_system(str(systems / "base"))[0].tokens(["a star"])
-    up = load_system(str(systems / "augmented"))[0]
-    ((_, pictures),) = draw(load_system(str(systems / "base"))[0], tokens, stages=[(up, {"steps": 2})], steps=2)
-    assert pictures.shape == (1, 3, 32, 32)
 
 
 def test_two_processes_judge_the_same(judged, systems, tmp_path):
@@ -229,14 +263,17 @@ def test_two_processes_judge_the_same(judged, systems, tmp_path):
 
 
 def test_processes_share_the_pictures_of_captions(systems):
-    base, up = (load_system(str(systems / name))[0] for name in ("base", "up"))
-    tokens = base.tokens(CAPTIONS * 2 + CAPTIONS[:1])
-    how = {"batch": 2, "steps": 3, "scale": 2.0, "stages": [(up, {"steps": 2})]}
-    alone = torch.cat([images for _, images in draw(base, tokens, 0, **how)])
+    base, up = (load(str(systems / name)) for name in ("base", "up"))
+    values = base.read({"caption": CAPTIONS * 2 + CAPTIONS[:1]})
+    how = {"guide": cfg(2.0), "levels": 3}
+    stages = [(base, lambda mine: how), (up, lambda mine: {"levels": 2})]
+    alone = torch.cat([images for _, images in in_batches(stages, values, 5, batch=2)])
     for rank in range(2):
-        for index, images in draw(base, tokens, 0, rank=rank, world=2, **how):
+        for index, images in in_batches(stages, values, 5, batch=2, rank=rank, world=2):
             assert bool((index % 2 == rank).all())
             assert (images - alone[index]).abs().max() < 0.03, "rounding may fall to another of 256 values in between"
+    one = cascade([(base, how), (up, {"levels": 2})], 1, sample_generators(0, [4]), caption=CAPTIONS[0])
+    assert (one[0] - alone[4]).abs().max() < 0.03
 
 
 @pytest.mark.parametrize(
@@ -245,15 +282,15 @@ def test_processes_share_the_pictures_of_captions(systems):
         (["{base}"], "no committed CLIP knows"),
         (["{base}", "--features", "digits"], "has no features"),
         (["{base}", *JUDGED[:2], "--reference", "train"], "shards do not exist: train"),
-        (["{base}", "--images", "100"], "a glide system, which --images is not for"),
-        (["{base}", "--classifier", "digits-classifier"], "--classifier is not for"),
-        (["{up}"], "is a glide_upsampler"),
-        (["digits", "--captions", "10"], "a class_conditional system, which --captions is not for"),
-        (["digits", "--clip", "digits"], "--clip is not for"),
+        (["{base}", "--images", "100"], "is judged by caption, which --images is not for"),
+        (["{base}", "--classifier", "digits-classifier"], "a classifier guides systems with classes"),
+        (["{up}", *JUDGED[:2], "--captions", "4"], "this system enlarges"),
+        (["digits", "--captions", "10"], "digits is judged by class, which --captions is not for"),
+        (["digits", "--clip", "scenes-clip-noisy"], "reads no captions"),
     ],
 )
 def test_bad_evaluations(systems, arguments, message, tmp_path, monkeypatch):
-    monkeypatch.setattr("minidiff.metrics.captions.checkpoints", lambda: ["digits", "shapes16-classifier-clean"])
+    monkeypatch.setattr("minidiff.metrics.embedders.checkpoints", lambda: ["digits", "shapes16-classifier-clean"])
     places = {name: systems / name for name in ("base", "up")}
     result = run("evaluate", *(a.format(**places) for a in arguments), "--quiet", "--cpu")
     assert result.exit_code == 2 and message in result.output, result.output

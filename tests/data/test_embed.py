@@ -11,15 +11,20 @@ from helpers import small_open_clip
 from minidiff.systems.zoo import load
 
 from minidiff.cli import main
-from minidiff.cli.data import data as command
-from minidiff.data.embed import Embeddings, Encoder, embed, load_encoder
+from minidiff.data.embed import Embeddings, embed
+from minidiff.data.embedder import Embedder
 from minidiff.data.images import ImageFolder
 from minidiff.data.pack import pack
 from minidiff.data.shards import Shards
+<<<<<<< HEAD
+=======
+from minidiff.metrics.embedders import embedder
+from minidiff.store import load
+>>>>>>> 947c800fb90a45bef6a0fd41818624f2ac919d6d
 
 wds = pytest.importorskip("webdataset")
 DATA = os.environ.get("MINIDIFF_DATA")
-MEANS = Encoder("means", None, lambda images: images.mean((2, 3)))
+MEANS = Embedder("means", 3, lambda images: images.mean((2, 3)))
 
 
 def names_of(folder: Path) -> list[list[str]]:
@@ -105,7 +110,7 @@ def test_an_interrupted_run_goes_on_shard_by_shard(packed, tmp_path):
             raise KeyboardInterrupt
         return images.mean((2, 3))
 
-    encoder = Encoder("means", None, failing)
+    encoder = Embedder("means", 3, failing)
     with pytest.raises(KeyboardInterrupt):
         embed(Shards(packed), encoder, tmp_path / "out", batch=4)
     assert len(names_of(tmp_path / "out")) == 1
@@ -117,7 +122,7 @@ def test_an_interrupted_run_goes_on_shard_by_shard(packed, tmp_path):
     for name in ("000000.tar", "000001.tar", "000002.tar", "index.json"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     with pytest.raises(ValueError, match=r"another job .different: encoder"):
-        embed(Shards(packed), Encoder("others", None, MEANS.function), tmp_path / "out")
+        embed(Shards(packed), Embedder("others", 3, MEANS.encode), tmp_path / "out")
 
 
 def test_bad_arguments_are_refused(packed, folder, tmp_path):
@@ -125,12 +130,16 @@ def test_bad_arguments_are_refused(packed, folder, tmp_path):
     for encoder, arguments, message in (
         (MEANS, {"batch": 0}, "batch = 0"),
         (MEANS, {"suffix": "pt"}, "suffix = 'pt'"),
-        (Encoder("e", 16, MEANS.function), {}, "is 8x8; e takes 16x16"),
-        (Encoder("e", None, lambda x: x.mean((2, 3)) * 1e9), {}, "not finite in float16"),
-        (Encoder("e", None, len, "json"), {}, "reads 'json'"),
+        (Embedder("e", 3, MEANS.encode, 16), {}, "is 8x8; e takes 16x16"),
+        (Embedder("e", 3, MEANS.encode, 4), {}, "is 8x8; e takes 4x4"),
+        (Embedder("e", 3, lambda x: x.mean((2, 3)) * 1e9), {}, "not finite in float16"),
+        (MEANS, {"text": True}, "means reads no texts"),
     ):
         with pytest.raises(ValueError, match=message):
-            embed(Shards(packed), encoder, out / message[:5], **arguments)
+            embed(Shards(packed), encoder, out / message[-5:], **arguments)
+    reader = Embedder("e", 3, MEANS.encode, read=lambda texts: torch.zeros(len(texts), 3))
+    with pytest.raises(ValueError, match="reads captions, members 'txt', which the data set does not hold"):
+        embed(ImageFolder(folder), reader, out, text=True)
     with pytest.raises(ValueError, match="mirror"):
         embed(Shards(packed, mirror=True), MEANS, out)
     with pytest.raises(ValueError, match="name one that ends in npy"):
@@ -138,13 +147,11 @@ def test_bad_arguments_are_refused(packed, folder, tmp_path):
 
 
 def test_the_features_of_a_committed_classifier(packed, tmp_path):
-    if "data" not in main.commands:
-        main.add_command(command)
     arguments = ["data", "embed", packed, "digits-classifier-clean", tmp_path / "out", "--quiet", "--device", "cpu"]
     result = CliRunner().invoke(main, [str(a) for a in arguments])
     assert result.exit_code == 0 and "22 samples in 3 shards" in result.output, result.output
     source, system = Shards(packed), load("digits-classifier-clean")
-    embed(source, load_encoder("digits-classifier-clean"), tmp_path / "again")
+    embed(source, embedder("digits-classifier-clean", raw=True), tmp_path / "again")
     features, n = _tensor(tmp_path / "out"), source.shard_sizes[0]
     expected = system.features(torch.stack([source[i][0].mean(0, keepdim=True) for i in range(n)]))
     assert torch.equal(features, _tensor(tmp_path / "again"))
@@ -161,7 +168,7 @@ def clip(tmp_path_factory):
 
 def test_models_of_open_clip(clip, packed, tmp_path):
     model, folder, normal = clip
-    source, encoder = Shards(packed), load_encoder(f"local-dir:{folder}")
+    source, encoder = Shards(packed), embedder(f"local-dir:{folder}", raw=True)
     assert encoder.size == 8
     embed(source, encoder, tmp_path / "images")
     mean, std = (torch.tensor(normal[k]).view(3, 1, 1) for k in ("mean", "std"))
@@ -171,17 +178,31 @@ def test_models_of_open_clip(clip, packed, tmp_path):
     )
 
 
+def test_pictures_of_several_sizes_are_read_in_that_of_the_model(clip, folder, picture_file, tmp_path):
+    model, where, normal = clip
+    (folder / "cat/000.png").write_bytes(picture_file(200, size=24))
+    arguments = ["data", "embed", folder, f"local-dir:{where}", tmp_path / "out", "--quiet", "--device", "cpu"]
+    result = CliRunner().invoke(main, [str(a) for a in arguments])
+    assert result.exit_code == 0 and "24 samples in 1 shards" in result.output, result.output
+    mean, std = (torch.tensor(normal[k]).view(3, 1, 1) for k in ("mean", "std"))
+    image = ((ImageFolder(folder, 8)[0][0] + 1) / 2 - mean) / std
+    torch.testing.assert_close(_tensor(tmp_path / "out")[0], model.encode_image(image[None])[0], rtol=2e-3, atol=2e-3)
+
+
 def test_texts(clip, packed, tmp_path):
     import open_clip
 
     model, folder, _ = clip
     source = Shards(packed, targets="txt")
-    embed(source, load_encoder(f"local-dir:{folder}", text=True), tmp_path / "texts", suffix="text.npy")
+    embed(source, embedder(f"local-dir:{folder}", raw=True), tmp_path / "texts", text=True, suffix="text.npy")
     found = Embeddings(tmp_path / "texts")
     assert found.suffix == "text.npy" and len(found) == 23  # a broken picture has a caption still
     texts = [source.samples.read(i, "txt").decode() for i in range(23)]
     expected = model.encode_text(open_clip.SimpleTokenizer(context_length=8)(texts))
     torch.testing.assert_close(found.tensor(), expected, rtol=2e-3, atol=2e-3)
+    arguments = ["data", "embed", packed, f"local-dir:{folder}", tmp_path / "again", "--text", "--quiet"]
+    result = CliRunner().invoke(main, [str(a) for a in arguments])
+    assert result.exit_code == 0 and torch.equal(_tensor(tmp_path / "again"), found.tensor()), result.output
 
 
 def test_encoders_that_are_not_there(monkeypatch, tmp_path):
@@ -190,14 +211,14 @@ def test_encoders_that_are_not_there(monkeypatch, tmp_path):
     (tmp_path / "weights.safetensors").write_text("nothing")
     for name, message in (
         ("digits-clasifier", "did you mean 'digits-classifier'"),
-        ("digits", "digits has no features"),
+        ("digits", "digits is no classifier or CLIP and has no features"),
         ("ViT-B32:openai", "did you mean 'ViT-B-32'"),
         ("ViT-B-32:openai2", "not here or cannot be read .*HF_HUB_OFFLINE is set"),
         (f"ViT-B-32:{tmp_path}/none.safetensors", "not here or cannot be read"),
         (f"local-dir:{tmp_path}", "not here or cannot be read"),
     ):
         with pytest.raises(ValueError, match=message):
-            load_encoder(name)
+            embedder(name, raw=True)
 
 
 @pytest.mark.skipif(DATA is None, reason="MINIDIFF_DATA names the folder with cifar10.zip")

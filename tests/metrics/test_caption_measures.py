@@ -11,33 +11,32 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import TensorDataset
 
+from minidiff import store
+from minidiff.data.embedder import Embedder
 from minidiff.data.prompts import Sheet, scene_sheet
 from minidiff.data.render import render
 from minidiff.data.scenes import Object, Scene, Scenes
 from minidiff.metrics.captions import (
     FITS,
     ByCaption,
-    Eye,
     asked,
     clip_score,
-    default_eye,
     diversity,
-    eye,
     fits,
     named,
     place_of_name,
 )
+from minidiff.metrics.embedders import default_clip, embedder
 from minidiff.metrics.evaluation import judge, read
 from minidiff.metrics.processes import Processes
 from minidiff.metrics.quality import frechet_distance
 from minidiff.recipes import DataRecipe, load_recipe
-from minidiff.systems import zoo
 from minidiff.training.checkpoint import export_weights
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 CAPTION = "a small red ring above a blue square"
 RING, SQUARE = Object("ring", "red", "small", 0.5, 0.25, 0.138), Object("square", "blue", "large", 0.5, 0.7, 0.194)
-MEANS = Eye("means", None, 3, lambda images: images.mean((2, 3)), None)
+MEANS = Embedder("means", 3, lambda images: images.mean((2, 3)))
 
 
 def seen(*objects: Object) -> dict[str, bool]:
@@ -98,10 +97,10 @@ def test_diversity_is_the_mean_distance_of_pairs(generator):
         diversity(features[:, :1])
 
 
-def plan(sheet: Sheet, rows: list, reference: torch.Tensor, watcher: Eye = MEANS, again: int = 8) -> ByCaption:
+def plan(sheet: Sheet, rows: list, reference: torch.Tensor, seeing: Embedder = MEANS, again: int = 8) -> ByCaption:
     n = len(sheet.captions)
     unnumbered = TensorDataset(reference, torch.full((len(reference),), -1))
-    return ByCaption(rows, n + again, unnumbered, "real", sheet, watcher, draws=20, quiet=True)
+    return ByCaption(rows, n + again, unnumbered, "real", sheet, seeing, draws=20, quiet=True)
 
 
 def row(name: str, sheet: Sheet, first: torch.Tensor, second: torch.Tensor):
@@ -124,8 +123,8 @@ def judged(sheet):
         row("shifted", sheet, first.roll(2, 0), other[:8]),
         row("reference", sheet, reference[0], reference[0][:8]),
     ]
-    texts = lambda captions: MEANS.features(first)  # a CLIP that knows the picture of each caption by heart
-    knowing = Eye("knowing", None, 3, MEANS.features, texts)
+    texts = lambda captions: MEANS.images(first)  # a CLIP that knows the picture of each caption by heart
+    knowing = Embedder("knowing", 3, MEANS.images, read=texts)
     found = judge(plan(sheet, rows, reference[0], knowing), ALONE)
     return {row["what"]: row["measures"] for row in found["rows"]}
 
@@ -144,7 +143,7 @@ def test_a_clip_that_knows_the_pictures_prefers_them(judged):
 
 def test_the_reference_beside_itself(judged, sheet):
     assert judged["reference"]["frechet"]["value"] < 1e-6 and judged["reference"]["diversity"]["value"] == 0
-    first, _, reference, _ = (MEANS.features(p) for p in sheet.pictures)
+    first, _, reference, _ = (MEANS.images(p) for p in sheet.pictures)
     assert judged["real"]["frechet"]["value"] == pytest.approx(frechet_distance(first, reference), rel=1e-4)
     assert judged["real"]["diversity"]["low"] > 0
 
@@ -158,12 +157,12 @@ def test_accuracies_count_the_captions_that_ask(sheet):
         assert found[name]["value"] == pytest.approx(float(verdicts[name][mask].float().mean())), name
     both = [found["all_one"]["value"], found["all_two"]["value"]]
     assert found["all"]["value"] == pytest.approx(sum(both) / 2), "as many captions of one object as of two"
-    assert "clip_score" not in found, "an eye that reads no captions"
+    assert "clip_score" not in found, "an embedder that reads no captions"
 
 
 def test_what_cannot_be_measured_is_left_out(sheet):
     blind = Sheet("seen", sheet.captions, sheet.pictures, False)
-    wide = Eye("wide", None, 20, lambda images: images.flatten(1)[:, :20], None)
+    wide = Embedder("wide", 20, lambda images: images.flatten(1)[:, :20])
     few = plan(blind, [row("x", sheet, sheet.pictures[0], sheet.pictures[1][:2])], sheet.pictures[2], wide, again=2)
     assert few.least == 42
     assert judge(few, ALONE)["rows"][0]["measures"] == {}
@@ -187,13 +186,13 @@ def test_the_place_of_a_name_by_counting(generator):
 
 
 def test_names_are_found_beside_real_pictures_and_shuffled_ones(sheet):
-    """An eye that sees the mean colour and knows the one of each caption's picture by heart."""
+    """One that sees the mean colour and knows the one of each caption's picture by heart."""
     first, second, *_ = sheet.pictures
     half = torch.where(torch.arange(40)[:, None, None, None] < 20, first, first.roll(7, 0))
     rows = [row("half", sheet, half, half[:8])]
     unread = Sheet("seen", [f"name {i}" for i in range(40)], sheet.pictures, False)
     centred = lambda images: images.mean((2, 3)) - first.mean((0, 2, 3))
-    knowing = Eye("knowing", None, 3, centred, lambda captions: centred(first[[int(c[5:]) for c in captions]]))
+    knowing = Embedder("knowing", 3, centred, read=lambda captions: centred(first[[int(c[5:]) for c in captions]]))
     measures = judge(plan(unread, rows, second, knowing), ALONE)["rows"][0]["measures"]
     assert measures["named"]["value"] == 0.5 and measures["named"]["low"] < 0.5 < measures["named"]["high"]
     real = named(centred(second), centred(first), unread.captions)
@@ -206,31 +205,31 @@ def test_names_are_found_beside_real_pictures_and_shuffled_ones(sheet):
 @pytest.fixture
 def clips(tmp_path, monkeypatch):
     """Two untrained checkpoints: a clean CLIP and a noised one."""
-    monkeypatch.setattr(zoo, "data_folder", lambda: tmp_path)
+    monkeypatch.setattr(store, "data_folder", lambda: tmp_path)
     tiny = ["network.width=8", "network.layers=1", "network.heads=2", "network.text_width=8", "network.text_layers=1"]
     for name in ("scenes-clip-noisy", "scenes-clip"):
         recipe = load_recipe(name, [*tiny, "network.text_heads=2", "network.embedding=6"])
         folder = tmp_path / "checkpoints" / name
         torch.manual_seed(0)
-        export_weights(zoo.build(recipe).state_dict(), folder / "model.safetensors", {"name": name})
-        (folder / "card.json").write_text(json.dumps({"name": name, "recipe": recipe.to_dict()}))
+        export_weights(recipe.build().state_dict(), folder / "model.safetensors", {"name": name})
+        (folder / "card.json").write_text(json.dumps({"name": name, "recipe": recipe.to_plain()}))
 
 
 def test_a_clip_judges(clips, sheet):
-    found = eye(default_eye(load_recipe("glide").data))
+    found = embedder(default_clip(load_recipe("glide").data))
     assert (found.name, found.width, len(found.sha256)) == ("scenes-clip", 6, 64)
-    clip, images = zoo.load("scenes-clip"), sheet.pictures[0]
-    assert torch.allclose(found.features(images), clip.embed_images(images), atol=1e-6)
+    clip, images = store.load("scenes-clip"), sheet.pictures[0]
+    assert torch.allclose(found.images(images), clip.embed_images(images), atol=1e-6)
     large = torch.nn.functional.interpolate(images, scale_factor=2)
-    assert torch.allclose(found.features(large), found.features(images), atol=1e-5), "averaged down"
+    assert torch.allclose(found.images(large), found.images(images), atol=1e-5), "averaged down"
     direct = 2.5 * (clip.embed_images(images) * clip.embed_texts(sheet.captions)).sum(1).clamp(min=0)
-    assert torch.allclose(clip_score(found.features(images), found.texts(sheet.captions)), direct, atol=1e-5)
+    assert torch.allclose(clip_score(found.images(images), found.texts(sheet.captions)), direct, atol=1e-5)
 
 
 def test_what_does_not_judge(clips):
     with pytest.raises(ValueError, match="made for noised images"):
-        eye("scenes-clip-noisy")
+        embedder("scenes-clip-noisy")
     with pytest.raises(ValueError, match="did you mean 'scenes-clip'"):
-        eye("scene-clip")
+        embedder("scene-clip")
     with pytest.raises(ValueError, match="no committed CLIP knows emoji"):
-        default_eye(DataRecipe("emoji"))
+        default_clip(DataRecipe("emoji", 16))

@@ -2,13 +2,15 @@
 
 import math
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import tiny
 from torch import nn
 
 from minidiff.exact import GaussianDenoiser
-from minidiff.likelihood import prior_kl
+from minidiff.likelihood import prior_kl, vlb_terms
 from minidiff.metrics import (
     bits_per_dim,
     class_accuracy,
@@ -21,6 +23,7 @@ from minidiff.metrics import (
 )
 from minidiff.random import sample_generators
 from minidiff.schedule import clipped_cosine_schedule
+from minidiff.systems.diffusion import Diffusion
 
 
 def normal(generator, n, d, dtype=torch.float64):
@@ -169,17 +172,17 @@ def test_class_accuracy():
     assert class_accuracy(log_prob, torch.tensor([0, 1, 2, 1])) == 0.75
 
 
-class GaussianWorld(nn.Module):
+class GaussianWorld(Diffusion):
     """The system whose network is the exact denoiser of N(mean, variance) in every pixel."""
 
-    variance, bins = "fixed", 256
-
     def __init__(self, mean, variance):
-        super().__init__()
+        config = SimpleNamespace(in_channels=1)
+        network = nn.Linear(1, 1)
+        network.config, network.out_shape = config, (1, 1, 1)
+        super().__init__(network, clipped_cosine_schedule(1000))
         self.denoiser = GaussianDenoiser(torch.full((1, 1, 1), mean), variance * torch.eye(1))
-        self.schedule = clipped_cosine_schedule(1000)
 
-    def forward(self, x, level, labels):
+    def forward(self, x, level, condition):
         return self.denoiser(x, level)
 
 
@@ -187,7 +190,7 @@ def test_bits_per_dim_in_a_gaussian_world(generator):
     mean, variance, steps, n = 0.1, 0.02, 20, 4000
     system = GaussianWorld(mean, variance)
     images = mean + variance**0.5 * torch.randn(n, 1, 1, 1, generator=generator, dtype=torch.float64)
-    found = bits_per_dim(system, images, torch.zeros(n, dtype=torch.long), generator, steps, batch=1000)
+    found = bits_per_dim(system, images, generator, steps, batch=1000)
     levels, expected = system.schedule.levels(steps), 0.0
     for t, s in list(pairwise(levels))[:-1]:
         # equal variances: KL = (coefficient of x_0)^2 Var[x_0 | x_t] / (2 beta tilde)
@@ -203,11 +206,25 @@ def test_bits_per_dim_in_a_gaussian_world(generator):
 
 def test_bits_per_dim_does_not_depend_on_the_batch():
     system, images = GaussianWorld(0.0, 0.04), torch.linspace(-0.5, 0.5, 7).double()[:, None, None, None]
-    labels = torch.zeros(7, dtype=torch.long)
-    one, two = (
-        bits_per_dim(system, images, labels, sample_generators(1, range(7)), 5, batch).total for batch in (2, 7)
-    )
+    one, two = (bits_per_dim(system, images, sample_generators(1, range(7)), 5, batch).total for batch in (2, 7))
     assert torch.allclose(one, two, rtol=1e-12)
+
+
+def test_bits_per_dim_given_a_label():
+    """That of each image is the bound of a system that is told this label and no other."""
+    system, images = tiny("digits"), torch.linspace(-1, 1, 3)[:, None, None, None].expand(3, 1, 8, 8)
+    labels, how = torch.tensor([7, -1, 2]), {"steps": 4}
+    found = bits_per_dim(system, images, sample_generators(1, range(3)), batch=2, label=labels, **how).total
+    for i, label in enumerate(labels.tolist()):
+        denoiser = lambda x, level, label=label: system(x, level, system.condition(label=label))
+        one = vlb_terms(
+            denoiser, images[i : i + 1], system.schedule.levels(4), sample_generators(1, [i]), "learned", 17
+        )
+        assert torch.allclose(found[i : i + 1], one.total, rtol=1e-4)
+    other = bits_per_dim(system, images, sample_generators(1, range(3)), label=7, **how).total
+    assert torch.allclose(other[:1], found[:1], rtol=1e-4) and (other[1:] - found[1:]).abs().min() > 1e-4
+    with pytest.raises(ValueError, match="told no 'caption'"):
+        bits_per_dim(system, images, caption="a ring", **how)
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,20 @@ from minidiff.metrics.networks import default_features, feature_network
 from minidiff.systems.zoo import build
 from PIL import Image
 
+from minidiff.metrics.embedders import default_features, embedder
 from minidiff.metrics.evaluation import read, references, some
 from minidiff.metrics.processes import Processes
-from minidiff.metrics.sources import ArrayImages, as_stored, image_set, load_system
+from minidiff.metrics.sources import ArrayImages, image_set, is_image_set
+from minidiff.pixels import to_uint8
 from minidiff.recipes import load_recipe
+<<<<<<< HEAD
+=======
+from minidiff.store import begun, find, load
+>>>>>>> 947c800fb90a45bef6a0fd41818624f2ac919d6d
 from minidiff.training.loop import train
 
 TINY = str(Path(__file__).parents[1] / "training/tiny.yaml")
-NETWORK = feature_network("digits-classifier-clean")
+NETWORK = embedder("digits-classifier-clean")
 ALONE = Processes(0, 1, torch.device("cpu"))
 
 
@@ -30,7 +36,7 @@ def test_adm_layout(pixels, tmp_path):
     found = image_set(tmp_path / "a.npz")
     image, label = found[3]
     assert len(found) == 10 and label == 3 and image.shape == (3, 8, 8)
-    assert np.array_equal(((image + 1) * 127.5).round().byte().permute(1, 2, 0).numpy(), pixels[3])
+    assert np.array_equal(to_uint8(image).permute(1, 2, 0).numpy(), pixels[3])
     np.savez(tmp_path / "b.npz", pixels)
     assert image_set(tmp_path / "b.npz")[0][1] == -1
 
@@ -65,25 +71,32 @@ def test_a_file_that_is_no_archive(tmp_path):
         image_set(tmp_path / "a.npz")
 
 
-def test_images_as_files_hold_them():
-    x = torch.linspace(-1.2, 1.2, 1001)
-    stored = as_stored(x, 17)
-    assert torch.allclose((stored + 1) * 8, ((stored + 1) * 8).round(), atol=1e-5) and len(stored.unique()) == 17
-    assert bool(((stored - x.clamp(-1, 1)).abs() <= 1 / 16 + 1e-6).all())
+def test_what_can_hold_images(tmp_path):
+    assert is_image_set("a.npz") and is_image_set("a.zip") and is_image_set(tmp_path)
+    (tmp_path / "card.json").touch()
+    assert not any(is_image_set(name) for name in (tmp_path, "digits", tmp_path / "nowhere"))
 
 
 def test_the_averaged_weights_of_a_run(tmp_path):
     recipe = load_recipe(TINY, ["training.steps=3"])
-    averaged = train(recipe, build, tmp_path, cpu=True, quiet=True)
-    system, found, weights = load_system(str(tmp_path))
-    assert found == recipe and weights == tmp_path / "last.safetensors" and not system.training
-    assert all(torch.equal(value, averaged[name]) for name, value in system.state_dict().items())
+    averaged = train(recipe, begun, tmp_path, cpu=True, quiet=True)
+    found = find(str(tmp_path))
+    assert found.recipe == recipe and found.path == tmp_path / "last.safetensors" and not found.system.training
+    assert all(torch.equal(value, averaged[name]) for name, value in found.system.state_dict().items())
 
 
-@pytest.mark.parametrize(("name", "message"), [("digitz", "did you mean 'digits'"), ("x/y", "no checkpoint, run")])
-def test_unknown_systems(name, message):
+@pytest.mark.parametrize(
+    ("name", "can", "message"),
+    [
+        ("digitz", "", "did you mean 'digits'"),
+        ("x/y", "", "no checkpoint 'x/y'"),
+        ("digits", "classifier", "digits is a class_conditional, which has no classifier"),
+        ("digits-classifier", "critic", "digits-classifier is a classifier, which has no critic"),
+    ],
+)
+def test_systems_that_are_not_there_or_cannot_do_it(name, can, message):
     with pytest.raises(ValueError, match=message):
-        load_system(name)
+        load(name, can=can)
 
 
 def test_two_processes_share_a_set(pixels, tmp_path):
@@ -95,7 +108,7 @@ def test_two_processes_share_a_set(pixels, tmp_path):
 
 
 def test_real_images_keep_the_shares_of_the_classes():
-    found, name, other = references("train", load_recipe("digits").data, 8, NETWORK)
+    found, name, other = references("train", load_recipe("digits").data, NETWORK)
     assert name == "digits train" and len(other) < len(found)
     labels = torch.cat([part[2] for part in some(found, 200, ALONE, 64, seed=0)])
     assert bool((torch.bincount(labels) - 20).abs().max() <= 1)
@@ -109,20 +122,19 @@ def test_several_sizes_are_refused(tmp_path):
 
 
 def test_references_that_are_not_there():
-    with pytest.raises(ValueError, match="heldout, train or a folder"):
-        references("nowhere", None, None, NETWORK)
+    with pytest.raises(ValueError, match="train, heldout or a folder"):
+        references("nowhere", None, NETWORK)
     with pytest.raises(ValueError, match="name images with --reference"):
-        references("heldout", None, None, NETWORK)
+        references("heldout", None, NETWORK)
 
 
 def test_kept_features_stand_in_for_images_that_are_not_there(monkeypatch):
     monkeypatch.delenv("MINIDIFF_DATA", raising=False)
-    recipe = load_recipe("cifar16")
-    network = feature_network(default_features(recipe))
-    found, name, other = references("heldout", recipe.data, 16, network)
+    data = load_recipe("cifar16").data
+    network = embedder(default_features(data))
+    found, name, other = references("heldout", data, network)
     assert found.features.shape == (len(found.labels), network.width) and name == "cifar10 heldout (kept)"
     assert other is None
-    with pytest.raises(ValueError, match="MINIDIFF_DATA"):
-        references("train", recipe.data, 16, network)
-    with pytest.raises(ValueError, match="MINIDIFF_DATA"):
-        references("heldout", recipe.data, 16, NETWORK)
+    for split, features in (("train", network), ("heldout", NETWORK)):
+        with pytest.raises(ValueError, match="MINIDIFF_DATA"):
+            references(split, data, features)
