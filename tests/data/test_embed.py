@@ -8,7 +8,6 @@ import pytest
 import torch
 from click.testing import CliRunner
 from helpers import small_open_clip
-from minidiff.systems.zoo import load
 
 from minidiff.cli import main
 from minidiff.data.embed import Embeddings, embed
@@ -16,11 +15,8 @@ from minidiff.data.embedder import Embedder
 from minidiff.data.images import ImageFolder
 from minidiff.data.pack import pack
 from minidiff.data.shards import Shards
-<<<<<<< HEAD
-=======
 from minidiff.metrics.embedders import embedder
 from minidiff.store import load
->>>>>>> 947c800fb90a45bef6a0fd41818624f2ac919d6d
 
 wds = pytest.importorskip("webdataset")
 DATA = os.environ.get("MINIDIFF_DATA")

@@ -3,15 +3,7 @@
 import pytest
 import torch
 
-from minidiff.metrics import (
-    Interval,
-    bootstrap,
-    frechet_distance,
-    kernel_distance,
-    precision,
-    proportion,
-    share_difference,
-)
+from minidiff.metrics import Interval, bootstrap, frechet_distance, kernel_distance, precision, proportion
 from minidiff.metrics.intervals import around, halves, subset
 
 D, SHIFT = 12, 0.25
@@ -138,37 +130,3 @@ def test_an_interval_reads_as_a_tuple():
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call(torch.arange(9.0))
-
-
-@pytest.mark.parametrize("paired", [True, False])
-@pytest.mark.parametrize("shares", [(0.5, 0.5), (0.9, 0.7), (0.02, 0.05)])
-def test_a_difference_of_shares_is_covered(paired, shares, generator):
-    found = []
-    for _ in range(400):
-        one, two = torch.rand(2, 60, generator=generator)
-        two = torch.cat([one[:30], two[30:]]) if paired else two
-        found.append(share_difference(one < shares[0], two < shares[1], paired=paired))
-    assert coverage(found, shares[0] - shares[1]) > 0.93
-    assert all(-1 <= i.low <= i.value <= i.high <= 1 and i.low < i.high for i in found)
-
-
-@pytest.mark.parametrize("first, second", [(1, 0), (0, 1), (0, 0), (1, 1)])
-@pytest.mark.parametrize("paired", [True, False])
-@pytest.mark.parametrize("n", [1, 4, 30])
-def test_a_difference_of_shares_at_the_ends(first, second, paired, n):
-    low, high = (torch.full((n,), float(x)) for x in (first, second))
-    found = share_difference(low, high, paired=paired)
-    assert found.value == first - second
-    assert -1 <= found.low <= found.value <= found.high <= 1 and found.high - found.low > 0.5 / n
-
-
-def test_pairs_that_agree_tell_more_than_samples_apart():
-    outcomes = torch.arange(50) % 2
-    one, two = (share_difference(outcomes, outcomes, paired=paired) for paired in (True, False))
-    assert one.high - one.low < 0.5 * (two.high - two.low)
-
-
-@pytest.mark.parametrize("n, m, given", [(0, 0, {}), (3, 4, {}), (3, 0, {"paired": False}), (3, 3, {"level": 1.0})])
-def test_a_difference_of_shares_needs_outcomes(n, m, given):
-    with pytest.raises(ValueError, match="need outcomes"):
-        share_difference(torch.zeros(n), torch.zeros(m), **given)

@@ -5,8 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from minidiff.metrics.networks import default_features, feature_network
-from minidiff.systems.zoo import build
 from PIL import Image
 
 from minidiff.metrics.embedders import default_features, embedder
@@ -15,10 +13,7 @@ from minidiff.metrics.processes import Processes
 from minidiff.metrics.sources import ArrayImages, image_set, is_image_set
 from minidiff.pixels import to_uint8
 from minidiff.recipes import load_recipe
-<<<<<<< HEAD
-=======
 from minidiff.store import begun, find, load
->>>>>>> 947c800fb90a45bef6a0fd41818624f2ac919d6d
 from minidiff.training.loop import train
 
 TINY = str(Path(__file__).parents[1] / "training/tiny.yaml")
