@@ -9,8 +9,15 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+<<<<<<< HEAD
 from minidiff.course.outcomes import Mistake
+=======
+from minidiff.course.exercises import Mistake
+from minidiff.schedule import NoiseLevel, vp_schedule
+>>>>>>> 061c623a5605705be96cda5e7c38f5e0d4f6f188
 
+PRESERVING = "sigma^2 = 1 - alpha^2 does not hold here: take sigma from the level"  # a diagnosis
+Pair = tuple[NoiseLevel, NoiseLevel]
 RTOL = 1e-4  # what an answer loses that computes in float32; a mistake must be farther from the truth than this
 
 
@@ -23,6 +30,26 @@ def uniform(rng: Generator, low: float, high: float, *shape: int) -> Any:
     """Uniform numbers, float64; one Python float without a shape."""
     value = low + (high - low) * torch.rand(shape, generator=rng, dtype=torch.float64)
     return value if shape else value.item()
+
+
+def preserving_pair(rng: Generator) -> Pair:
+    """Two variance-preserving levels, the noisier first; no alpha and no sigma is near 0 or 1."""
+    return vp_schedule().level(uniform(rng, 0.4, 0.5)), vp_schedule().level(uniform(rng, 0.15, 0.25))
+
+
+def general_pair(rng: Generator) -> Pair:
+    """Two levels for which alpha^2 + sigma^2 is not 1, and alpha is not 1 either."""
+    return NoiseLevel(uniform(rng, 0.6, 0.7), uniform(rng, 2, 3), 2), NoiseLevel(uniform(rng, 0.8, 0.9), 0.9, 1)
+
+
+def exploding_pair(rng: Generator) -> Pair:
+    """Two variance-exploding levels."""
+    return NoiseLevel(1.0, uniform(rng, 2, 3), 2), NoiseLevel(1.0, uniform(rng, 0.6, 0.9), 1)
+
+
+def preserved(level: NoiseLevel) -> NoiseLevel:
+    """What the mistake sigma^2 = 1 - alpha^2 makes of a level."""
+    return NoiseLevel(level.alpha, (1 - level.alpha**2) ** 0.5, level.time)
 
 
 def close(a: Any, b: Any, rtol: float = RTOL, atol: float = 1e-9) -> bool:

@@ -190,14 +190,14 @@ def peers():
 
     def serve():
         try:
-            Peer(theirs, guided, fail, same_function, caught=BaseException).serve()
+            Peer(theirs, guided, fail, same_function, torch.is_grad_enabled, caught=BaseException).serve()
         except Gone:
             theirs.close()
 
     thread = threading.Thread(target=serve)
     thread.start()
     peer = Peer(ours)
-    yield [Remote(peer, i) for i in range(4)]
+    yield [Remote(peer, i) for i in range(5)]
     ours.close()
     thread.join(20)
     assert not thread.is_alive()
@@ -212,6 +212,14 @@ def test_functions_call_back_and_forth(peers):
 def test_a_function_that_comes_home_is_itself(peers):
     mine = lambda x: x
     assert peers[2](mine) is mine
+
+
+def test_a_call_under_no_grad_runs_under_no_grad_there(peers):
+    """Gradient mode belongs to a thread; the other side has one of its own."""
+    asked = peers[0](lambda x: torch.is_grad_enabled(), 1)  # asks there, and that asks here
+    for enabled in (True, False, True):
+        with torch.set_grad_enabled(enabled):
+            assert peers[3]() is enabled and asked(0) == enabled
 
 
 def test_exceptions_travel_as_far_as_a_case_may_expect_them(peers):
@@ -238,7 +246,7 @@ def test_a_function_is_no_truth_value(peers):
 
 def test_calling_what_is_not_shared_ends_the_conversation(peers):
     with pytest.raises(Gone):
-        peers[3](1)
+        peers[4](1)
 
 
 def test_loopback_copies_values_and_keeps_exceptions():

@@ -9,8 +9,22 @@ from functools import cache
 import torch
 from torch import Generator, Tensor
 
+<<<<<<< HEAD
 from minidiff.course.comparing import expect, normal, uniform
 from minidiff.course.exercises import case, exercise
+=======
+from minidiff.course.comparing import (
+    PRESERVING,
+    expect,
+    exploding_pair,
+    general_pair,
+    normal,
+    preserved,
+    preserving_pair,
+    uniform,
+)
+from minidiff.course.exercises import Mistake, case, exercise
+>>>>>>> 061c623a5605705be96cda5e7c38f5e0d4f6f188
 from minidiff.course.forms import call, integer, number, several, tensor
 from minidiff.course.outcomes import Mistake
 from minidiff.exact import EmpiricalDenoiser
@@ -18,23 +32,6 @@ from minidiff.process import diffuse
 from minidiff.schedule import DATA, NoiseLevel, clipped_cosine_schedule, linear_schedule, vp_schedule
 
 LESSON = "01_forward_and_reverse"
-PRESERVING = "sigma^2 = 1 - alpha^2 does not hold here: take sigma from the level"
-Pair = tuple[NoiseLevel, NoiseLevel]
-
-
-def _preserving(rng: Generator) -> Pair:
-    """Two variance-preserving levels, the noisier first."""
-    return vp_schedule().level(uniform(rng, 0.6, 0.9)), vp_schedule().level(uniform(rng, 0.15, 0.4))
-
-
-def _general(rng: Generator) -> Pair:
-    """Two levels for which alpha^2 + sigma^2 is not 1, and alpha is not 1 either."""
-    return NoiseLevel(uniform(rng, 0.6, 0.7), uniform(rng, 2, 3), 2), NoiseLevel(uniform(rng, 0.8, 0.9), 0.9, 1)
-
-
-def _exploding(rng: Generator) -> Pair:
-    """Two variance-exploding levels."""
-    return NoiseLevel(1.0, uniform(rng, 2, 3), 2), NoiseLevel(1.0, uniform(rng, 0.6, 0.9), 1)
 
 
 def _pictures(rng: Generator, *names: str) -> dict[str, Tensor]:
@@ -112,7 +109,7 @@ exercise(
     lesson=LESSON,
     form=call(
         several(mean=tensor("x_t"), variance=number()),
-        lambda rng: _pictures(rng, "x_t", "x0") | dict(zip("ts", _preserving(rng), strict=True)),
+        lambda rng: _pictures(rng, "x_t", "x0") | dict(zip("ts", preserving_pair(rng), strict=True)),
     ),
 )
 
@@ -135,7 +132,7 @@ SUBTRACTED = "variances are subtracted, not deviations: beta = sigma_t^2 - (alph
 
 @case("ex-01-posterior", "mean")
 def _(answer, rng):
-    (x_t, x0), (t, s) = _pictures(rng, "x_t", "x0").values(), _preserving(rng)
+    (x_t, x0), (t, s) = _pictures(rng, "x_t", "x0").values(), preserving_pair(rng)
     a, b, right = t.alpha / s.alpha, _forward(t, s), _bayes(x_t, x0, t, s)[0]
     wrong = {
         "the coefficients of x_t and x_0 are swapped": _bayes(x0, x_t, t, s)[0],
@@ -157,7 +154,7 @@ def _(answer, rng):
 
 @case("ex-01-posterior", "variance")
 def _(answer, rng):
-    (x_t, x0), (t, s) = _pictures(rng, "x_t", "x0").values(), _preserving(rng)
+    (x_t, x0), (t, s) = _pictures(rng, "x_t", "x0").values(), preserving_pair(rng)
     right, b = _bayes(x_t, x0, t, s)[1], _forward(t, s)
     wrong = {
         "this is the standard deviation; the variance was asked for": math.sqrt(right),
@@ -184,17 +181,16 @@ def _(answer, rng):
 
 @case("ex-01-posterior", "variance-exploding")
 def _(answer, rng):
-    for t, s in (_general(rng), _exploding(rng)):
+    for t, s in (general_pair(rng), exploding_pair(rng)):
         x_t, x0 = _pictures(rng, "x_t", "x0").values()
-        kept = NoiseLevel(t.alpha, (1 - t.alpha**2) ** 0.5, 2), NoiseLevel(s.alpha, (1 - s.alpha**2) ** 0.5, 1)
-        wrong = {PRESERVING: _bayes(x_t, x0, *kept)} if t.alpha < 1 else {}
+        wrong = {PRESERVING: _bayes(x_t, x0, preserved(t), preserved(s))} if t.alpha < 1 else {}
         say = f"wrong for levels with alpha = {t.alpha:.3g} and {s.alpha:.3g}, sigma = {t.sigma:.3g} and {s.sigma:.3g}"
         expect(answer(x_t, x0, t, s), _bayes(x_t, x0, t, s), say, wrong)
 
 
 @case("ex-01-posterior", "last-step")
 def _(answer, rng):
-    for t in (_preserving(rng)[1], _exploding(rng)[1]):
+    for t in (preserving_pair(rng)[1], exploding_pair(rng)[1]):
         x_t, x0 = _pictures(rng, "x_t", "x0").values()
         expect(
             answer(x_t, x0, t, DATA),
@@ -329,7 +325,7 @@ def _(answer, rng):
 
 @case("ex-01-convert", "variance-exploding")
 def _(answer, rng):
-    for level in (_general(rng)[0], _exploding(rng)[0], _exploding(rng)[1]):
+    for level in (general_pair(rng)[0], exploding_pair(rng)[0], exploding_pair(rng)[1]):
         _converts(answer, rng, level, [(source, target) for source in KINDS for target in KINDS])
 
 
@@ -438,15 +434,12 @@ def _(answer, rng):
 
 @case("ex-01-ideal", "variance-exploding")
 def _(answer, rng):
-    for level in (_general(rng)[1], _exploding(rng)[1], _exploding(rng)[0]):
+    for level in (general_pair(rng)[1], exploding_pair(rng)[1], exploding_pair(rng)[0]):
         images = normal(rng, 8, 2, 2, 2)
         x = diffuse(images[:4], level, normal(rng, 4, 2, 2, 2))
         wrong = {}
         if level.alpha < 1:
-            kept = NoiseLevel(level.alpha, math.sqrt(1 - level.alpha**2), 0)
-            wrong["sigma^2 = 1 - alpha^2 does not hold here: take sigma from the level"] = _blend(
-                _logits(x, kept, images).softmax(1), images
-            )
+            wrong[PRESERVING] = _blend(_logits(x, preserved(level), images).softmax(1), images)
         right = EmpiricalDenoiser(images)(x, level).x0
         expect(answer(x, level, images), right, f"wrong at alpha = {level.alpha:.3f}, sigma = {level.sigma:.3f}", wrong)
 
@@ -471,13 +464,13 @@ exercise(
     "ex-01-weight",
     name="vlb_weight",
     lesson=LESSON,
-    form=call(number(), lambda rng: dict(zip("ts", _preserving(rng), strict=True))),
+    form=call(number(), lambda rng: dict(zip("ts", preserving_pair(rng), strict=True))),
 )
 
 
 @case("ex-01-weight", "snr-ratio")
 def _(answer, rng):
-    for t, s in (_preserving(rng), _preserving(rng)):
+    for t, s in (preserving_pair(rng), preserving_pair(rng)):
         ratio, root = s.snr / t.snr, math.sqrt(s.snr / t.snr)
         wrong = {
             "the factor 1/2 of the Gaussian KL is missing": ratio - 1,
@@ -504,11 +497,8 @@ def _(answer, rng):
 
 @case("ex-01-weight", "variance-exploding")
 def _(answer, rng):
-    for t, s in (_general(rng), _exploding(rng)):
-        preserving = lambda level: level.alpha**2 / (1 - level.alpha**2)
-        wrong = {}
-        if t.alpha < 1:
-            wrong[PRESERVING] = (preserving(s) / preserving(t) - 1) / 2
+    for t, s in (general_pair(rng), exploding_pair(rng)):
+        wrong = {PRESERVING: (preserved(s).snr / preserved(t).snr - 1) / 2} if t.alpha < 1 else {}
         levels = f"alpha = {t.alpha:.3f}, {s.alpha:.3f} and sigma = {t.sigma:.3f}, {s.sigma:.3f}"
         say = f"at {levels} it is {{right}}, not {{got}}"
         expect(answer(t, s), (s.snr / t.snr - 1) / 2, say, wrong)
