@@ -9,12 +9,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-<<<<<<< HEAD
 from minidiff.course.outcomes import Mistake
-=======
-from minidiff.course.exercises import Mistake
 from minidiff.schedule import NoiseLevel, vp_schedule
->>>>>>> 061c623a5605705be96cda5e7c38f5e0d4f6f188
 
 PRESERVING = "sigma^2 = 1 - alpha^2 does not hold here: take sigma from the level"  # a diagnosis
 Pair = tuple[NoiseLevel, NoiseLevel]

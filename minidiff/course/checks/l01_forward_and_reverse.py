@@ -9,10 +9,6 @@ from functools import cache
 import torch
 from torch import Generator, Tensor
 
-<<<<<<< HEAD
-from minidiff.course.comparing import expect, normal, uniform
-from minidiff.course.exercises import case, exercise
-=======
 from minidiff.course.comparing import (
     PRESERVING,
     expect,
@@ -23,8 +19,7 @@ from minidiff.course.comparing import (
     preserving_pair,
     uniform,
 )
-from minidiff.course.exercises import Mistake, case, exercise
->>>>>>> 061c623a5605705be96cda5e7c38f5e0d4f6f188
+from minidiff.course.exercises import case, exercise
 from minidiff.course.forms import call, integer, number, several, tensor
 from minidiff.course.outcomes import Mistake
 from minidiff.exact import EmpiricalDenoiser

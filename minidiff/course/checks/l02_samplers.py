@@ -11,10 +11,6 @@ from itertools import pairwise
 import torch
 from torch import Generator, Tensor
 
-<<<<<<< HEAD
-from minidiff.course.exercises import case, exercise
-from minidiff.course.outcomes import Mistake
-=======
 from minidiff.course.comparing import (
     PRESERVING,
     Pair,
@@ -26,10 +22,10 @@ from minidiff.course.comparing import (
     preserving_pair,
     uniform,
 )
-from minidiff.course.exercises import Mistake, case, exercise
+from minidiff.course.exercises import case, exercise
 from minidiff.course.forms import call, integer, number, several, tensor
+from minidiff.course.outcomes import Mistake
 from minidiff.denoiser import Denoiser
->>>>>>> 061c623a5605705be96cda5e7c38f5e0d4f6f188
 from minidiff.exact import GaussianDenoiser, GaussianMixtureDenoiser
 from minidiff.process import beta, beta_tilde, posterior_mean, transition
 from minidiff.sampler import ddim, heun, sample
