@@ -216,6 +216,10 @@ class Diffusion(Trainable):
     def _floor(self) -> float:
         return beta_tilde(self.schedule.level(1), self.schedule.level(0))
 
+    def after_step(self) -> None:
+        """The level sampler learns from the step."""
+        self.level_sampler.learn()
+
     def training_state(self) -> dict[str, Tensor]:
         """What the level sampler has learnt."""
         return self.level_sampler.state()

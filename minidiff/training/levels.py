@@ -39,7 +39,10 @@ class LevelSampler:
         raise NotImplementedError
 
     def update(self, level: NoiseLevel, losses: Tensor) -> None:
-        """Learn from the unweighted (n,) losses at the levels that were drawn."""
+        """Note the unweighted (n,) losses at the levels that were drawn, of a part of a step."""
+
+    def learn(self) -> None:
+        """Learn from what was noted: at the end of a step, so that all its parts are drawn alike."""
 
     def state(self) -> dict[str, Tensor]:
         """What the next draw depends on."""
@@ -75,6 +78,7 @@ class Tilted(LevelSampler):
 
     def draw(self, schedule, n: int, generator=None, device=None) -> Drawn:
         """Levels by that density, weights 1."""
+        _require_times(schedule)
         u = rand((n,), generator, torch.float64, device) ** (1 / (1 + self.power))
         return schedule.level((schedule.T * u).long().clamp(max=schedule.T - 1)), torch.ones(n, device=device)
 
@@ -173,6 +177,7 @@ class Importance(LevelSampler):
     uniform: float = 0.001
     losses: Tensor | None = field(default=None, init=False, repr=False)
     seen: Tensor | None = field(default=None, init=False, repr=False)
+    noted: list[tuple[Tensor, Tensor]] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self):
         _require(self.history >= 1, "history >= 1", self.history)
@@ -198,8 +203,15 @@ class Importance(LevelSampler):
         return schedule.level(times.to(device)), (1 / (T * p[times])).float().to(device)
 
     def update(self, level: NoiseLevel, losses: Tensor) -> None:
-        """Remember the losses of all processes, in the same order in each."""
-        times, losses = everyones(level.time), everyones(losses)
+        """Note the losses of this part and process."""
+        self.noted.append((level.time, losses))
+
+    def learn(self) -> None:
+        """Remember the losses of all parts and processes, in the same order in each process."""
+        if not self.noted:
+            return
+        times, losses = (everyones(torch.cat(column)) for column in zip(*self.noted, strict=True))
+        self.noted.clear()
         for t, loss in zip(times.tolist(), losses.double().tolist(), strict=True):
             self.losses[t, self.seen[t] % self.history] = loss
             self.seen[t] += 1

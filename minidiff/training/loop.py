@@ -95,6 +95,7 @@ def train(
     stream = batches(found, order, range(start, plan.steps), share, recipe.data.workers)
     for step, batch in enumerate(stream, start):
         losses, norm = _step(step, batch, range(plan.batch)[share], model, optimizer, plan, accelerator)
+        system.after_step()
         ema.update(system, step)
         log.step(step, losses, norm, learning_rate(step, plan))
         if step + 1 == plan.steps or (step + 1) % plan.checkpoint_every == 0:

@@ -26,6 +26,9 @@ class Trainable(nn.Module):
         """
         raise NotImplementedError
 
+    def after_step(self) -> None:
+        """Learn whatever is no parameter from the losses of a step; the training loop calls it after each."""
+
     def training_state(self) -> dict[str, Tensor]:
         """What training has learnt beside the parameters, and the next step depends on."""
         return {}

@@ -366,6 +366,7 @@ def test_the_policy_of_a_copy_is_its_own(batch):
     system = tiny("digits", "system.level_sampler=importance", "schedule.T=10")
     twin = copy.deepcopy(system)
     twin.train().loss(batch, seeded())
+    twin.after_step()
     assert system.training_state() == {} and twin.training_state()["seen"].sum() == 6
     system.load_training_state(twin.training_state())
     assert torch.equal(system.training_state()["losses"], twin.training_state()["losses"])

@@ -22,6 +22,7 @@ from minidiff.training.levels import (
     LogNormal,
     Noisiest,
     Only,
+    Tilted,
     Uniform,
     level_sampler,
 )
@@ -39,6 +40,7 @@ def warmed() -> Importance:
     sampler.draw(FIVE, 1, seeded())
     for _ in range(3):
         sampler.update(FIVE.level(torch.arange(5)), LOSS)
+    sampler.learn()
     return sampler
 
 
@@ -47,6 +49,7 @@ def warmed() -> Importance:
 POLICIES = {
     "uniform": (Uniform(), linear_schedule()),
     "uniform-continuous": (Uniform(), vp_schedule()),
+    "tilted": (Tilted(), linear_schedule()),
     "noisiest": (Noisiest(), linear_schedule()),
     "only": (Only(3), linear_schedule()),
     "alpha_between": (AlphaBetween(), linear_schedule()),
@@ -75,6 +78,17 @@ def test_uniform_times_are_the_levels_of_the_schedule():
     assert (counts - 0.2).abs().max() < 4.5 * math.sqrt(0.16 / 20_000)
     torch.testing.assert_close(level.alpha**2, FIVE.alpha_bar[level.time])
     assert torch.equal(weight, torch.ones(20_000))
+
+
+@pytest.mark.parametrize("power", [-0.5, 0.0, 0.5, 1.0, 3.0])
+def test_tilted_times_have_the_density_that_they_say(power):
+    """The share of time t is the integral of (1 + power) u^power from t / T to (t + 1) / T."""
+    n, ends = 50_000, torch.arange(6).double() / 5
+    expected = ends.pow(1 + power).diff()
+    level, weight = Tilted(power).draw(FIVE, n, seeded())
+    share = level.time.bincount(minlength=5) / n
+    assert bool(((share - expected).abs() < 4.5 * (expected * (1 - expected) / n).sqrt()).all())
+    assert torch.equal(weight, torch.ones(n))
 
 
 def test_the_noisiest_quarter():
@@ -138,6 +152,7 @@ def test_probabilities_are_the_root_mean_square_losses():
     sampler.draw(FIVE, 1)
     for losses in (LOSS, 3 * LOSS + 1):
         sampler.update(FIVE.level(torch.arange(5)), losses)
+        sampler.learn()
     rms = ((LOSS**2 + (3 * LOSS + 1) ** 2) / 2).sqrt()
     torch.testing.assert_close(sampler.probabilities(5), 0.999 * rms / rms.sum() + 0.001 / 5)
     assert warmed().probabilities(5).min() > 0, "a time whose loss was 0 can still be drawn"
@@ -149,6 +164,7 @@ def test_uniform_until_every_time_was_seen_often_enough():
     _, weight = sampler.draw(FIVE, 40, seeded())
     torch.testing.assert_close(weight, torch.ones(40))
     sampler.update(FIVE.level(torch.tensor([0, 0, 0, 1, 2, 3, 4])), torch.ones(7))
+    sampler.learn()
     torch.testing.assert_close(sampler.probabilities(5), even)
 
 
@@ -156,7 +172,23 @@ def test_only_the_last_losses_count():
     sampler = warmed()
     for _ in range(3):
         sampler.update(FIVE.level(torch.arange(5)), torch.ones(5))
+    sampler.learn()
     torch.testing.assert_close(sampler.probabilities(5), torch.full((5,), 0.2, dtype=torch.float64))
+
+
+def test_nothing_is_learnt_before_a_step_is_over():
+    """Its parts are drawn alike, and what they teach is that of the whole."""
+    parts, whole = warmed(), warmed()
+    before, losses = parts.probabilities(5), torch.arange(1.0, 6.0).double()
+    for part in (slice(0, 2), slice(2, 5)):
+        parts.update(FIVE.level(torch.arange(5)[part]), losses[part])
+        assert torch.equal(parts.probabilities(5), before)
+    whole.update(FIVE.level(torch.arange(5)), losses)
+    for sampler in (parts, whole):
+        sampler.learn()
+        sampler.learn()  # once is enough
+    assert torch.equal(parts.losses, whole.losses) and torch.equal(parts.seen, whole.seen)
+    assert not torch.equal(parts.probabilities(5), before)
 
 
 def test_the_weighted_loss_is_unbiased_and_less_noisy():
@@ -185,8 +217,9 @@ def test_state_round_trips():
 
 
 def test_policies_without_a_history_have_no_state():
-    for sampler in (Uniform(), Noisiest(), Only(0), AlphaBetween(), LogNormal()):
+    for sampler in (Uniform(), Tilted(), Noisiest(), Only(0), AlphaBetween(), LogNormal()):
         sampler.update(NoiseLevel(torch.ones(2), torch.ones(2), torch.zeros(2)), torch.ones(2))
+        sampler.learn()
         assert sampler.state() == {}
 
 
@@ -204,7 +237,10 @@ def test_a_policy_by_name_or_with_options():
     ("spec", "message"),
     [
         ("noisy", "unknown level sampler 'noisy': did you mean 'noisiest'?"),
-        ("xyz", "unknown level sampler 'xyz': known: alpha_between, importance, log_normal, noisiest, only, uniform"),
+        (
+            "xyz",
+            "unknown level sampler 'xyz': known: alpha_between, importance, log_normal, noisiest, only, tilted, uniform",
+        ),
         ({"name": "noisiest", "shares": 0.5}, "unknown key level_sampler.shares: did you mean 'share'?"),
         ({"name": "uniform", "share": 0.5}, "unknown key level_sampler.share: it takes none"),
         ({"name": "importance", "losses": None}, "unknown key level_sampler.losses"),
@@ -214,6 +250,7 @@ def test_a_policy_by_name_or_with_options():
         (3, "a level sampler is a name, or a mapping with a name; got 3"),
         ({"name": "noisiest", "share": 0}, "share lies in (0, 1]; got 0"),
         ({"name": "noisiest", "share": 1.1}, "share lies in (0, 1]; got 1.1"),
+        ({"name": "tilted", "power": -1}, "power > -1; got -1"),
         ({"name": "log_normal", "std": 0}, "std > 0; got 0"),
         ({"name": "importance", "history": 0}, "history >= 1; got 0"),
         ({"name": "importance", "uniform": 0}, "uniform lies in (0, 1]; got 0"),
@@ -224,7 +261,7 @@ def test_names_and_options_that_are_none(spec, message):
         level_sampler(spec)
 
 
-@pytest.mark.parametrize("name", ["noisiest", "only", "alpha_between", "importance"])
+@pytest.mark.parametrize("name", ["tilted", "noisiest", "only", "alpha_between", "importance"])
 def test_a_table_of_times_is_needed_where_times_are_counted(name):
     sampler = level_sampler({"name": name, "t": 0} if name == "only" else name)
     with pytest.raises(ValueError, match="a discrete schedule"):

@@ -122,6 +122,19 @@ def test_saving_memory_changes_nothing_but_rounding(tmp_path, option):
             torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=2e-5)
 
 
+def test_a_batch_in_parts_learns_the_importance_of_levels_as_a_whole_one(tmp_path):
+    """Levels of a step are drawn by what was known before it, in every part; so the parts are one batch."""
+    plain = ["system.level_sampler={name: importance, history: 1}", "schedule.T=4", "network.dropout=0"]
+    plain += ["training.steps=8", "training.checkpoint_every=8"]
+    for name, more in (("plain", []), ("parts", ["training.accumulate=4"])):
+        train(load_recipe(TINY, plain + more), Recipe.build, tmp_path / name, cpu=True, quiet=True)
+    one, other = weights(tmp_path / "plain"), weights(tmp_path / "parts")
+    assert torch.equal(one["levels.seen"], other["levels.seen"]) and bool((one["levels.seen"] > 1).all())
+    for name in one:
+        if name.startswith(("model.", "levels.")):
+            torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=2e-5)
+
+
 def test_one_process_trains_in_two_precisions(tmp_path):
     has_bf16 = computes_in("bf16", torch.device("cpu")) is torch.bfloat16
     for precision in ("bf16", "no"):
