@@ -1,11 +1,12 @@
-"""Pictures that are to be edited: what is known of them, and where."""
+"""Pictures to files and back; pictures that are to be edited: what is known of them, and where."""
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from minidiff.pictures import read_edit
+from minidiff.pictures import grid, read_edit, read_picture, save_grid
+from minidiff.pixels import from_uint8
 
 RED, GREEN = (224, 38, 47), (54, 168, 82)
 
@@ -22,6 +23,46 @@ def pixels():
 def saved(path, array):
     Image.fromarray(array).save(path)
     return path
+
+
+# --- there and back -------------------------------------------------------------------------------------------------
+
+
+def test_a_grid_is_filled_row_by_row_with_white_between():
+    images = torch.arange(5.0).div(10).view(5, 1, 1, 1).expand(5, 3, 2, 4)
+    picture = grid(images, columns=3, gap=1)
+    assert picture.shape == (3, 5, 14)
+    for i in range(5):
+        y, x = 3 * (i // 3), 5 * (i % 3)
+        assert torch.equal(picture[:, y : y + 2, x : x + 4], images[i])
+    assert bool((picture[:, 2] == 1).all()) and bool((picture[:, :, 4] == 1).all())
+    assert bool((picture[:, 3:, 10:] == 1).all()), "the place that is left over is white"
+    assert grid(images).shape == (3, 5, 14), "about as many columns as rows when left out"
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_picture_comes_back_from_its_file(channels, tmp_path):
+    pixels = torch.randint(0, 256, (1, channels, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    save_grid(from_uint8(pixels), tmp_path / "x.png", least=8)
+    assert torch.equal(read_picture(tmp_path / "x.png", 8), from_uint8(pixels[0]).expand(3, -1, -1))
+    save_grid(from_uint8(pixels), tmp_path / "large.png", least=20)
+    with Image.open(tmp_path / "large.png") as large:
+        assert large.size == (16, 16), "enlarged by whole pixels"
+    np.testing.assert_array_equal(
+        np.asarray(Image.open(tmp_path / "large.png"))[::2, ::2].reshape(8, 8, -1)[..., 0], pixels[0, 0]
+    )
+
+
+def test_pictures_that_cannot_be_written_or_read(tmp_path):
+    with pytest.raises(ValueError, match=r"a name that ends in \.png, not 'x\.jpg'"):
+        save_grid(torch.zeros(1, 3, 2, 2), tmp_path / "x.jpg")
+    with pytest.raises(ValueError, match="pictures have 1 or 3 channels, got 4"):
+        save_grid(torch.zeros(1, 4, 2, 2), tmp_path / "x.png")
+    with pytest.raises(ValueError, match="no picture that can be read"):
+        read_picture(tmp_path / "nowhere.png", 8)
+
+
+# --- what is to be edited -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [32, 16, 8])

@@ -103,8 +103,8 @@ def test_combinations_of_the_held_out_sheet():
 
 @pytest.mark.parametrize("name", ["scenes", "scenes-pairs"])
 def test_sheets_of_both_parts(name):
-    held, seen = sheets(DataRecipe(name), 16, 6)
+    held, seen = sheets(DataRecipe(name, 16), 16, 6)
     assert (held.name, seen.name) == ("heldout", "seen") and held.grammar and seen.grammar
     assert len(held.captions) == len(seen.captions) == 6
     with pytest.raises(ValueError, match="'digits' have no captions"):
-        sheets(DataRecipe("digits"), 8)
+        sheets(DataRecipe("digits", 8), 8)

@@ -237,10 +237,7 @@ def test_a_policy_by_name_or_with_options():
     ("spec", "message"),
     [
         ("noisy", "unknown level sampler 'noisy': did you mean 'noisiest'?"),
-        (
-            "xyz",
-            "unknown level sampler 'xyz': known: alpha_between, importance, log_normal, noisiest, only, tilted, uniform",
-        ),
+        ("xyz", "unknown level sampler 'xyz': known: alpha_between, importance, log_normal, noisiest, only, tilted"),
         ({"name": "noisiest", "shares": 0.5}, "unknown key level_sampler.shares: did you mean 'share'?"),
         ({"name": "uniform", "share": 0.5}, "unknown key level_sampler.share: it takes none"),
         ({"name": "importance", "losses": None}, "unknown key level_sampler.losses"),

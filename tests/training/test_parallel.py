@@ -17,7 +17,7 @@ from minidiff.training.loop import train
 HERE = Path(__file__).parent
 TINY, CLIP = str(HERE / "tiny.yaml"), str(HERE / "tiny-clip.yaml")
 COMMON = ["training.steps=4", "training.checkpoint_every=2"]
-ONE = {"one": (TINY, ["network.dropout=0", "system.level_sampler=importance"])} | {
+ONE = {"one": (TINY, ["system.level_sampler=importance"])} | {
     f"clip-{d}": (CLIP, [f"system.directions={d}"]) for d in DIRECTIONS
 }
 TWO = {  # the run of one process that each should equal, and what else it is told

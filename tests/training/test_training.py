@@ -113,7 +113,7 @@ def test_weights_of_another_network_are_refused_by_name(tmp_path):
 
 @pytest.mark.parametrize("option", ["accumulate=4", "checkpointing=true"])
 def test_saving_memory_changes_nothing_but_rounding(tmp_path, option):
-    plain = ["training.steps=4", "training.checkpoint_every=4", "network.dropout=0"]
+    plain = ["training.steps=4", "training.checkpoint_every=4"]
     for name, more in (("plain", []), ("saving", [f"training.{option}"])):
         train(load_recipe(TINY, plain + more), Recipe.build, tmp_path / name, cpu=True, quiet=True)
     one, other = weights(tmp_path / "plain"), weights(tmp_path / "saving")
@@ -124,7 +124,7 @@ def test_saving_memory_changes_nothing_but_rounding(tmp_path, option):
 
 def test_a_batch_in_parts_learns_the_importance_of_levels_as_a_whole_one(tmp_path):
     """Levels of a step are drawn by what was known before it, in every part; so the parts are one batch."""
-    plain = ["system.level_sampler={name: importance, history: 1}", "schedule.T=4", "network.dropout=0"]
+    plain = ["system.level_sampler={name: importance, history: 1}", "schedule.T=4"]
     plain += ["training.steps=8", "training.checkpoint_every=8"]
     for name, more in (("plain", []), ("parts", ["training.accumulate=4"])):
         train(load_recipe(TINY, plain + more), Recipe.build, tmp_path / name, cpu=True, quiet=True)
