@@ -1,7 +1,7 @@
 """Systems by name. Each registers itself beside its code, and is imported when it is first asked for.
 
-A system of one's own is a module: ``system: toy`` in a recipe imports ``toy``, from wherever Python finds it or from
-the folder one stands in, and takes what it registered as "toy".
+A system of one's own is a module: ``system: mine`` in a recipe imports ``mine``, from wherever Python finds it or from
+the folder one stands in, and takes what it registered as "mine".
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ def run(*args):
 
 
 def test_sample_writes_a_grid_and_the_numbers(tmp_path):
-    out = tmp_path / "seven.png"
+    out = tmp_path / "a new folder/seven.png"
     result = run("sample", "digits", "--label", 7, "--scale", 3, "--steps", 4, "--count", 9, "--out", out)
     assert result.exit_code == 0, result.output
     used = json.loads(out.with_suffix(".json").read_text())
