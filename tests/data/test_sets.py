@@ -78,7 +78,7 @@ def test_splits_that_are_none():
         ({"bins": 0}, "data.bins must be at least 2, got 0"),
         ({"bins": 1}, "data.bins must be at least 2, got 1"),
         ({"workers": -1}, "data.workers must be at least 0, got -1"),
-        ({"reading": 1.5}, "data.reading is a probability, got 1.5"),
+        ({"reading": 1.5}, "data.reading is a share from 0 to 1, got 1.5"),
     ],
 )
 def test_numbers_out_of_range(changes, message):
