@@ -119,28 +119,7 @@ def _inception(weights: str, device: torch.device | str) -> Embedder:
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
     except ImportError:
         raise ValueError("Inception-v3 needs torch-fidelity: pip install 'minidiff[evaluate]'") from None
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
-    if weights == "download":
-        if not cached.exists():
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                torch.hub.download_url_to_file(URL_INCEPTION_V3, str(cached), hash_prefix="6726825d")
-            except OSError as error:
-                raise ValueError(f"cannot download {URL_INCEPTION_V3}: {error}") from None
-        path = cached
-    elif weights:
-        path = Path(weights)
-    else:
-        places = [
-            cached,
-            *([Path(os.environ["MINIDIFF_DATA"]) / INCEPTION_FILE] if "MINIDIFF_DATA" in os.environ else []),
-        ]
-        path = next((p for p in places if p.is_file()), cached)
-    if not path.is_file():
-        raise ValueError(
-            f"no Inception weights at {path}: name the file as inception:PATH, or ask for a download of 95 MB from"
-            f" {URL_INCEPTION_V3} with inception:download"
-        )
+    path = _inception_file(weights, URL_INCEPTION_V3)
     try:
         torch.load(path, map_location="cpu", weights_only=True)  # the library's own loader would run what it unpickles
         network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], str(path)).to(device)
@@ -156,3 +135,35 @@ def _inception(weights: str, device: torch.device | str) -> Embedder:
         log_prob=lambda images: network(pixels(images))[1].log_softmax(1),
         n_classes=1008,
     )
+
+
+def _inception_file(weights: str, url: str) -> Path:
+    """The file that was named, is to be downloaded, or lies in the cache or among the data.
+
+    Raises:
+        ValueError: when there is none.
+    """
+    places = [Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE]
+    if weights == "download":
+        _download(url, places[0])
+    elif weights:
+        places = [Path(weights)]
+    elif "MINIDIFF_DATA" in os.environ:
+        places.append(Path(os.environ["MINIDIFF_DATA"]) / INCEPTION_FILE)
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise ValueError(
+            f"no Inception weights at {places[0]}: name the file as inception:PATH, or ask for a download of 95 MB from"
+            f" {url} with inception:download"
+        )
+    return found
+
+
+def _download(url: str, path: Path) -> None:
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(url, str(path), hash_prefix="6726825d")
+    except OSError as error:
+        raise ValueError(f"cannot download {url}: {error}") from None
