@@ -214,6 +214,13 @@ def test_a_function_that_comes_home_is_itself(peers):
     assert peers[2](mine) is mine
 
 
+def test_a_call_without_gradients_is_one_on_both_sides(peers):
+    records = peers[0](lambda x: float(torch.is_grad_enabled()), 1.0)
+    assert records(1.0) == 1.0
+    with torch.no_grad():
+        assert records(1.0) == 0.0
+
+
 def test_exceptions_travel_as_far_as_a_case_may_expect_them(peers):
     with pytest.raises(ValueError, match=r"^bad$"):
         peers[1]("value")

@@ -210,7 +210,8 @@ class Peer(Codec):
 
     def call_remote(self, index: int, args: tuple, kwargs: dict) -> Any:
         """Raises what the other side raised (as far as EXCEPTIONS go), or Gone."""
-        self.channel.send({"call": index, "args": self.encode(args), "kwargs": self.encode(kwargs)})
+        message = {"call": index, "args": self.encode(args), "kwargs": self.encode(kwargs)}
+        self.channel.send(message | {"grad": torch.is_grad_enabled()})  # a call under no_grad is one there, too
         while True:
             message = self.channel.receive()
             if not isinstance(message, dict):
@@ -229,7 +230,8 @@ class Peer(Codec):
         except (TypeError, KeyError, IndexError) as error:
             raise Malformed("sent a call of the wrong shape") from error
         try:
-            reply = {"return": self.encode(function(*args, **kwargs))}
+            with torch.set_grad_enabled(message.get("grad") is not False):
+                reply = {"return": self.encode(function(*args, **kwargs))}
         except Gone:
             raise
         except self._caught as error:
