@@ -210,8 +210,8 @@ class Peer(Codec):
 
     def call_remote(self, index: int, args: tuple, kwargs: dict) -> Any:
         """Raises what the other side raised (as far as EXCEPTIONS go), or Gone."""
-        call = {"call": index, "args": self.encode(args), "kwargs": self.encode(kwargs)}
-        self.channel.send(call | {"grad": torch.is_grad_enabled()})  # under no_grad here, under no_grad there
+        message = {"call": index, "args": self.encode(args), "kwargs": self.encode(kwargs)}
+        self.channel.send(message | {"grad": torch.is_grad_enabled()})  # a call under no_grad is one there, too
         while True:
             message = self.channel.receive()
             if not isinstance(message, dict):
