@@ -93,7 +93,7 @@ class _Choice(Form):
 
 
 class _Array(Form):
-    def __init__(self, size: Sized, kind: str | None, exact: bool):
+    def __init__(self, size: Sized, kind: str | None, exact: bool | str):
         self._size, self._kind, self._exact = size, kind, exact
 
     def see(self, value, given, what):
@@ -113,7 +113,9 @@ class _Array(Form):
         if isinstance(self._size, str):
             like = given[self._size]
             return tuple(like.shape), self._kind or _sort(like.dtype), like.dtype, f", the shape of {self._size}"
-        return tuple(self._size(given) if callable(self._size) else self._size), self._kind or "float", None, ""
+        dtype = given[self._exact].dtype if isinstance(self._exact, str) else None
+        kind = self._kind or (_sort(dtype) if dtype else "float")
+        return tuple(self._size(given) if callable(self._size) else self._size), kind, dtype, ""
 
 
 class _Several(Form):
@@ -211,13 +213,13 @@ def yes_or_no() -> Form:
     return _Choice()
 
 
-def tensor(size: Sized, kind: str | None = None, *, exact: bool = False) -> Form:
+def tensor(size: Sized, kind: str | None = None, *, exact: bool | str = False) -> Form:
     """A tensor, or a list of numbers that could be one; float64, int64 or bool to the cases.
 
     Args:
         size: name of the argument whose shape it has, or the shape, or a function of the arguments that gives it.
         kind: "float", "integer" or "bool"; by default that of the argument named, else "float".
-        exact: the very dtype of the argument named, and the cases see it.
+        exact: the very dtype of the argument named, and the cases see it; where ``size`` names none, the name.
     """
     return _Array(size, kind, exact)
 

@@ -64,6 +64,7 @@ def test_true_of_many_kinds(value):
         (tensor("x"), X.long(), "dtype int64; it must hold floating-point numbers"),
         (tensor("x", "integer"), X, "dtype float64; it must hold integers"),
         (tensor("x", exact=True), X.float(), "dtype float32; it must be float64"),
+        (tensor((3,), exact="x"), X[0].float(), "dtype float32; it must be float64"),
         (tensor("x"), {"x": X}, "must be a tensor; it is a dict of 1"),
         (tensor("x"), abs, "must be a tensor; it is a function"),
         (several(mean=number(), variance=number()), 0.5, r"must be 2 things, \(mean, variance\); it is 0.5"),

@@ -7,35 +7,56 @@ from functools import cache
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Generator, Tensor
 
+from minidiff.course.comparing import (
+    PRESERVING,
+    Pair,
+    expect,
+    exploding_pair,
+    general_pair,
+    normal,
+    preserved,
+    preserving_pair,
+    uniform,
+)
 from minidiff.course.exercises import case, exercise
-from minidiff.course.outcomes import Mistake
+from minidiff.course.forms import call, integer, several, tensor
 from minidiff.exact import EmpiricalDenoiser, GaussianDenoiser
 from minidiff.process import posterior_mean, transition
-from minidiff.random import randn
 from minidiff.sampler import walk
-from minidiff.schedule import NoiseLevel, cosine_schedule
+from minidiff.schedule import DATA, NoiseLevel, cosine_schedule, vp_schedule
 
 LESSON = "08_inpainting"
 
+# -- ex-08-conditional ------------------------------------------------------------------------------------------------
 
-def _close(a, b, tolerance: float = 1e-6) -> bool:
-    a, b = torch.as_tensor(a).double(), torch.as_tensor(b).double()
-    return a.shape == b.shape and bool(((a - b).abs() <= tolerance * (1 + b.abs())).all())
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-exercise("ex-08-conditional", name="conditional", lesson=LESSON)
+Law = tuple[Tensor, Tensor, Tensor, Tensor]  # mean, covariance, which entries are known, their values
 
 
-def _gaussian() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Mean, covariance, which entries are known, and their values: five dimensions, known and unknown interleaved."""
-    generator = torch.Generator().manual_seed(1)
-    root, mean = randn((5, 5), generator, torch.float64), randn((5,), generator, torch.float64)
-    known = torch.tensor([True, False, True, False, False])
-    return mean, root @ root.T, known, randn((2,), generator, torch.float64)
+def _law(rng: Generator, *known: int) -> Law:
+    """A correlated Gaussian with as many entries as ``known`` has, which is 1 where an entry is known."""
+    root = normal(rng, len(known), len(known))
+    covariance = root @ root.T / len(known) + 0.3 * torch.eye(len(known))
+    return normal(rng, len(known)), covariance, torch.tensor(known).bool(), 1 + normal(rng, sum(known))
+
+
+def _unknown(given: dict) -> int:
+    return int((~given["known"]).sum())
+
+
+exercise(
+    "ex-08-conditional",
+    name="conditional",
+    lesson=LESSON,
+    form=call(
+        several(
+            mean=tensor(lambda given: (_unknown(given),)),
+            covariance=tensor(lambda given: (_unknown(given), _unknown(given))),
+        ),
+        lambda rng: dict(zip(("mean", "covariance", "known", "value"), _law(rng, 0, 1, 0, 0, 1), strict=True)),
+    ),
+)
 
 
 def _by_precision(mean: Tensor, covariance: Tensor, known: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,140 +65,262 @@ def _by_precision(mean: Tensor, covariance: Tensor, known: Tensor, value: Tensor
     return mean[~known] - inner @ precision[~known][:, known] @ (value - mean[known]), inner
 
 
+def _misjudged(mean: Tensor, covariance: Tensor, known: Tensor, value: Tensor) -> tuple[dict, dict]:
+    """Diagnosis -> what that mistake makes of the mean, and of the covariance."""
+    own, across, inner = covariance[~known][:, ~known], covariance[~known][:, known], covariance[known][:, known]
+    gain, apart = across @ inner.inverse(), value - mean[known]
+    right = own - gain @ across.T
+    means = {
+        "this is the mean of the unknown entries alone; what is known moves it": mean[~known],
+        "compare the known values with their mean: C_uk C_kk^-1 (k - mu_k)": mean[~known] + gain @ value,
+        "C_kk^-1 is missing: the gain is C_uk C_kk^-1": mean[~known] + across @ apart,
+        "known entries are correlated: C_kk^-1 is the inverse of the matrix, not of its diagonal": (
+            mean[~known] + across / inner.diag() @ apart
+        ),
+        "mu_u is missing: the correction is added to it": gain @ apart,
+        "the sign is wrong: where k is above its mean, a positive correlation raises the rest": (
+            mean[~known] - gain @ apart
+        ),
+    }
+    covariances = {
+        "this is the covariance of the unknown entries alone; knowing the others lowers it": own,
+        "knowing something makes the rest more certain: the second term is subtracted": own + gain @ across.T,
+        "C_kk^-1 is missing: what is subtracted is C_uk C_kk^-1 C_ku": own - across @ across.T,
+        "this is what the known entries explain; C_uu minus it stays unknown": gain @ across.T,
+        "this is the precision; its inverse is the covariance": right.inverse(),
+        "the unknown entries stay correlated; you kept the variances alone": right.diag().diag(),
+        "known entries are correlated: C_kk^-1 is the inverse of the matrix, not of its diagonal": (
+            own - across / inner.diag() @ across.T
+        ),
+    }
+    return means, covariances
+
+
 @case("ex-08-conditional", "two-pixels")
-def _(answer):
-    for rho in (0.6, -0.9):
+def _(answer, rng):
+    for sign in (1, -1):
+        rho, k = sign * uniform(rng, 0.4, 0.9), uniform(rng, 1, 2, 1)
         pair, known = torch.tensor([[1.0, rho], [rho, 1.0]]).double(), torch.tensor([False, True])
-        mean, covariance = answer(torch.zeros(2).double(), pair, known, torch.tensor([1.5]).double())
-        mean, covariance = torch.as_tensor(mean).reshape(-1), torch.as_tensor(covariance).reshape(-1)
-        if _close(covariance, [1.0]):
-            raise Mistake("this is the variance of the unknown pixel alone; knowing the other one lowers it")
-        assert _close(mean, [1.5 * rho]), f"the mean must be rho k = {1.5 * rho:.2f}, not {mean.tolist()}"
-        assert _close(covariance, [1 - rho**2]), f"the variance must be 1 - rho^2, not {covariance.tolist()}"
+        law = torch.zeros(2).double(), pair, known, k
+        means, covariances = _misjudged(*law)
+        mean, covariance = answer(*law)
+        named = {text: means[text] for text in list(means)[:1]} | {
+            "the sign is wrong: where k is above its mean, a positive correlation raises the rest": -rho * k,
+            "this is the known value itself; the unknown pixel follows it by the factor rho": k,
+        }
+        expect(mean, rho * k, "for two pixels of variance 1 the mean must be rho k", named)
+        named = dict(list(covariances.items())[:2]) | {
+            "this is the standard deviation; the variance was asked for": torch.tensor([[1 - rho**2]]).sqrt(),
+            "this is what the known entries explain; C_uu minus it stays unknown": torch.tensor([[rho**2]]),
+        }
+        say = "for two pixels of variance 1 the variance must be 1 - rho^2"
+        expect(covariance, torch.tensor([[1 - rho**2]]), say, named)
 
 
-@case("ex-08-conditional", "mean-is-subtracted")
-def _(answer):
-    mean, covariance, known, value = _gaussian()
-    got, right = answer(mean, covariance, known, value)[0], _by_precision(mean, covariance, known, value)[0]
-    gain = covariance[~known][:, known] @ covariance[known][:, known].inverse()
-    if _close(got, right + gain @ mean[known]):
-        raise Mistake("compare the known values with their mean: C_uk C_kk^-1 (k - mu_k)")
-    assert _close(got, right), f"the conditional mean is {right.tolist()}, not {torch.as_tensor(got).tolist()}"
+@case("ex-08-conditional", "mean-in-five-dimensions")
+def _(answer, rng):
+    law = _law(rng, 1, 0, 1, 0, 0)
+    say = "not mu_u + C_uk C_kk^-1 (k - mu_k), where entries 0 and 2 of five are known"
+    expect(answer(*law)[0], _by_precision(*law)[0], say, _misjudged(*law)[0])
 
 
 @case("ex-08-conditional", "covariance-in-five-dimensions")
-def _(answer):
-    mean, covariance, known, value = _gaussian()
-    got, right = answer(mean, covariance, known, value)[1], _by_precision(mean, covariance, known, value)[1]
-    assert torch.as_tensor(got).shape == (3, 3), "three entries are unknown: the covariance is (3, 3)"
-    if _close(got, 2 * covariance[~known][:, ~known] - right):
-        raise Mistake("knowing something makes the rest more certain: the second term is subtracted")
-    assert _close(got, right), "not C_uu - C_uk C_kk^-1 C_ku"
+def _(answer, rng):
+    law = _law(rng, 1, 0, 1, 0, 0)
+    say = "not C_uu - C_uk C_kk^-1 C_ku, where entries 0 and 2 of five are known"
+    expect(answer(*law)[1], _by_precision(*law)[1], say, _misjudged(*law)[1])
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-exercise("ex-08-paste", name="pasted_in", lesson=LESSON)
-LEVEL = NoiseLevel(0.3, 0.8, 500)  # not variance preserving: alpha and sigma are two things
+@case("ex-08-conditional", "other-entries")
+def _(answer, rng):
+    for known in ((0, 0, 1, 0), (1, 1, 0, 1, 1, 1), (0, 1, 1, 1, 0, 0, 1)):
+        law = _law(rng, *known)
+        say = f"wrong where `known` is {[bool(k) for k in known]}"
+        expect(answer(*law), _by_precision(*law), say)
+    law = _law(rng, 0, 1, 1, 0)
+    got = answer(*(v.float() if v.is_floating_point() else v for v in law))
+    expect(got, _by_precision(*law), "wrong for numbers in float32")
 
 
-def _pictures() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    x, image, eps = randn((3, 2, 3, 4, 4), torch.Generator().manual_seed(2), torch.float64)
-    mask = torch.zeros(1, 1, 4, 4, dtype=torch.float64)
-    mask[..., :2] = 1.0
-    return x, image, mask, eps
+# -- ex-08-paste ------------------------------------------------------------------------------------------------------
+
+
+def _pictures(rng: Generator, batch: int = 3, shape: tuple[int, ...] = (1, 1, 4, 4)) -> dict[str, Tensor]:
+    """A sample, an image, a mask that knows about half of it, and noise."""
+    mask = torch.rand(shape, generator=rng, dtype=torch.float64).flatten()
+    mask = (mask < mask.median()).double().view(shape)
+    return {k: normal(rng, batch, 2, 4, 4) for k in ("x", "image", "eps")} | {"mask": mask}
+
+
+def _pasting(rng: Generator, level: NoiseLevel, **kind) -> dict:
+    p = _pictures(rng, **kind)
+    return {"x": p["x"], "level": level, "image": p["image"], "mask": p["mask"], "eps": p["eps"]}
+
+
+def _pasted(given: dict, known: Tensor | None = None) -> Tensor:
+    """The right answer; known: what to paste, if not the image at the level."""
+    level = given["level"]
+    known = level.alpha * given["image"] + level.sigma * given["eps"] if known is None else known
+    return torch.where(given["mask"] == 1, known, given["x"])
+
+
+exercise(
+    "ex-08-paste",
+    name="pasted_in",
+    lesson=LESSON,
+    form=call(tensor("x"), lambda rng: _pasting(rng, preserving_pair(rng)[0])),
+)
 
 
 @case("ex-08-paste", "one-is-known")
-def _(answer):
-    x, image, mask, eps = _pictures()
-    got = torch.as_tensor(answer(x, LEVEL, image, mask, eps)).double()
-    assert got.shape == x.shape, f"a sample of shape {tuple(x.shape)} is wanted, not {tuple(got.shape)}"
-    if _close(got[..., :2], x[..., :2]):
-        raise Mistake("the mask is 1 where a pixel is known; you pasted where it is 0")
-    assert torch.equal(got[..., 2:], x[..., 2:]), "where the mask is 0 the sample stays as it is, to the last bit"
+def _(answer, rng):
+    given = _pasting(rng, general_pair(rng)[0])
+    got, x, known = answer(*given.values()), given["x"], given["mask"] == 1
+    wrong = {
+        "the mask is 1 where a pixel is known; you pasted where it is 0": torch.where(known, x, got),
+        "you pasted everywhere; where the mask is 0 the sample stays": _pasted(given | {"mask": torch.ones(())}),
+    }
+    expect(got, torch.where(known, got, x), "where the mask is 0 the sample must stay as it is", wrong)
+    unknown = ~known.expand_as(x)
+    assert torch.equal(got[unknown], x[unknown]), "where the mask is 0 the sample must stay as it is, to the last bit"
 
 
 @case("ex-08-paste", "at-the-level")
-def _(answer):
-    x, image, mask, eps = _pictures()
-    got = torch.as_tensor(answer(x, LEVEL, image, mask, eps)).double()[..., :2]
-    right = (LEVEL.alpha * image + LEVEL.sigma * eps)[..., :2]
-    if _close(got, image[..., :2]) or _close(got, (LEVEL.alpha * image)[..., :2]):
-        raise Mistake("the denoiser expects noisy pixels at this level; you pasted clean ones")
-    if _close(got, (image + LEVEL.sigma * eps)[..., :2]):
-        raise Mistake("alpha is missing: the signal has shrunk at this level")
-    if _close(got, (LEVEL.alpha * image + LEVEL.sigma**2 * eps)[..., :2]):
-        raise Mistake("sigma is the standard deviation; you used the variance")
-    if _close(got, (LEVEL.alpha * image + math.sqrt(1 - LEVEL.alpha**2) * eps)[..., :2]):
-        raise Mistake("this level is not variance preserving; use its own sigma")
-    assert _close(got, right), "known pixels must be alpha image + sigma eps"
+def _(answer, rng):
+    levels = general_pair(rng)[1], preserving_pair(rng)[0], exploding_pair(rng)[0], DATA
+    for level in levels:
+        given = _pasting(rng, level)
+        alpha, sigma, image, eps = level.alpha, level.sigma, given["image"], given["eps"]
+        wrong = {
+            "nothing was pasted: this is the sample": given["x"],
+            "the denoiser expects noisy pixels at this level; you pasted clean ones": _pasted(given, image),
+            "the denoiser expects noisy pixels at this level; yours have shrunk, but have no noise": (
+                _pasted(given, alpha * image)
+            ),
+            "alpha is missing: the signal has shrunk at this level": _pasted(given, image + sigma * eps),
+            "sigma is missing: it is the standard deviation of the noise": _pasted(given, alpha * image + eps),
+            "sigma is the standard deviation; you used the variance": _pasted(given, alpha * image + sigma**2 * eps),
+            "alpha and sigma are swapped": _pasted(given, sigma * image + alpha * eps),
+        }
+        if alpha < 1:
+            wrong[PRESERVING] = _pasted(given | {"level": preserved(level)})
+        say = f"known pixels must be alpha image + sigma eps; they are not at alpha = {alpha:.3g}, sigma = {sigma:.3g}"
+        expect(answer(*given.values()), _pasted(given), say, wrong)
 
 
 @case("ex-08-paste", "nothing-leaks")
-def _(answer):
-    x, image, mask, eps = _pictures()
-    hole = torch.where(mask == 1, image, torch.full_like(image, math.nan))
-    got = torch.as_tensor(answer(x, LEVEL, hole, mask, eps))
-    assert bool(got.isfinite().all()), "what the image holds where nothing is known (here NaN) must not matter"
+def _(answer, rng):
+    for nothing in (math.nan, math.inf):
+        given = _pasting(rng, general_pair(rng)[0])
+        right, mask, level = _pasted(given), given["mask"], given["level"]
+        image = torch.where(mask == 1, given["image"], nothing)
+        given |= {"image": image}
+        sums = mask * (level.alpha * image + level.sigma * given["eps"]) + (1 - mask) * given["x"]
+        wrong = {"0 times NaN is NaN, and so is 0 times infinity: choose, do not multiply by the mask": sums}
+        say = f"what the image holds where nothing is known, here {nothing}, must not matter"
+        expect(answer(*given.values()), right, say, wrong)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-exercise("ex-08-leap", name="leap_back", lesson=LESSON)
+@case("ex-08-paste", "mask-broadcasts")
+def _(answer, rng):
+    for batch, shape in ((3, (4, 4)), (3, (3, 1, 4, 4)), (3, (2, 4, 4)), (1, (1, 2, 4, 4)), (2, (2, 2, 4, 4))):
+        given = _pasting(rng, general_pair(rng)[0], batch=batch, shape=shape)
+        wrong = {}
+        if shape[0] == batch > 1 and len(shape) == 4:
+            wrong["each picture has its own mask; you took the first one's"] = _pasted(
+                given | {"mask": given["mask"][:1]}
+            )
+        say = f"wrong for x of shape {tuple(given['x'].shape)} and a mask of shape {shape}"
+        expect(answer(*given.values()), _pasted(given), say, wrong)
+    given = _pasting(rng, general_pair(rng)[0])
+    single = {k: v.float() if isinstance(v, Tensor) else v for k, v in given.items()} | {"mask": given["mask"].long()}
+    expect(answer(*single.values()), _pasted(given), "wrong for pictures in float32 and a mask of integers")
 
 
-def _leap(answer, r: NoiseLevel, t: NoiseLevel) -> tuple[float, float]:
-    """Factor of x and of eps."""
-    one, none = torch.ones(2, 3, dtype=torch.float64), torch.zeros(2, 3, dtype=torch.float64)
-    scale, noise = (torch.as_tensor(answer(*inputs)) for inputs in ((one, r, t, none), (none, r, t, one)))
-    assert scale.shape == noise.shape == (2, 3), "a sample of the same shape is wanted"
-    return scale.mean().item(), noise.mean().item()
+# -- ex-08-leap -------------------------------------------------------------------------------------------------------
 
 
-def _leaps() -> list[tuple[NoiseLevel, NoiseLevel]]:
-    schedule = cosine_schedule()
-    other = NoiseLevel(1.0, 0.5, 0.0), NoiseLevel(1.0, 1.3, 0.0)  # variance exploding
-    return [(schedule.level(0.4), schedule.level(0.5)), (schedule.level(0.1), schedule.level(0.7)), other]
+def _up(pair: Pair) -> Pair:
+    """The cleaner level first."""
+    return pair[::-1]
+
+
+def _leaping(rng: Generator, pair: Pair) -> dict:
+    return {"x": normal(rng, 2, 3, 2, 2), "r": pair[0], "t": pair[1], "eps": normal(rng, 2, 3, 2, 2)}
+
+
+def _root(r: NoiseLevel, t: NoiseLevel) -> float:
+    """Standard deviation of the noise that a leap adds."""
+    return math.sqrt(transition(r, t)[1])
+
+
+exercise(
+    "ex-08-leap",
+    name="leap_back",
+    lesson=LESSON,
+    form=call(tensor("x"), lambda rng: _leaping(rng, _up(preserving_pair(rng)))),
+)
 
 
 @case("ex-08-leap", "the-signal-shrinks")
-def _(answer):
-    for r, t in _leaps():
-        scale, _ = _leap(answer, r, t)
-        if abs(scale - t.alpha) < 1e-6 and abs(r.alpha - 1) > 1e-3:
-            raise Mistake("x is no clean picture: it carries alpha_r already, so its factor is alpha_t / alpha_r")
-        if abs(scale - r.alpha / t.alpha) < 1e-6 and abs(r.alpha - t.alpha) > 1e-3:
-            raise Mistake("upside down: the factor is alpha_t / alpha_r, less than one")
-        assert abs(scale - t.alpha / r.alpha) < 1e-6, (
-            f"the factor of x must be {t.alpha / r.alpha:.4f}, not {scale:.4f}"
-        )
+def _(answer, rng):
+    x, r, t, eps = _leaping(rng, _up(preserving_pair(rng))).values()
+    wrong = {
+        "x is no clean picture: it carries alpha_r already, so its factor is alpha_t / alpha_r": t.alpha * x,
+        "upside down: the factor is alpha_t / alpha_r, less than one": r.alpha / t.alpha * x,
+        "the signal has to shrink, too: from alpha_r to alpha_t": x,
+        "this is the factor of a variance; x has the factor alpha_t / alpha_r": (t.alpha / r.alpha) ** 2 * x,
+    }
+    say = "without noise the sample is multiplied by alpha_t / alpha_r"
+    expect(answer(x, r, t, 0 * eps), t.alpha / r.alpha * x, say, wrong)
 
 
 @case("ex-08-leap", "the-noise-adds-up")
-def _(answer):
-    for r, t in _leaps():
-        scale, noise = _leap(answer, r, t)
-        right = math.sqrt(transition(r, t)[1])
-        if abs(noise - (t.sigma - t.alpha / r.alpha * r.sigma)) < 1e-6:
-            raise Mistake("variances subtract, standard deviations do not; this adds too little noise")
-        if abs(noise - t.sigma) < 1e-6:
-            raise Mistake("x is noisy already; sigma_t on top of it is too much")
-        if abs(noise - right**2) < 1e-6:
-            raise Mistake("you used the variance where the standard deviation belongs")
-        after = (scale * r.sigma) ** 2 + noise**2
-        assert abs(noise - right) < 1e-6, f"the noise variance becomes {after:.4f}, but level t has {t.sigma**2:.4f}"
+def _(answer, rng):
+    x, r, t, eps = _leaping(rng, _up(preserving_pair(rng))).values()
+    scale = t.alpha / r.alpha
+    wrong = {
+        "variances subtract, standard deviations do not; this adds too little noise": t.sigma - scale * r.sigma,
+        "variances subtract, standard deviations do not, and those of x shrink with it": t.sigma - r.sigma,
+        "x is noisy already; sigma_t on top of it is too much": t.sigma,
+        "you used the variance where the standard deviation belongs": _root(r, t) ** 2,
+        "the noise of x shrinks with it: alpha_t / alpha_r is missing": math.sqrt(t.sigma**2 - r.sigma**2),
+        "a variance shrinks by the square of alpha_t / alpha_r": math.sqrt(t.sigma**2 - scale * r.sigma**2),
+        "this is the noise of a draw backwards, from t to r": _root(r, t) * r.sigma / t.sigma,
+        "the noise has to be scaled: eps is standard normal": 1.0,
+    }
+    say = "the variance of the noise must become sigma_t^2, of which (alpha_t / alpha_r)^2 sigma_r^2 is there already"
+    expect(answer(0 * x, r, t, eps), _root(r, t) * eps, say, {text: v * eps for text, v in wrong.items()})
+
+
+@case("ex-08-leap", "any-schedule")
+def _(answer, rng):
+    for r, t in (_up(general_pair(rng)), _up(exploding_pair(rng)), (DATA, general_pair(rng)[0])):
+        x, _, _, eps = _leaping(rng, (r, t)).values()
+        scale = t.alpha / r.alpha
+        wrong = {PRESERVING: scale * x + math.sqrt(1 - scale**2) * eps}
+        levels = f"alpha = {r.alpha:.3g} to {t.alpha:.3g} and from sigma = {r.sigma:.3g} to {t.sigma:.3g}"
+        expect(answer(x, r, t, eps), scale * x + _root(r, t) * eps, f"wrong from {levels}", wrong)
 
 
 @case("ex-08-leap", "two-leaps-are-one")
-def _(answer):
-    low, middle, high = (cosine_schedule().level(at) for at in (0.2, 0.45, 0.8))
-    (a, b), (c, d), (whole, total) = _leap(answer, low, middle), _leap(answer, middle, high), _leap(answer, low, high)
-    assert abs(a * c - whole) < 1e-6, "leaping in two parts must shrink the signal as leaping at once does"
-    assert abs((c * b) ** 2 + d**2 - total**2) < 1e-6, "leaping in two parts must add as much noise as leaping at once"
+def _(answer, rng):
+    low = vp_schedule().level(uniform(rng, 0.2, 0.3))
+    for high in (vp_schedule().level(0.9), vp_schedule().level(0.335)):
+        middle = vp_schedule().level(uniform(rng, 0.325, 0.33))
+        x, again = normal(rng, 1, 2, 4, 4), normal(rng, 1, 2, 4, 4)
+        eps = normal(rng, 1, 2, 4, 4)
+        scale = high.alpha / middle.alpha
+        together = (scale * _root(low, middle) * eps + _root(middle, high) * again) / _root(low, high)
+        twice = answer(answer(x, low, middle, eps), middle, high, again)
+        once = high.alpha / low.alpha * x + _root(low, high) * together
+        say = f"two leaps must do what one does (sigma from {low.sigma:.3f} by {middle.sigma:.3f} to {high.sigma:.3f})"
+        expect(twice, once, say)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-exercise("ex-08-resamplings", name="enough", lesson=LESSON)
+# -- ex-08-resamplings ------------------------------------------------------------------------------------------------
+
+exercise("ex-08-resamplings", name="enough", lesson=LESSON, form=integer())
 
 
 @cache
@@ -204,109 +347,197 @@ def measure_enough(rho: float = 0.6, n: int = 25, share: float = 0.95, late: boo
 
 @case("ex-08-resamplings", "a-count")
 def _(answer):
-    assert isinstance(answer, int | float | Tensor), f"one number is wanted, not {type(answer).__name__}"
-    assert float(answer) == int(float(answer)) and float(answer) >= 1, f"a whole number of resamplings, not {answer}"
+    assert answer >= 1, f"every step is taken at least once; {answer} is no number of resamplings"
 
 
 @case("ex-08-resamplings", "reaches-95-percent")
 def _(answer):
-    got, right = int(float(answer)), measure_enough()
-    if got == right - 1:
-        raise Mistake("one too few, or you counted the leaps; a stretch that is taken twice has one leap")
-    if got == measure_enough(0.9):
-        raise Mistake("this is the answer for rho = 0.9")
-    if got == measure_enough(0.6, 25, 0.9):
-        raise Mistake("this reaches 90 % of the right mean")
-    assert got >= right, f"with {got} the mean is {measure_gain(0.6, 25, got) / 0.6:.1%} of the right one"
-    assert got == right, f"a smaller number than {got} is enough"
+    right = measure_enough()
+    wrong = {
+        "one too few, or you counted the leaps; a stretch that is taken twice has one leap": right - 1,
+        "this is the answer for rho = 0.9": lambda: measure_enough(0.9),
+        "this reaches 90 % of the right mean; 95 % was asked for": lambda: measure_enough(share=0.9),
+        "this is the answer for 50 steps": lambda: measure_enough(n=50),
+        "this is the answer where pixels are pasted at level t, where the step began": lambda: measure_enough(
+            late=True
+        ),
+    }
+    few = (
+        f"with {answer} the mean is {measure_gain(0.6, 25, answer) / 0.6:.1%} of the right one"
+        if answer < right
+        else ""
+    )
+    expect(answer, right, few or f"a smaller number than {answer} is enough", wrong)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-exercise("ex-08-posterior", name="explain", lesson=LESSON)
+# -- ex-08-posterior --------------------------------------------------------------------------------------------------
 
 
-def _halves() -> tuple[Tensor, Tensor, Tensor]:
-    """Thirty pictures, another one, and a mask that knows its left half."""
-    generator = torch.Generator().manual_seed(3)
-    images, picture = randn((30, 2, 4, 4), generator, torch.float64), randn((2, 4, 4), generator, torch.float64)
+def _halves(rng: Generator, count: int = 30) -> dict[str, Tensor]:
+    """Pictures, another one, and a mask that knows its left half."""
     mask = torch.zeros(2, 4, 4, dtype=torch.float64)
     mask[..., :2] = 1.0
-    return images, picture, mask
+    return {"images": normal(rng, count, 2, 4, 4), "picture": normal(rng, 2, 4, 4), "mask": mask}
 
 
-def _weights(images: Tensor, picture: Tensor, known: Tensor, h: float) -> Tensor:
-    return (-(images - picture)[:, known].square().sum(1) / (2 * h**2)).softmax(0)
+exercise(
+    "ex-08-posterior",
+    name="explain",
+    lesson=LESSON,
+    form=call(tensor(lambda given: (len(given["images"]),)), lambda rng: _halves(rng) | {"bandwidth": 2.0}),
+)
+
+
+def _exponents(images: Tensor, picture: Tensor, mask: Tensor, h: float) -> Tensor:
+    return -((images - picture) * mask).square().flatten(1).sum(1) / (2 * h**2)
+
+
+def _misexplained(images: Tensor, picture: Tensor, mask: Tensor, h: float) -> dict[str, Tensor]:
+    """Diagnosis -> what that mistake makes of the weights."""
+    right, size = _exponents(images, picture, mask, h), images[0].numel()
+    share = size / int(mask.sum())
+    return {
+        "the weights must be divided by their sum": right.exp(),
+        "this is the logarithm of the weights": right.log_softmax(0),
+        "you compared the hidden half; the mask is 1 where a pixel is known": (
+            _exponents(images, picture, 1 - mask, h).softmax(0)
+        ),
+        "you compared whole pictures; the hidden half of this one is not known": (
+            _exponents(images, picture, torch.ones_like(mask), h).softmax(0)
+        ),
+        "a factor 2 is missing: the Gaussian's exponent is -d^2 / (2 h^2)": (2 * right).softmax(0),
+        "the bandwidth is a standard deviation; square it": (h * right).softmax(0),
+        "the exponent has a minus: near pictures weigh more": (-right).softmax(0),
+        "squared distances add over the pixels; you took their mean over the whole picture": (right / size).softmax(0),
+        "squared distances add over the pixels; you took their mean over the known ones": (
+            (right / size * share).softmax(0)
+        ),
+        "the exponent holds the squared distance, not the distance": (
+            (-(-2 * h**2 * right).sqrt() / (2 * h**2)).softmax(0)
+        ),
+        "this is the nearest picture alone; all have a weight": (
+            torch.nn.functional.one_hot(right.argmax(), len(images)).double()
+        ),
+        "all weights are equal; near pictures weigh more": torch.ones(len(images)) / len(images),
+    }
+
+
+def _explains(answer, say: str, images: Tensor, picture: Tensor, mask: Tensor, h: float) -> None:
+    right = EmpiricalDenoiser(images, bandwidth=h).given(picture, mask).weights
+    expect(answer(images, picture, mask, h), right, say, _misexplained(images, picture, mask, h))
 
 
 @case("ex-08-posterior", "bayes-on-the-visible")
-def _(answer):
-    images, picture, mask = _halves()
-    for h in (0.7, 1.5):
-        got = torch.as_tensor(answer(images, picture, mask, h)).double()
-        right = EmpiricalDenoiser(images, bandwidth=h).given(picture, mask).weights
-        if _close(got, _weights(images, picture, mask == 0, h)):
-            raise Mistake("you compared the hidden half; the mask is 1 where a pixel is known")
-        if _close(got, _weights(images, picture, mask >= 0, h)):
-            raise Mistake("you compared whole pictures; the lower half of this one is not known")
-        if _close(got, _weights(images, picture, mask == 1, h / math.sqrt(2))):
-            raise Mistake("a factor 2 is missing: the Gaussian's exponent is -d^2 / (2 h^2)")
-        if _close(got, _weights(images, picture, mask == 1, math.sqrt(h))):
-            raise Mistake("the bandwidth is a standard deviation; square it")
-        assert got.shape == (30,), f"one weight for each of 30 images, not {tuple(got.shape)}"
-        assert _close(got, right), f"not the posterior weights for a bandwidth of {h}"
+def _(answer, rng):
+    for h in (uniform(rng, 1.8, 2.2), uniform(rng, 0.7, 0.8)):
+        _explains(answer, f"not the posterior weights for a bandwidth of {h:.3f}", *_halves(rng).values(), h)
 
 
-@case("ex-08-posterior", "sums-to-one")
-def _(answer):
-    images, picture, mask = _halves()
-    total = float(torch.as_tensor(answer(images, picture, mask, 0.9)).sum())
-    assert abs(total - 1) < 1e-6, f"the weights add up to {total:.4g}, not 1"
+@case("ex-08-posterior", "other-pictures")
+def _(answer, rng):
+    for count, shape in ((1, (1, 2, 2)), (5, (3, 3, 5)), (40, (1, 8, 8))):
+        images, picture = normal(rng, count, *shape), normal(rng, *shape)
+        mask = torch.rand(shape, generator=rng, dtype=torch.float64)
+        mask = (mask <= mask.median()).double()
+        say = f"wrong for images of shape {tuple(images.shape)} and a mask that differs between channels and pixels"
+        right = EmpiricalDenoiser(images, bandwidth=1.5).given(picture, mask).weights
+        first = _exponents(images[:, :1], picture[:1], mask[:1], 1.5).softmax(0)
+        same = _exponents(images, picture, mask[:1], 1.5).softmax(0)
+        wrong = {
+            "all channels count; you looked at the first": first,
+            "every channel has a mask of its own; you took the first one's": same,
+        }
+        expect(answer(images, picture, mask, 1.5), right, say, wrong if shape[0] > 1 else {})
+    given = _halves(rng)
+    right = _exponents(*given.values(), 2.0).softmax(0)
+    expect(answer(*(v.float() for v in given.values()), 2.0), right, "wrong for pictures in float32")
 
 
 @case("ex-08-posterior", "survives-underflow")
-def _(answer):
-    images, picture, mask = _halves()
-    got = torch.as_tensor(answer(images, 100 * picture, mask, 0.1)).double()
-    assert bool(got.isfinite().all()), "nothing explains this picture well, and exp(-1e6) is zero: stay in logarithms"
-    assert abs(float(got.sum()) - 1) < 1e-6, "also among bad explanations one is best, and the weights add up to 1"
+def _(answer, rng):
+    images, picture, mask = _halves(rng).values()
+    picture = picture + 8
+    exponents = _exponents(images, picture, mask, 0.4)
+    plain = exponents.exp() / exponents.exp().sum()
+    wrong = {"nothing explains this picture well, and exp(-3000) is zero: stay in logarithms (softmax does)": plain}
+    say = "also among bad explanations one is best, and the weights add up to 1"
+    expect(
+        answer(images, picture, mask, 0.4), exponents.softmax(0), say, wrong, rtol=1e-2
+    )  # float32: exponents of 3000
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-exercise("ex-08-widen", name="widen", lesson=LESSON)
+# -- ex-08-widen ------------------------------------------------------------------------------------------------------
 
 
-def _widened(answer, extra: int, after: int) -> tuple[Tensor, Tensor]:
-    weight = randn((4, 6, 3, 3), torch.Generator().manual_seed(4))
-    got = torch.as_tensor(answer(weight, extra, after))
-    expected = (4, 6 + extra, 3, 3)
-    assert tuple(got.shape) == expected, f"weights of shape {expected} are wanted, not {tuple(got.shape)}"
-    return weight, got
+def _weights(rng: Generator, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return normal(rng, *shape).to(dtype)
 
 
-@case("ex-08-widen", "computes-what-it-did")
-def _(answer):
-    for after in (6, 3):
-        weight, got = _widened(answer, 4, after)
-        x, new = randn((2, 6, 5, 5), torch.Generator().manual_seed(5)), torch.full((2, 4, 5, 5), 7.0)
-        seen = torch.cat([x[:, :after], new, x[:, after:]], dim=1)
-        at_end = torch.cat([x, new], dim=1)
-        before, now = F.conv2d(x, weight), F.conv2d(seen, got.to(weight))
-        if after == 3 and _close(F.conv2d(at_end, got.to(weight)), before, 1e-4) and not _close(now, before, 1e-4):
-            raise Mistake("the zeros stand at the end; the new channels come after the first three")
-        assert _close(now, before, 1e-4), "whatever the new channels hold, the result must be that of the old weights"
+def _widened(weight: Tensor, extra: int, after: int) -> Tensor:
+    zeros = torch.zeros(len(weight), extra, *weight.shape[2:], dtype=weight.dtype)
+    return torch.cat([weight[:, :after], zeros, weight[:, after:]], dim=1)
+
+
+exercise(
+    "ex-08-widen",
+    name="widen",
+    lesson=LESSON,
+    form=call(
+        tensor(
+            lambda given: (len(given["weight"]), given["weight"].shape[1] + given["extra"], *given["weight"].shape[2:]),
+            exact="weight",
+        ),
+        lambda rng: {"weight": _weights(rng, 4, 6, 3, 3), "extra": 4, "after": 3},
+    ),
+)
+
+
+def _miswidened(weight: Tensor, extra: int, after: int) -> dict[str, Tensor]:
+    """Diagnosis -> what that mistake makes of the weights."""
+    filled = _widened(weight, extra, after)
+    filled[:, after : after + extra] = weight.mean(1, keepdim=True)
+    return {
+        "the zeros stand at the end; the new channels come behind the first `after` ones": (
+            _widened(weight, extra, weight.shape[1])
+        ),
+        "the zeros stand in front; the new channels come behind the first `after` ones": _widened(weight, extra, 0),
+        "the zeros stand one channel too early": _widened(weight, extra, after - 1),
+        "the zeros stand one channel too late": _widened(weight, extra, after + 1),
+        "`after` counts from the front; yours counts from the end": _widened(weight, extra, weight.shape[1] - after),
+        "with the mean of the old weights, what the new channels hold changes the result": filled,
+        "the old weights must stay; the new ones add nothing, so there is nothing to make up for": (
+            _widened(weight, extra, after) * (weight.shape[1] / (weight.shape[1] + extra))
+        ),
+    }
 
 
 @case("ex-08-widen", "new-weights-are-zero")
-def _(answer):
+def _(answer, rng):
     for extra in (4, 1):
-        _, got = _widened(answer, extra, 3)
-        largest = got[:, 3 : 3 + extra].abs().max().item()
-        assert largest == 0, f"the new weights must be exactly zero, not up to {largest:.2g}"
+        weight = _weights(rng, 4, 6, 3, 3)
+        got = answer(weight, extra, 2)
+        new = torch.zeros(6 + extra, dtype=torch.bool)
+        new[2 : 2 + extra] = True
+        say = f"channels 2 to {1 + extra} are new: their weights must be exactly zero, else what they hold has a say"
+        expect(got, got.masked_fill(new[:, None, None], 0.0), say, _miswidened(weight, extra, 2))
+        assert not got[:, new].any(), say
 
 
 @case("ex-08-widen", "old-weights-are-kept")
-def _(answer):
-    weight, got = _widened(answer, 2, 4)
-    assert torch.equal(got[:, :4].to(weight), weight[:, :4]), "the first four channels keep their weights, bit for bit"
-    assert torch.equal(got[:, 6:].to(weight), weight[:, 4:]), "the last two channels keep their weights, bit for bit"
-    assert got.dtype == weight.dtype, f"weights of {weight.dtype} stay {weight.dtype}, not {got.dtype}"
+def _(answer, rng):
+    for after in (2, 4):
+        weight = _weights(rng, 5, 6, 3, 3)
+        say = "the old channels must keep their weights, bit for bit, in their order"
+        got, right = answer(weight, 2, after), _widened(weight, 2, after)
+        expect(got, right, say, _miswidened(weight, 2, after))
+        assert torch.equal(got, right), say
+
+
+@case("ex-08-widen", "any-convolution")
+def _(answer, rng):
+    kinds = ((3, 4, 1, 1), 2, 1), ((2, 3, 3, 5), 1, 2), ((4, 6, 3, 3), 4, 0), ((4, 3, 3, 3), 3, 3)
+    for shape, extra, after in kinds:
+        for dtype in (torch.float32, torch.float64):
+            weight = _weights(rng, *shape, dtype=dtype)
+            say = f"wrong for weights of shape {shape} with {extra} more channels behind the first {after}"
+            expect(answer(weight, extra, after), _widened(weight, extra, after), say, rtol=0, atol=0)
