@@ -10,8 +10,8 @@ from torch import Generator, Tensor
 
 from minidiff.course.comparing import expect, normal, uniform
 from minidiff.course.exercises import case, exercise
-from minidiff.course.outcomes import Mistake
 from minidiff.course.forms import call, number, prediction, tensor
+from minidiff.course.outcomes import Mistake
 from minidiff.exact import GaussianMixtureDenoiser
 from minidiff.guidance import classifier_free, grad_log_prob
 from minidiff.process import diffuse

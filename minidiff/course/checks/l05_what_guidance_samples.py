@@ -11,8 +11,8 @@ from torch import Generator, Tensor
 
 from minidiff.course.comparing import close, expect, normal, uniform
 from minidiff.course.exercises import case, exercise
-from minidiff.course.outcomes import Mistake
 from minidiff.course.forms import call, integer, listed, number, prediction, taking, tensor
+from minidiff.course.outcomes import Mistake
 from minidiff.denoiser import Denoiser, conditioned
 from minidiff.exact import GaussianDenoiser, GaussianMixtureDenoiser
 from minidiff.guidance import autoguidance, guidance_interval
