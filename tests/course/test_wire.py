@@ -214,20 +214,12 @@ def test_a_function_that_comes_home_is_itself(peers):
     assert peers[2](mine) is mine
 
 
-<<<<<<< HEAD
 def test_a_call_under_no_grad_runs_under_no_grad_there(peers):
     """Gradient mode belongs to a thread; the other side has one of its own."""
     asked = peers[0](lambda x: torch.is_grad_enabled(), 1)  # asks there, and that asks here
     for enabled in (True, False, True):
         with torch.set_grad_enabled(enabled):
             assert peers[3]() is enabled and asked(0) == enabled
-=======
-def test_a_call_without_gradients_is_one_on_both_sides(peers):
-    records = peers[0](lambda x: float(torch.is_grad_enabled()), 1.0)
-    assert records(1.0) == 1.0
-    with torch.no_grad():
-        assert records(1.0) == 0.0
->>>>>>> 73f98cc96927848b617ee9f6b08b5716575740b4
 
 
 def test_exceptions_travel_as_far_as_a_case_may_expect_them(peers):
