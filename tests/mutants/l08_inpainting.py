@@ -331,6 +331,7 @@ RESAMPLINGS = {
     "rho-0.9": (measure_enough(0.9), "reaches-95-percent", "rho = 0.9"),
     "ninety-percent": (measure_enough(share=0.9), "reaches-95-percent", "90 %"),
     "fifty-steps": (measure_enough(n=50), "reaches-95-percent", "50 steps"),
+    "pasted-at-t": (measure_enough(late=True), "reaches-95-percent", "where the step began"),
     "once": (1, "reaches-95-percent"),
 }
 

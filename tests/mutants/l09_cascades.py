@@ -1,24 +1,64 @@
-"""Planted wrong answers of lesson 09 (name -> (answer, a case that it must fail)), and second right answers."""
+"""Planted answers of lesson 09: MUTANTS, name -> (answer, a case that it must fail, words of the diagnosis); RIGHT."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 
-from minidiff.course.checks.l09_cascades import enough, error_left
+from minidiff.course.checks.l09_cascades import SHIFT, enough, error_left
+
+# -- ex-09-posterior --------------------------------------------------------------------------------------------------
 
 
 def _eye(n):
     return torch.eye(n, dtype=torch.float64)
 
 
-def _posterior(noise=lambda v: v, unknown=lambda C, explained: C - explained):
+def _posterior(noise=lambda v: v, unknown=lambda C, explained: C - explained, prior=lambda C: C, mean=lambda m, y: m):
     def answer(C, A, y, variance):
-        gain = C @ A.T @ torch.linalg.inv(A @ C @ A.T + noise(variance) * _eye(len(A)))
-        return y @ gain.T, unknown(C, gain @ A @ C)
+        C = prior(C)
+        gain = C @ A.T @ torch.linalg.inv(A @ C @ A.T + noise(variance) * torch.eye(len(A), dtype=C.dtype))
+        return mean(y @ gain.T, y), unknown(C, gain @ A @ C)
 
     return answer
+
+
+def posterior_by_numbers(C, A, y, variance):
+    """Condition on one number after the other (Kalman), observation by observation."""
+    means = []
+    for row in y:
+        mean, covariance = torch.zeros(len(C), dtype=C.dtype), C.clone()
+        for a, value in zip(A, row, strict=True):
+            gain = covariance @ a / (a @ covariance @ a + variance + 1e-30)
+            mean = mean + gain * (value - a @ mean)
+            covariance = covariance - torch.outer(gain, a @ covariance)
+        means.append(mean)
+    return torch.stack(means), covariance
+
+
+def posterior_in_float32(C, A, y, variance):
+    C, A, y = C.float(), A.float(), y.float()
+    S = A @ C @ A.T + variance * torch.eye(len(A))
+    across = C @ A.T
+    return torch.linalg.solve(S, y.T).T @ across.T, C - across @ torch.linalg.solve(S, across.T)
+
+
+def posterior_in_numpy(C, A, y, variance):
+    C, A, y = (v.numpy() for v in (C, A, y))
+    gain = np.linalg.solve(A @ C @ A.T + variance * np.eye(len(A)), A @ C).T
+    rest = np.eye(len(C)) - gain @ A
+    return (gain @ y.T).T, rest @ C @ rest.T + variance * gain @ gain.T
+
+
+def posterior_of_pairs(C, A, y, variance):
+    """As a block of the joint Gaussian of (x, y)."""
+    joint = torch.cat([torch.cat([C, C @ A.T], 1), torch.cat([A @ C, A @ C @ A.T + variance * _eye(len(A)).to(C)], 1)])
+    across, own = joint[: len(C), len(C) :], joint[len(C) :, len(C) :]
+    factor = torch.linalg.cholesky(own)
+    gain = torch.cholesky_solve(across.T, factor).T
+    return torch.einsum("ij,bj->bi", gain, y), C - gain @ across.T
 
 
 def _pseudo_inverse(C, A, y, variance):
@@ -27,75 +67,231 @@ def _pseudo_inverse(C, A, y, variance):
     return y @ inverse.T, C - inverse @ A @ C
 
 
-def _unbatched(C, A, y, variance):
+def _scaled_to_one(C, A, y, variance):
+    size = A.norm()
+    return _posterior()(C, A / size, y / size, variance / size**2)
+
+
+def _squeezed(C, A, y, variance):
     mean, covariance = _posterior()(C, A, y, variance)
-    return mean[0], covariance
+    return mean.squeeze(), covariance
 
 
-def _one_by_one(C, A, y, variance):
-    """Condition on one number after the other (Kalman), observation by observation."""
-    means = []
-    for row in y:
-        mean, covariance = torch.zeros(len(C), dtype=torch.float64), C.clone()
-        for a, value in zip(A, row, strict=True):
-            gain = covariance @ a / (a @ covariance @ a + variance + 1e-300)
-            mean = mean + gain * (value - a @ mean)
-            covariance = covariance - torch.outer(gain, a @ covariance)
-        means.append(mean)
-    return torch.stack(means), covariance
+def _mean_of_the_rows(C, A, y, variance):
+    """Fewer observations than numbers in x: taken for columns."""
+    mean, covariance = _posterior()(C, A, y, variance)
+    return (mean, covariance) if len(y) > 2 else (mean.flip(0), covariance)
 
 
-def _levels(root=True, step=-1, start=1.0):
-    """draw_alpha with another interpolation, neighbour or value before time 0."""
+POSTERIOR = {
+    "form-first-observation": (
+        lambda C, A, y, variance: tuple(v[0] for v in _posterior()(C, A, y, variance)),
+        "form",
+    ),
+    "form-columns": (lambda C, A, y, variance: (y @ A, A @ C @ A.T), "form"),
+    "form-transposed": (_posterior(mean=lambda m, y: m.T), "form"),
+    "form-mean-alone": (lambda C, A, y, variance: _posterior()(C, A, y, variance)[0], "form"),
+    "form-one-tensor": (lambda C, A, y, variance: C, "form"),
+    "form-forgot-return": (lambda C, A, y, variance: None, "form"),
+    "no-noise": (_posterior(noise=lambda v: 0.0), "adds-precisions", "the noise is missing"),
+    "std-for-variance": (_posterior(noise=lambda v: v**0.5), "adds-precisions", "took its root"),
+    "variance-squared": (_posterior(noise=lambda v: v**2), "adds-precisions", "squared it"),
+    "no-prior": (_posterior(prior=lambda C: _eye(len(C))), "adds-precisions", "C is not the identity"),
+    "least-squares": (_pseudo_inverse, "adds-precisions", "the smallest x that gives y"),
+    "not-divided": (
+        lambda C, A, y, variance: (y @ A @ C, _posterior()(C, A, y, variance)[1]),
+        "adds-precisions",
+        "S^-1 is missing",
+    ),
+    "sign": (_posterior(mean=lambda m, y: -m), "adds-precisions", "sign of the mean"),
+    "covariance-of-the-means": (
+        _posterior(unknown=lambda C, explained: explained),
+        "adds-precisions",
+        "covariance of the posterior means",
+    ),
+    "prior-covariance": (_posterior(unknown=lambda C, explained: C), "adds-precisions", "the prior's covariance"),
+    "adds-what-is-explained": (
+        _posterior(unknown=lambda C, explained: C + explained),
+        "adds-precisions",
+        "second term is subtracted",
+    ),
+    "precision": (_posterior(unknown=lambda C, explained: (C - explained).inverse()), "adds-precisions", "precision"),
+    "variances-alone": (_posterior(unknown=lambda C, explained: (C - explained).diag().diag()), "adds-precisions"),
+    "mean-from-nowhere": (_posterior(mean=lambda m, y: m + y.mean()), "adds-precisions"),
+    "always-some-noise": (_posterior(noise=lambda v: max(v, 0.05)), "reproduces-what-it-was-told"),
+    "scaled-to-one": (_scaled_to_one, "no-information"),
+    "squeezed": (_squeezed, "other-sizes"),
+    "turned-round": (_mean_of_the_rows, "other-sizes"),
+}
 
-    def answer(table, t, u):
-        table = torch.cat([torch.tensor([start], dtype=torch.float64), table])
-        noisy, clean = table[t + 1], table[(t + 1 + step).clamp(max=len(table) - 1)]
-        if root:
-            return torch.lerp(noisy.sqrt(), clean.sqrt(), u)
-        return torch.lerp(noisy, clean, u).sqrt()
-
-    return answer
+# -- ex-09-levels -----------------------------------------------------------------------------------------------------
 
 
-def _wraps(table, t, u):
-    alpha = table.sqrt()
-    return torch.lerp(alpha[t], alpha[t - 1], u)
-
-
-def _levels_one_by_one(table, t, u):
-    alpha = [1.0, *table.sqrt().tolist()]
+def levels_in_a_loop(alpha_bar, t, u):
+    alpha = [1.0, *alpha_bar.sqrt().tolist()]
     pairs = zip(t.tolist(), u.tolist(), strict=True)
     return torch.tensor([(1 - v) * alpha[i + 1] + v * alpha[i] for i, v in pairs], dtype=torch.float64)
 
 
-def _augment(scale=lambda p: p / 127.5 - 1, alpha=lambda s: (1 - s**2).sqrt(), level=lambda s: s, noise=lambda s: s):
-    def answer(pixels, sigma, eps):
-        s = level(sigma).reshape(-1, 1, 1, 1)
-        return alpha(s) * scale(pixels.float()) + noise(s) * eps
+def levels_by_where(alpha_bar, t, u):
+    alpha = alpha_bar.sqrt()
+    cleaner = torch.where(t == 0, torch.ones_like(u), alpha[t - 1])
+    return alpha[t] * (1 - u) + cleaner * u
+
+
+def levels_in_float32(alpha_bar, t, u):
+    alpha = torch.nn.functional.pad(alpha_bar.float().sqrt(), (1, 0), value=1.0)
+    return torch.lerp(alpha[1:].gather(0, t), alpha[:-1].gather(0, t), u.float())
+
+
+def levels_in_numpy(alpha_bar, t, u):
+    alpha = np.sqrt(np.concatenate([[1.0], alpha_bar.numpy()]))
+    return np.interp(t.numpy() + 1 - u.numpy(), np.arange(len(alpha)), alpha)
+
+
+def _levels(step=-1, start=1.0, before=torch.sqrt, after=lambda v: v):
+    """draw_alpha with another neighbour or value before time 0, or linear in another quantity."""
+
+    def answer(alpha_bar, t, u):
+        table = torch.cat([alpha_bar.new_tensor([start]), alpha_bar])
+        noisy, clean = table[t + 1], table[(t + 1 + step).clamp(max=len(table) - 1)]
+        return after(torch.lerp(before(noisy), before(clean), u))
 
     return answer
 
 
-def _noise_first(pixels, sigma, eps):
-    s = sigma.reshape(-1, 1, 1, 1)
-    return ((1 - s**2).sqrt() * pixels.float() + s * eps) / 127.5 - 1
+def _wraps(alpha_bar, t, u):
+    alpha = alpha_bar.sqrt()
+    return torch.lerp(alpha[t], alpha[t - 1], u)
 
 
-def _noise_in_the_unit_interval(pixels, sigma, eps):
-    s = sigma.reshape(-1, 1, 1, 1)
-    return ((1 - s**2).sqrt() * pixels / 255 + s * eps) * 2 - 1
+def _stops(alpha_bar, t, u):
+    alpha = alpha_bar.sqrt()
+    return torch.lerp(alpha[t], alpha[(t - 1).clamp(min=0)], u)
 
 
-def _augment_by_loop(pixels, sigma, eps):
-    pairs = zip(pixels, sigma.tolist(), eps, strict=True)
-    return torch.stack([math.sqrt(1 - s * s) * (p.float() * 2 / 255 - 1) + s * e for p, s, e in pairs])
+def _one_step_late(alpha_bar, t, u):
+    return _stops(alpha_bar, (t - 1).clamp(min=0), u)
 
 
-def _left(rho, shift=1, excess=2):
-    def answer(variance, d, k, sigma):
+def _all_at_time_0(alpha_bar, t, u):
+    """One sample at time 0 decides for all."""
+    alpha = alpha_bar.sqrt()
+    cleaner = torch.ones_like(u) if (t == 0).any() else alpha[t - 1]
+    return torch.lerp(alpha[t], cleaner, u)
+
+
+def _own_numbers(alpha_bar, t, u):
+    return _levels()(alpha_bar, t, torch.rand_like(u))
+
+
+LEVELS = {
+    "form-one-number": (lambda alpha_bar, t, u: _levels()(alpha_bar, t, u)[0], "form"),
+    "form-the-table": (lambda alpha_bar, t, u: alpha_bar.sqrt(), "form"),
+    "form-times": (lambda alpha_bar, t, u: t, "form"),
+    "form-forgot-return": (lambda alpha_bar, t, u: None, "form"),
+    "alpha-bar": (_levels(before=lambda v: v), "from-one-level-to-the-next", "alpha is its root"),
+    "noisier-neighbour": (_levels(step=1), "from-one-level-to-the-next", "went to the noisier one"),
+    "u-turned-round": (
+        lambda alpha_bar, t, u: _levels()(alpha_bar, t, 1 - u),
+        "from-one-level-to-the-next",
+        "u = 0 is time t itself",
+    ),
+    "without-u": (
+        lambda alpha_bar, t, u: _levels()(alpha_bar, t, 0 * u),
+        "from-one-level-to-the-next",
+        "u has no say",
+    ),
+    "one-step-late": (_one_step_late, "from-one-level-to-the-next", "begins at time t - 1"),
+    "sigma": (
+        _levels(before=lambda v: (1 - v).sqrt()),
+        "from-one-level-to-the-next",
+        "this is sigma",
+    ),
+    "own-numbers": (_own_numbers, "from-one-level-to-the-next"),
+    "uniform-alpha-bar": (
+        _levels(before=lambda v: v, after=torch.sqrt),
+        "uniform-in-alpha",
+        "you drew alpha-bar uniformly",
+    ),
+    "uniform-logarithm": (_levels(before=lambda v: v.log() / 2, after=torch.exp), "uniform-in-alpha", "logarithm"),
+    "uniform-sigma": (
+        _levels(before=lambda v: (1 - v).sqrt(), after=lambda s: (1 - s**2).sqrt()),
+        "uniform-in-alpha",
+        "moved sigma linearly",
+    ),
+    "one-or-the-other": (lambda alpha_bar, t, u: _levels()(alpha_bar, t, u.round()), "uniform-in-alpha"),
+    "one-u-for-the-batch": (
+        lambda alpha_bar, t, u: _levels()(alpha_bar, t, u[:1].expand(len(u))),
+        "one-for-each-sample",
+        "its own u; you took the first",
+    ),
+    "mean-u": (
+        lambda alpha_bar, t, u: _levels()(alpha_bar, t, u.mean().expand(len(u))),
+        "one-for-each-sample",
+        "took their mean",
+    ),
+    "one-time-for-the-batch": (
+        lambda alpha_bar, t, u: _levels()(alpha_bar, t if t.min() != 1 or len(t) < 4 else t[:1].expand(len(t)), u),
+        "one-for-each-sample",
+        "its own time",
+    ),
+    "wraps-around": (_wraps, "time-0-reaches-the-data", "index -1"),
+    "stops-at-time-0": (_stops, "time-0-reaches-the-data", "has a cleaner neighbour"),
+    "zero-before-time-0": (_levels(start=0.0), "time-0-reaches-the-data", "alpha = 1, not 0"),
+    "time-0-for-all": (_all_at_time_0, "time-0-reaches-the-data"),
+    "cut-off": (lambda alpha_bar, t, u: _levels()(alpha_bar, t, u).clamp(min=0.01), "other-tables"),
+}
+
+# -- ex-09-see --------------------------------------------------------------------------------------------------------
+
+
+def see_by_angle(alpha):
+    return 2000 * torch.arccos(alpha.clamp(0, 1)) / math.pi
+
+
+def see_in_float32(alpha):
+    return alpha.float() * 999 + 1
+
+
+def see_one_by_one(alpha):
+    return [1000 * (1 - a) for a in alpha.tolist()]
+
+
+def see_in_numpy(alpha):
+    return 500 + 700 * np.sinh(alpha.double().numpy())
+
+
+SEE = {
+    "form-one-number": (lambda alpha: 1000.0, "form"),
+    "form-column": (lambda alpha: 1000 * alpha[:, None], "form"),
+    "form-integers": (lambda alpha: (1000 * alpha).long(), "form"),
+    "form-forgot-return": (lambda alpha: None, "form"),
+    "log-snr": (lambda alpha: torch.log(alpha**2 / (1 - alpha**2)), "finite-at-both-ends", "infinite at the ends"),
+    "noise-to-signal": (lambda alpha: (1 / alpha**2 - 1).sqrt(), "finite-at-both-ends"),
+    "constant": (lambda alpha: 0 * alpha, "finite-at-both-ends"),
+    "as-it-is": (lambda alpha: alpha, "neighbours-are-told-apart", "hardly move it"),
+    "doubled": (lambda alpha: 2 * alpha, "neighbours-are-told-apart"),
+    "alpha-bar": (lambda alpha: 1000 * alpha**2, "neighbours-are-told-apart"),
+    "whole-turns": (lambda alpha: torch.round(alpha) * 1000, "neighbours-are-told-apart"),
+    "clamped-log-snr": (
+        lambda alpha: 50 * torch.log(alpha**2 / (1 - alpha**2)).clamp(-4, 4),
+        "neighbours-are-told-apart",
+    ),
+    "turns-back": (lambda alpha: 1000 * (alpha - 0.4).abs(), "no-two-levels-alike"),
+    "comes-again": (lambda alpha: (1000 * alpha) % 502.5, "no-two-levels-alike"),
+    "rounded": (lambda alpha: (1000 * alpha).round(), "no-two-levels-alike"),
+    "relative-to-the-largest": (lambda alpha: 1000 * alpha / alpha.max(), "each-by-itself"),
+    "places": (lambda alpha: 1000 * alpha + alpha.argsort().argsort(), "each-by-itself"),
+}
+
+# -- ex-09-redraw -----------------------------------------------------------------------------------------------------
+
+
+def _left(rho, of_shift=1, of_excess=2):
+    def answer(variance, shift, excess, sigma):
         r = rho(variance, sigma)
-        return d * r**shift, k * r**excess
+        return shift * r**of_shift, excess * r**of_excess
 
     return answer
 
@@ -105,7 +301,7 @@ def _reliability(variance, sigma):
     return alpha2 * variance / (alpha2 * variance + sigma**2)
 
 
-def _left_by_snr(variance, shift, excess, sigma):
+def left_by_snr(variance, shift, excess, sigma):
     if sigma == 1:
         return 0.0, 0.0
     snr = (1 - sigma**2) / sigma**2 * variance if sigma else math.inf
@@ -113,86 +309,267 @@ def _left_by_snr(variance, shift, excess, sigma):
     return rho * shift, rho * rho * excess
 
 
-def _enough_by_grid():
-    target = 0.1 * error_left(0.0)
-    return next(i / 5000 for i in range(5001) if error_left(i / 5000) <= target)
+def left_in_float32(variance, shift, excess, sigma):
+    variance, shift, excess, sigma = (torch.tensor(v, dtype=torch.float32) for v in (variance, shift, excess, sigma))
+    rho = _reliability(variance, sigma)
+    return torch.stack([rho * shift, rho**2 * excess])
 
 
-MUTANTS = {
-    "ex-09-posterior": {
-        "no-noise": (_posterior(noise=lambda v: 0.0), "adds-precisions"),
-        "std-for-variance": (_posterior(noise=lambda v: v**0.5), "adds-precisions"),
-        "variance-squared": (_posterior(noise=lambda v: v**2), "adds-precisions"),
-        "covariance-of-the-means": (_posterior(unknown=lambda C, explained: explained), "adds-precisions"),
-        "prior-covariance": (_posterior(unknown=lambda C, explained: C), "reproduces-what-it-was-told"),
-        "always-some-noise": (_posterior(noise=lambda v: v + 1e-2), "reproduces-what-it-was-told"),
-        "least-squares": (_pseudo_inverse, "adds-precisions"),
-        "first-observation-only": (_unbatched, "adds-precisions"),
-        "adds-what-is-explained": (_posterior(unknown=lambda C, explained: C + explained), "adds-precisions"),
-        "mean-from-nowhere": (
-            lambda C, A, y, v: (_posterior()(C, A, y, v)[0] + y.mean(), _posterior()(C, A, y, v)[1]),
-            "no-information",
-        ),
-    },
-    "ex-09-levels": {
-        "alpha-bar": (lambda table, t, u: _levels()(table**2, t, u), "from-one-level-to-the-next"),
-        "noisier-neighbour": (_levels(step=1), "from-one-level-to-the-next"),
-        "u-turned-round": (lambda table, t, u: _levels()(table, t, 1 - u), "from-one-level-to-the-next"),
-        "wraps-around": (_wraps, "time-0-reaches-the-data"),
-        "stops-at-time-0": (
-            lambda table, t, u: torch.lerp(*(table.sqrt()[i] for i in (t, (t - 1).clamp(min=0))), u),
-            "time-0-reaches-the-data",
-        ),
-        "uniform-alpha-bar": (_levels(root=False), "uniform-in-alpha"),
-        "one-for-the-batch": (lambda table, t, u: _levels()(table, t, u[:1].expand(len(u))), "one-for-each-sample"),
-        "one-time": (lambda table, t, u: _levels()(table, t[:1].expand(len(t)), u), "one-for-each-sample"),
-    },
-    "ex-09-see": {
-        "as-it-is": (lambda alpha: alpha, "neighbours-are-told-apart"),
-        "times-ten": (lambda alpha: 2 * alpha, "neighbours-are-told-apart"),
-        "log-snr": (lambda alpha: torch.log(alpha**2 / (1 - alpha**2)), "finite-at-both-ends"),
-        "whole-turns": (lambda alpha: torch.round(alpha) * 1000, "no-two-levels-alike"),
-        "turns-back": (lambda alpha: 1000 * (2 * alpha - 1).abs(), "no-two-levels-alike"),
-        "constant": (lambda alpha: 0 * alpha, "finite-at-both-ends"),
-    },
-    "ex-09-augment": {
-        "noise-before-scaling": (_noise_first, "noise-after-scaling"),
-        "noise-in-the-unit-interval": (_noise_in_the_unit_interval, "noise-after-scaling"),
-        "unit-interval": (_augment(scale=lambda p: p / 255), "level-0-is-the-picture"),
-        "raw-pixels": (_augment(scale=lambda p: p), "level-0-is-the-picture"),
-        "no-alpha": (_augment(alpha=lambda s: 1.0), "variance-preserving"),
-        "one-minus-sigma": (_augment(alpha=lambda s: 1 - s), "variance-preserving"),
-        "sigma-as-variance": (_augment(noise=lambda s: s.sqrt()), "noise-after-scaling"),
-        "first-level-for-all": (_augment(level=lambda s: s[:1].expand(len(s))), "a-level-for-each-sample"),
-        "mean-level": (_augment(level=lambda s: s.mean().expand(len(s))), "a-level-for-each-sample"),
-    },
-    "ex-09-redraw": {
-        "rho-for-both": (_left(_reliability, 1, 1), "followed-through-both-steps"),
-        "rho-squared-for-both": (_left(_reliability, 2, 2), "followed-through-both-steps"),
-        "no-alpha": (_left(lambda v, s: v / (v + s**2)), "nothing-and-everything"),
-        "alpha-once": (
-            _left(lambda v, s: math.sqrt(1 - s**2) * v / ((1 - s**2) * v + s**2)),
-            "followed-through-both-steps",
-        ),
-        "only-noised": (lambda v, d, k, s: (math.sqrt(1 - s**2) * d, (1 - s**2) * k), "fine-before-coarse"),
-        "what-is-lost": (_left(lambda v, s: 1 - _reliability(v, s)), "nothing-and-everything"),
-        "same-everywhere": (_left(lambda v, s: 1 - s**2), "fine-before-coarse"),
-    },
-    "ex-09-enough": {
-        "a-tenth-taken": (enough(0.9), "a-tenth-is-left"),
-        "rho-once": (enough(power=1), "a-tenth-is-left"),
-        "variance": (enough() ** 2, "a-tenth-is-left"),
-        "alpha": (math.sqrt(1 - enough() ** 2), "a-tenth-is-left"),
-        "half": (enough(0.5), "a-tenth-is-left"),
-        "all-of-it": (1.0, "a-tenth-is-left"),
-    },
+def left_by_two_gaussians(variance, shift, excess, sigma):
+    """The law of z under the base, then the posterior of y given z as an affine map with noise."""
+    alpha = math.sqrt((1 - sigma) * (1 + sigma))
+    noisy = alpha**2 * variance + sigma**2
+    slope = alpha * variance / noisy
+    law = slope**2 * (alpha**2 * (variance + excess) + sigma**2) + variance * sigma**2 / noisy
+    return slope * alpha * shift, law - variance
+
+
+def left_in_numpy(variance, shift, excess, sigma):
+    rho = 1 - np.float64(sigma) ** 2 / (sigma**2 + variance - sigma**2 * variance)
+    return np.array([rho * shift, rho**2 * excess])
+
+
+def _by_deviations(variance, shift, excess, sigma):
+    """Right, but for a base with too little variance."""
+    rho = _reliability(variance, sigma)
+    return rho * shift, (rho * math.sqrt(max(excess, 0.0))) ** 2
+
+
+def _whole_variance(variance, shift, excess, sigma):
+    rho = _reliability(variance, sigma)
+    return rho * shift, variance + rho**2 * excess
+
+
+def _shrunk_variance(variance, shift, excess, sigma):
+    rho = _reliability(variance, sigma)
+    return rho * shift, rho**2 * (variance + excess) - variance
+
+
+FOLLOWED = "followed-through-both-steps"
+REDRAW = {
+    "form-shift-alone": (lambda variance, shift, excess, sigma: shift, "form"),
+    "form-three": (lambda variance, shift, excess, sigma: (shift, excess, sigma), "form"),
+    "form-pairs": (lambda variance, shift, excess, sigma: (torch.zeros(2), torch.zeros(2)), "form"),
+    "form-forgot-return": (lambda variance, shift, excess, sigma: None, "form"),
+    "rho-for-both": (_left(_reliability, 1, 1), FOLLOWED, "shrinks by rho^2"),
+    "rho-squared-for-both": (_left(_reliability, 2, 2), FOLLOWED, "not by its square"),
+    "root-for-the-shift": (_left(_reliability, 0.5, 2), FOLLOWED, "not by its root"),
+    "no-alpha": (_left(lambda v, s: v / (v + s**2)), FOLLOWED, "alpha is missing"),
+    "alpha-once": (_left(lambda v, s: _reliability(v, s) / math.sqrt(1 - s**2 + 1e-30)), FOLLOWED, "alpha comes twice"),
+    "sigma-not-squared": (_left(lambda v, s: (1 - s**2) * v / ((1 - s**2) * v + s)), FOLLOWED, "has its square"),
+    "only-noised": (_left(lambda v, s: math.sqrt(1 - s**2)), FOLLOWED, "before anything is redrawn"),
+    "what-is-lost": (_left(lambda v, s: 1 - _reliability(v, s)), FOLLOWED, "what is lost"),
+    "same-everywhere": (_left(lambda v, s: 1 - s**2), FOLLOWED, "depends on the direction"),
+    "whole-variance": (_whole_variance, FOLLOWED, "this is the whole variance"),
+    "nothing-drawn": (_shrunk_variance, FOLLOWED, "has its variance, too"),
+    "unchanged": (lambda variance, shift, excess, sigma: (shift, excess), FOLLOWED),
+    "floor": (_left(lambda v, s: _reliability(max(v, 0.01), s)), "fine-and-coarse"),
+    "ceiling": (_left(lambda v, s: _reliability(min(v, 4.0), s)), "fine-and-coarse"),
+    "by-deviations": (_by_deviations, "too-little-variance"),
+    "divides-by-sigma": (_left(lambda v, s: 1 / (1 + 1 / ((1 / s**2 - 1) * v))), "nothing-and-everything"),
+    "never-all": (_left(lambda v, s: _reliability(v, min(s, 0.95))), "nothing-and-everything"),
 }
 
-SECOND = {
-    "ex-09-posterior": _one_by_one,
-    "ex-09-levels": _levels_one_by_one,
-    "ex-09-see": lambda alpha: 2000 * torch.arccos(alpha.clamp(0, 1)) / math.pi,
-    "ex-09-augment": _augment_by_loop,
-    "ex-09-redraw": _left_by_snr,
-    "ex-09-enough": _enough_by_grid(),
+# -- ex-09-augment ----------------------------------------------------------------------------------------------------
+
+
+def augment_in_a_loop(pixels, sigma, eps):
+    pairs = zip(pixels, sigma.tolist(), eps, strict=True)
+    return torch.stack([math.sqrt(1 - s * s) * (p.float() * 2 / 255 - 1) + s * e for p, s, e in pairs])
+
+
+def augment_in_float32(pixels, sigma, eps):
+    y = pixels.float().div(255).mul(2).sub(1)
+    return (
+        torch.einsum("b,bchw->bchw", (1 - sigma.float() ** 2).sqrt(), y) + sigma.float().view(-1, 1, 1, 1) * eps.float()
+    )
+
+
+def augment_by_angle(pixels, sigma, eps):
+    angle = torch.arcsin(sigma.double())[:, None, None, None]
+    return angle.cos() * (pixels - 127.5) / 127.5 + angle.sin() * eps
+
+
+def augment_in_numpy(pixels, sigma, eps):
+    s = sigma.numpy()[:, None, None, None]
+    return np.sqrt(1 - s * s) * (pixels.numpy() / 127.5 - 1) + s * eps.numpy()
+
+
+def _of_each(values):
+    return values.reshape(-1, 1, 1, 1)
+
+
+def _augment(
+    scale=lambda p: p.double() / 127.5 - 1,
+    alpha=lambda s: (1 - s**2).sqrt(),
+    level=lambda s: s,
+    noise=lambda s: s,
+    place=_of_each,
+):
+    def answer(pixels, sigma, eps):
+        s = place(level(sigma))
+        return alpha(s) * scale(pixels) + noise(s) * eps
+
+    return answer
+
+
+def _noise_first(pixels, sigma, eps):
+    s = _of_each(sigma)
+    return ((1 - s**2).sqrt() * pixels.float() + s * eps) / 127.5 - 1
+
+
+def _noise_in_the_unit_interval(pixels, sigma, eps):
+    s = _of_each(sigma)
+    return ((1 - s**2).sqrt() * pixels / 255 + s * eps) * 2 - 1
+
+
+def _along(view):
+    """Levels along another axis, for pictures of as many channels, rows and columns as there are levels."""
+    return lambda pixels, sigma, eps: _augment(place=view if len(set(pixels.shape)) == 1 else _of_each)(
+        pixels, sigma, eps
+    )
+
+
+def _clipped(pixels, sigma, eps):
+    """Right, but for a level of exactly 1."""
+    return _augment(level=lambda s: s.clamp(max=0.99))(pixels, sigma, eps)
+
+
+def _three_channels(pixels, sigma, eps):
+    """Levels for three channels' pictures; grey ones share the largest."""
+    return _augment(level=lambda s: s if pixels.shape[1] > 1 else s.max().expand_as(s))(pixels, sigma, eps)
+
+
+TOLD = "noise-after-scaling"
+AUGMENT = {
+    "form-bytes": (lambda pixels, sigma, eps: pixels, "form"),
+    "form-with-level": (lambda pixels, sigma, eps: (_augment()(pixels, sigma, eps), sigma), "form"),
+    "form-flat": (lambda pixels, sigma, eps: _augment()(pixels, sigma, eps).flatten(1), "form"),
+    "form-forgot-return": (lambda pixels, sigma, eps: None, "form"),
+    "raw-pixels": (_augment(scale=lambda p: p.double()), "level-0-is-the-picture", "these are bytes"),
+    "unit-interval": (_augment(scale=lambda p: p / 255), "level-0-is-the-picture", "these are in [0, 1]"),
+    "half": (_augment(scale=lambda p: p / 255 - 0.5), "level-0-is-the-picture", "[-1/2, 1/2]"),
+    "by-128": (_augment(scale=lambda p: p / 128 - 1), "level-0-is-the-picture", "not by 128"),
+    "overflow": (_augment(scale=lambda p: p * 2 / 255 - 1), "level-0-is-the-picture", "bytes overflow"),
+    "noise-before-scaling": (_noise_first, TOLD, "127.5 times too weak"),
+    "noise-in-the-unit-interval": (_noise_in_the_unit_interval, TOLD, "twice as strong"),
+    "sigma-as-variance": (_augment(noise=lambda s: s.sqrt()), TOLD, "you took its root"),
+    "variance-for-sigma": (_augment(noise=lambda s: s**2), TOLD, "you took its square"),
+    "swapped": (
+        _augment(
+            alpha=lambda s: torch.where(s > 0, s, 1.0), noise=lambda s: torch.where(s > 0, (1 - s**2).sqrt(), 0.0)
+        ),
+        TOLD,
+        "are swapped",
+    ),
+    "no-noise": (_augment(noise=lambda s: 0 * s), TOLD, "no noise in it"),
+    "noise-not-scaled": (_augment(noise=lambda s: (s > 0).double()), TOLD, "multiplied by sigma"),
+    "own-noise": (lambda pixels, sigma, eps: _augment()(pixels, sigma, torch.randn_like(eps)), TOLD),
+    "no-alpha": (_augment(alpha=lambda s: 1.0), "variance-preserving", "alpha = sqrt(1 - sigma^2) is missing"),
+    "one-minus-sigma": (_augment(alpha=lambda s: 1 - s), "variance-preserving", "not 1 - sigma"),
+    "alpha-squared": (_augment(alpha=lambda s: 1 - s**2), "variance-preserving", "the root of 1 - sigma^2"),
+    "root-of-one-minus-sigma": (
+        _augment(alpha=lambda s: (1 - s).sqrt()),
+        "variance-preserving",
+        "not sqrt(1 - sigma)",
+    ),
+    "clips-pixels": (
+        lambda pixels, sigma, eps: _augment(scale=lambda p: (p / 127.5 - 1) * (1 - 0.1 * sigma.max()))(
+            pixels, sigma, eps
+        ),
+        "variance-preserving",
+    ),
+    "first-level-for-all": (_augment(level=lambda s: s[:1].expand(len(s))), "a-level-for-each-sample", "first one's"),
+    "last-level-for-all": (_augment(level=lambda s: s[-1:].expand(len(s))), "a-level-for-each-sample", "last one's"),
+    "mean-level": (_augment(level=lambda s: s.mean().expand(len(s))), "a-level-for-each-sample", "their mean"),
+    "largest-level": (_augment(level=lambda s: s.max().expand(len(s))), "a-level-for-each-sample", "the largest"),
+    "along-the-last-axis": (_along(lambda s: s), "a-level-for-each-sample", "along the last"),
+    "along-the-channels": (_along(lambda s: s[:, None, None]), "a-level-for-each-sample", "along the channels"),
+    "grey-pictures": (_three_channels, "other-pictures"),
+    "never-noise-alone": (_clipped, "other-pictures"),
+}
+
+# -- ex-09-enough -----------------------------------------------------------------------------------------------------
+
+
+def enough_by_grid():
+    target = 0.01 * error_left(0.0)
+    return next(i / 2000 for i in range(2001) if error_left(i / 2000) <= target)
+
+
+def enough_by_newton():
+    sigma, target = 0.2, math.log(0.01 * error_left(0.0))
+    for _ in range(20):
+        value, beside = (math.log(error_left(s)) for s in (sigma, sigma + 1e-5))
+        sigma += (target - value) / (beside - value) * 1e-5
+    return sigma
+
+
+ENOUGH = enough()
+LEFT = "a-hundredth-is-left"
+LEVEL = {
+    "form-text": (f"{ENOUGH:.3f}", "form"),
+    "form-function": (enough, "form"),
+    "form-curve": (torch.linspace(0, 1, 11), "form"),
+    "percentage": (100 * ENOUGH, "a-level"),
+    "negative": (-ENOUGH, "a-level"),
+    "a-hundredth-taken": (enough(0.99), LEFT, "takes a hundredth away"),
+    "a-tenth-left": (enough(0.1), LEFT, "leaves a tenth"),
+    "rho-once": (enough(power=1), LEFT, "not by rho"),
+    "no-alpha": (enough(alpha=False), LEFT, "alpha is missing"),
+    "with-the-tint": (enough(shift=SHIFT), LEFT, "the grain alone"),
+    "variance": (ENOUGH**2, LEFT, "this is sigma^2"),
+    "alpha": (math.sqrt(1 - ENOUGH**2), LEFT, "this is alpha"),
+    "a-twentieth-left": (enough(0.05), LEFT),
+    "all-of-it": (1.0, LEFT),
+    "two-decimals": (round(ENOUGH, 2) + 0.01, LEFT),
+}
+
+MUTANTS = {
+    "ex-09-posterior": POSTERIOR,
+    "ex-09-levels": LEVELS,
+    "ex-09-see": SEE,
+    "ex-09-augment": AUGMENT,
+    "ex-09-redraw": REDRAW,
+    "ex-09-enough": LEVEL,
+}
+
+RIGHT = {
+    "ex-09-posterior": {
+        "gain": _posterior(),
+        "numbers": posterior_by_numbers,
+        "float32": posterior_in_float32,
+        "numpy": posterior_in_numpy,
+        "joint": posterior_of_pairs,
+    },
+    "ex-09-levels": {
+        "loop": levels_in_a_loop,
+        "where": levels_by_where,
+        "float32": levels_in_float32,
+        "numpy": levels_in_numpy,
+    },
+    "ex-09-see": {
+        "angle": see_by_angle,
+        "float32": see_in_float32,
+        "loop": see_one_by_one,
+        "numpy": see_in_numpy,
+    },
+    "ex-09-augment": {
+        "loop": augment_in_a_loop,
+        "float32": augment_in_float32,
+        "angle": augment_by_angle,
+        "numpy": augment_in_numpy,
+    },
+    "ex-09-redraw": {
+        "snr": left_by_snr,
+        "float32": left_in_float32,
+        "two-gaussians": left_by_two_gaussians,
+        "numpy": left_in_numpy,
+    },
+    "ex-09-enough": {
+        "newton": enough_by_newton(),
+        "grid": enough_by_grid(),
+        "tensor": torch.tensor([round(ENOUGH, 3)]),
+        "numpy": np.float32(ENOUGH),
+    },
 }

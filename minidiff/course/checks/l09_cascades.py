@@ -3,154 +3,246 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Generator, Tensor
 
+from minidiff.course.comparing import close, expect, normal, uniform
 from minidiff.course.exercises import case, exercise
+from minidiff.course.forms import call, number, several, tensor
 from minidiff.course.outcomes import Mistake
 from minidiff.data.digits import digits
 from minidiff.models.layers import timestep_embedding
-from minidiff.random import randn
 from minidiff.schedule import linear_schedule
 
 LESSON = "09_cascades"
 
+# -- ex-09-posterior --------------------------------------------------------------------------------------------------
 
-def _close(a, b, tolerance: float = 1e-6) -> bool:
-    a, b = torch.as_tensor(a).double(), torch.as_tensor(b).double()
-    return a.shape == b.shape and bool(((a - b).abs() <= tolerance * (1 + b.abs())).all())
-
-
-def _normal(*shape: int, seed: int = 0) -> Tensor:
-    return randn(shape, torch.Generator().manual_seed(seed), torch.float64)
+World = tuple[Tensor, Tensor, Tensor]
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-exercise("ex-09-posterior", name="posterior", lesson=LESSON)
+def _linear_world(rng: Generator, large: int = 6, small: int = 2, batch: int = 5) -> World:
+    """A covariance of some numbers, a well-conditioned map to fewer, and observations."""
+    root = normal(rng, large, large)
+    A = (torch.eye(small) + 0.2 * normal(rng, small, small)) @ torch.linalg.qr(normal(rng, large, small))[0].T
+    return root @ root.T / large + 0.1 * torch.eye(large), A, normal(rng, batch, small)
 
 
-@cache
-def _linear_world() -> tuple[Tensor, Tensor, Tensor]:
-    """A covariance of six numbers, a map to two, and five observations."""
-    root = _normal(6, 6)
-    return root @ root.T / 6 + 0.1 * torch.eye(6).double(), _normal(2, 6, seed=1), _normal(5, 2, seed=2)
+exercise(
+    "ex-09-posterior",
+    name="posterior",
+    lesson=LESSON,
+    form=call(
+        several(mean=tensor(lambda given: (len(given["y"]), len(given["C"]))), covariance=tensor("C")),
+        lambda rng: dict(zip("CAy", _linear_world(rng), strict=True)) | {"variance": 0.5},
+    ),
+)
 
 
 def _by_precision(C: Tensor, A: Tensor, y: Tensor, variance: float) -> tuple[Tensor, Tensor]:
-    """The same posterior, found by adding precisions."""
+    """The posterior, found by adding precisions."""
     covariance = torch.linalg.inv(torch.linalg.inv(C) + A.T @ A / variance)
     return y @ A @ covariance.T / variance, covariance
 
 
-def _answered(answer, C, A, y, variance) -> tuple[Tensor, Tensor]:
-    mean, covariance = answer(C, A, y, variance)
-    mean, covariance = torch.as_tensor(mean).double(), torch.as_tensor(covariance).double()
-    assert mean.shape == (len(y), len(C)), f"one mean per observation, ({len(y)}, {len(C)}), not {tuple(mean.shape)}"
-    assert covariance.shape == C.shape, f"one covariance for all, {tuple(C.shape)}, not {tuple(covariance.shape)}"
-    return mean, covariance
+def _limit(C: Tensor, A: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The posterior without noise."""
+    gain = C @ A.T @ torch.linalg.inv(A @ C @ A.T)
+    return y @ gain.T, C - gain @ A @ C
+
+
+def _misjudged(C: Tensor, A: Tensor, y: Tensor, variance: float) -> tuple[dict, dict]:
+    """Diagnosis -> what that mistake makes of the mean, and of the covariance."""
+    mean, covariance = _by_precision(C, A, y, variance)
+    apart = "`variance` is the noise variance: it is added to A C A^T as it is; you "
+    wrong = {
+        apart + "squared it": _by_precision(C, A, y, variance**2),
+        apart + "took its root": _by_precision(C, A, y, variance**0.5),
+        "the noise is missing: its variance is added to A C A^T": _limit(C, A, y),
+        "the prior is missing: C is not the identity": _by_precision(torch.eye(len(C)).double(), A, y, variance),
+    }
+    means = {text: both[0] for text, both in wrong.items()} | {
+        "this is the smallest x that gives y; the prior C has a say": y @ torch.linalg.pinv(A).T,
+        "S^-1 is missing: the gain is C A^T S^-1": y @ A @ C,
+        "the sign of the mean is wrong": -mean,
+    }
+    covariances = {text: both[1] for text, both in wrong.items()} | {
+        "this is the covariance of the posterior means; C minus it is what stays unknown": C - covariance,
+        "this is the prior's covariance; y takes a part of it away": C,
+        "an observation makes x more certain: the second term is subtracted": 2 * C - covariance,
+        "this is the precision; its inverse is the covariance": covariance.inverse(),
+    }
+    return means, covariances
 
 
 @case("ex-09-posterior", "adds-precisions")
-def _(answer):
-    C, A, y = _linear_world()
-    for variance in (0.3, 2.0):
-        mean, covariance = _answered(answer, C, A, y, variance)
-        right = _by_precision(C, A, y, variance)
-        if _close(mean, _by_precision(C, A, y, variance**2)[0]) or _close(
-            mean, _by_precision(C, A, y, variance**0.5)[0]
-        ):
-            raise Mistake("`variance` is the noise variance: it is added to A C A^T as it is")
-        if _close(covariance, C - right[1]):
-            raise Mistake("this is the covariance of the posterior means; C minus it is what stays unknown")
-        assert _close(mean, right[0]), "the mean differs from the one found by adding precisions"
-        assert _close(covariance, right[1]), "the covariance differs from the one found by adding precisions"
+def _(answer, rng):
+    for variance in (uniform(rng, 0.2, 0.4), uniform(rng, 1.5, 2.5)):
+        world = _linear_world(rng)
+        (mean, covariance), right = answer(*world, variance), _by_precision(*world, variance)
+        means, covariances = _misjudged(*world, variance)
+        expect(mean, right[0], "the mean differs from the one found by adding precisions", means)
+        expect(covariance, right[1], "the covariance differs from the one found by adding precisions", covariances)
 
 
 @case("ex-09-posterior", "reproduces-what-it-was-told")
-def _(answer):
-    C, A, y = _linear_world()
-    mean, covariance = _answered(answer, C, A, y, 0.0)
-    assert _close(mean @ A.T, y), "without noise, reducing the posterior mean must give back y"
-    assert _close(A @ covariance @ A.T, torch.zeros(2, 2)), "without noise nothing is unknown about A x"
+def _(answer, rng):
+    C, A, y = _linear_world(rng)
+    mean, covariance = answer(C, A, y, 0.0)
+    least = {"this is the smallest x that gives y; the prior C has a say": y @ torch.linalg.pinv(A).T}
+    expect(mean @ A.T, y, "without noise, reducing the posterior mean must give back y")
+    expect(mean, _limit(C, A, y)[0], "without noise the mean is y C A^T (A C A^T)^-1, by rows", least)
+    say = "without noise nothing is unknown about A x: A times the covariance times A^T must be 0"
+    expect(A @ covariance @ A.T, torch.zeros(2, 2), say, atol=1e-5)
 
 
 @case("ex-09-posterior", "no-information")
-def _(answer):
-    C, A, y = _linear_world()
-    mean, covariance = _answered(answer, C, 0 * A, y, 1.0)
-    assert _close(mean, torch.zeros(5, 6)) and _close(covariance, C), "with A = 0 the posterior is the prior N(0, C)"
+def _(answer, rng):
+    C, A, y = _linear_world(rng)
+    right = torch.zeros(5, 6), C
+    expect(answer(C, 0 * A, y, 1.0), right, "with A = 0 the posterior is the prior N(0, C)", atol=1e-6)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-exercise("ex-09-levels", name="draw_alpha", lesson=LESSON)
+@case("ex-09-posterior", "other-sizes")
+def _(answer, rng):
+    for large, small, batch in ((4, 1, 3), (5, 3, 1), (3, 3, 2), (1, 1, 1)):
+        world = _linear_world(rng, large, small, batch)
+        say = f"wrong for {batch} observations of {small} numbers, made from {large}"
+        expect(answer(*world, 0.5), _by_precision(*world, 0.5), say)
+    world = _linear_world(rng)
+    expect(answer(*(v.float() for v in world), 0.5), _by_precision(*world, 0.5), "wrong for numbers in float32")
 
 
-def _table(T: int = 50) -> Tensor:
-    return linear_schedule(T).alpha_bar
+# -- ex-09-levels -----------------------------------------------------------------------------------------------------
+
+
+def _table(rng: Generator) -> Tensor:
+    """A table of eight levels that lie far apart."""
+    return uniform(rng, 0.4, 0.8, 8).cumprod(0)
+
+
+exercise(
+    "ex-09-levels",
+    name="draw_alpha",
+    lesson=LESSON,
+    form=call(
+        tensor("t", "float"),
+        lambda rng: {"alpha_bar": _table(rng), "t": torch.tensor([1, 5, 3]), "u": uniform(rng, 0, 1, 3)},
+    ),
+)
+
+
+def _drawn(table: Tensor, t: Tensor, u: Tensor) -> Tensor:
+    alpha = torch.cat([torch.ones(1), table.double().sqrt()])
+    return torch.lerp(alpha[t + 1], alpha[t], u)
 
 
 @case("ex-09-levels", "from-one-level-to-the-next")
-def _(answer):
-    table, t = _table(), torch.tensor([1, 7, 30, 49])
-    for u, shift in ((0.0, 0), (1.0, 1)):
-        got = torch.as_tensor(answer(table, t, torch.full((4,), u).double())).double()
-        right = table[t - shift].sqrt()
-        if _close(got, table[t - shift]):
-            raise Mistake("the table holds alpha-bar; alpha is its root")
-        if u == 1 and _close(got, table[(t + 1).clamp(max=49)].sqrt()):
-            raise Mistake("t - 1 is the cleaner neighbour; you went to the noisier one")
-        if _close(got, table[t - 1 + shift].sqrt()) and not _close(got, right):
-            raise Mistake("u = 0 is time t itself, u = 1 the cleaner neighbour")
-        assert _close(got, right), f"u = {u:g} must give alpha of time t - {shift}"
-
-
-@case("ex-09-levels", "time-0-reaches-the-data")
-def _(answer):
-    table, t = _table(), torch.tensor([0, 0, 0])
-    got = torch.as_tensor(answer(table, t, torch.tensor([0.0, 0.5, 1.0]).double())).double()
-    first = table[0].sqrt().item()
-    if _close(got[2], table[-1].sqrt()):
-        raise Mistake("index -1 is the last entry of the table, pure noise; before time 0 comes clean data, alpha = 1")
-    assert _close(got, torch.tensor([first, (1 + first) / 2, 1.0])), "before time 0 comes clean data, alpha = 1"
+def _(answer, rng):
+    table, t = _table(rng), torch.tensor([1, 6, 3])
+    cleaner, noisier = (table[t + shift].sqrt() for shift in (-1, 1))
+    here, ends = table[t].sqrt(), (torch.zeros(3).double(), torch.ones(3).double())
+    squared = "the table holds alpha-bar; alpha is its root"
+    wrong = {
+        squared: (table[t], table[t - 1]),
+        "u = 0 is time t itself, u = 1 the cleaner neighbour": (cleaner, here),
+        "t - 1 is the cleaner neighbour; you went to the noisier one": (here, noisier),
+        "u has no say: it moves alpha from time t to t - 1": (here, here),
+        "this begins at time t - 1; u = 0 is time t itself": (cleaner, table[(t - 2).clamp(min=0)].sqrt()),
+        "this is sigma; alpha is the root of alpha-bar": ((1 - here**2).sqrt(), (1 - cleaner**2).sqrt()),
+    }
+    got = tuple(answer(table, t, u) for u in ends)
+    expect(got, (here, cleaner), "u = 0 must give alpha of time t, and u = 1 alpha of time t - 1", wrong)
 
 
 @case("ex-09-levels", "uniform-in-alpha")
-def _(answer):
-    table, t = torch.tensor([0.81, 0.09]).double(), torch.tensor([1, 1, 1])
-    got = torch.as_tensor(answer(table, t, torch.tensor([0.25, 0.5, 0.75]).double())).double()
-    if _close(got, torch.tensor([0.27, 0.45, 0.63]).double().sqrt()):
-        raise Mistake("you drew alpha-bar uniformly; here its root, alpha, is uniform")
-    assert _close(got, torch.tensor([0.45, 0.6, 0.75])), "u must move alpha linearly, from 0.3 to 0.9 here"
+def _(answer, rng):
+    table = _table(rng)
+    for time in (2, 5):
+        t, u = torch.tensor([time] * 3), uniform(rng, 0.3, 0.7, 1).expand(3)
+        low, high, v = table[time], table[time - 1], u[0]
+        wrong = {
+            "you drew alpha-bar uniformly; here its root, alpha, is uniform": torch.lerp(low, high, v).sqrt(),
+            "you moved the logarithm linearly; alpha itself must be": (low ** (1 - v) * high**v).sqrt(),
+            "you moved sigma linearly; alpha must be": (
+                (1 - torch.lerp((1 - low).sqrt(), (1 - high).sqrt(), v) ** 2).sqrt()
+            ),
+        }
+        say = f"u = {v:.3f} must move alpha linearly, here from {low.sqrt():.3f} to {high.sqrt():.3f}"
+        expect(answer(table, t, u), _drawn(table, t, u), say, {text: w.expand(3) for text, w in wrong.items()})
 
 
 @case("ex-09-levels", "one-for-each-sample")
-def _(answer):
-    table, t, u = _table(), torch.tensor([3, 3, 20]), torch.tensor([0.1, 0.9, 0.4]).double()
-    got = torch.as_tensor(answer(table, t, u)).double()
-    alpha = table.sqrt()
-    assert got.shape == (3,), f"one alpha per sample, shape (3,), not {tuple(got.shape)}"
-    assert _close(got, alpha[t] + u * (alpha[t - 1] - alpha[t])), "every sample has its own time and its own u"
+def _(answer, rng):
+    table, t, u = _table(rng), torch.tensor([3, 6, 1, 3]), uniform(rng, 0.1, 0.9, 4)
+    wrong = {
+        "every sample has its own u; you took the first one's": _drawn(table, t, u[:1].expand(4)),
+        "every sample has its own u; you took their mean": _drawn(table, t, u.mean().expand(4)),
+        "every sample has its own time; you took the first one's": _drawn(table, t[:1].expand(4), u),
+    }
+    expect(answer(table, t, u), _drawn(table, t, u), "every sample has its own time and its own u", wrong)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-exercise("ex-09-see", name="what_to_tell", lesson=LESSON)
+@case("ex-09-levels", "time-0-reaches-the-data")
+def _(answer, rng):
+    table = _table(rng)
+    alpha, lerp = table.sqrt(), torch.lerp
+    for t in (torch.tensor([0, 0, 0]), torch.tensor([2, 0, 5])):
+        u, zero = uniform(rng, 0.1, 0.9, 3), t == 0
+        wrong = {
+            "index -1 is the last entry of the table, pure noise; before time 0 comes clean data, alpha = 1": (
+                lerp(alpha[t], alpha[t - 1], u)
+            ),
+            "time 0 has a cleaner neighbour, too: clean data, alpha = 1": (
+                lerp(alpha[t], alpha[(t - 1).clamp(min=0)], u)
+            ),
+            "before time 0 comes clean data, alpha = 1, not 0": (
+                lerp(alpha[t], alpha[t - 1].masked_fill(zero, 0.0), u)
+            ),
+        }
+        say = f"for times {t.tolist()}: before time 0 comes clean data, alpha = 1"
+        expect(answer(table, t, u), _drawn(table, t, u), say, wrong)
 
 
-def _seen(answer, alpha: Tensor) -> Tensor:
+@case("ex-09-levels", "other-tables")
+def _(answer, rng):
+    for table in (linear_schedule().alpha_bar, uniform(rng, 0.2, 0.8, 1), linear_schedule(50).alpha_bar.float()):
+        t = torch.randint(len(table), (9,), generator=rng)
+        t[0], u = len(table) - 1, uniform(rng, 0, 1, 9)
+        say = f"wrong for a table of {len(table)} levels, {str(table.dtype)[6:]}"
+        expect(answer(table, t, u.to(table)), _drawn(table, t, u), say)
+        expect(answer(table, t[:1], u[:1].to(table)), _drawn(table, t[:1], u[:1]), say + " and a batch of one")
+
+
+# -- ex-09-see --------------------------------------------------------------------------------------------------------
+
+exercise(
+    "ex-09-see",
+    name="what_to_tell",
+    lesson=LESSON,
+    form=call(tensor("alpha"), lambda rng: {"alpha": uniform(rng, 0.1, 0.9, 5)}),
+)
+UNIT = math.sqrt(32)  # the norm of every embedding
+
+
+def _seen(answer: Callable, alpha: Tensor) -> Tensor:
     """Embeddings (N, 64), divided by their norm."""
-    told = torch.as_tensor(answer(alpha)).reshape(-1)
-    assert len(told) == len(alpha), f"one number for each level, {len(alpha)} of them, not {len(told)}"
-    assert bool(told.isfinite().all()), "clean data (alpha = 1) and pure noise (alpha = 0) need finite numbers, too"
-    return timestep_embedding(told, 64).double() / math.sqrt(32)
+    return timestep_embedding(answer(alpha), 64).double() / UNIT
 
 
 @case("ex-09-see", "finite-at-both-ends")
 def _(answer):
-    ends = _seen(answer, torch.tensor([0.0, 1.0], dtype=torch.float64))
-    assert (ends[0] - ends[1]).norm() > 0.5, "clean data and pure noise look alike to this network"
+    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    told = answer(ends)
+    if close(told, torch.tensor([-math.inf, math.inf])):
+        raise Mistake("log alpha^2 / sigma^2 is infinite at the ends")
+    assert told.isfinite().all(), "clean data (alpha = 1) and pure noise (alpha = 0) need finite numbers, too"
+    seen = _seen(answer, ends)
+    assert (seen[0] - seen[1]).norm() > 0.05, "clean data and pure noise look alike to this network"
 
 
 @case("ex-09-see", "neighbours-are-told-apart")
@@ -158,89 +250,52 @@ def _(answer):
     alpha = torch.linspace(0, 1, 101, dtype=torch.float64)
     seen = _seen(answer, alpha)
     steps = (seen[1:] - seen[:-1]).norm(dim=1)
-    if steps.max() < 0.02:
+    if close(answer(alpha), alpha):
         raise Mistake(
             f"levels 0.01 apart have embeddings {steps.max():.4f} apart (in units of their norm): the fastest sinusoid "
             "has frequency one, so numbers between 0 and 1 hardly move it"
         )
-    assert steps.min() > 0.05, f"two levels 0.01 apart have embeddings only {steps.min():.4f} apart"
+    i = int(steps.argmin())
+    say = f"alpha = {alpha[i]:.2f} and {alpha[i + 1]:.2f} have embeddings only {steps[i]:.4f} apart, in their norm"
+    assert steps[i] > 0.05, say
 
 
 @case("ex-09-see", "no-two-levels-alike")
-def _(answer):
+def _(answer, rng):
     alpha = torch.linspace(0, 1, 401, dtype=torch.float64)
     seen = _seen(answer, alpha)
     apart = torch.cdist(seen, seen) + 9 * torch.eye(len(alpha)).double()
-    i, j = divmod(int(apart.argmin()), len(alpha))
-    assert apart.min() > 1e-3, f"alpha = {alpha[i]:.4f} and {alpha[j]:.4f} get the same embedding"
     far = (alpha[:, None] - alpha).abs() > 0.25
-    assert apart[far].min() > 0.05, "levels far apart must not look alike"
+    for least, alike in ((1e-3, apart), (0.05, apart.masked_fill(~far, 9.0))):
+        i, j = divmod(int(alike.argmin()), len(alpha))
+        assert alike[i, j] > least, f"alpha = {alpha[i]:.4f} and {alpha[j]:.4f} get nearly the same embedding"
+    alpha = uniform(rng, 0, 0.999, 300)
+    seen = _seen(answer, torch.cat([alpha, alpha + 3e-4]))
+    near = (seen[:300] - seen[300:]).norm(dim=1)
+    i = int(near.argmin())
+    say = f"alpha = {alpha[i]:.4f} and {alpha[i] + 3e-4:.4f} get nearly the same embedding: levels are no integers"
+    assert near[i] > 1e-3, say
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-exercise("ex-09-augment", name="augment", lesson=LESSON)
+@case("ex-09-see", "each-by-itself")
+def _(answer, rng):
+    alpha = uniform(rng, 0.1, 0.9, 6)
+    say = "what a level is told as must not depend on the others of its batch"
+    expect(torch.cat([answer(alpha[i : i + 1]) for i in range(6)]), answer(alpha), say)
+    expect(answer(alpha.float()), answer(alpha), "levels in float32 must be told as those in float64 are")
 
 
-@cache
-def _pixels() -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(256, (3, 3, 4, 4), generator=generator, dtype=torch.uint8)
-    return pixels, torch.tensor([0.0, 0.3, 0.8]), torch.randn(3, 3, 4, 4, generator=generator)
+# -- ex-09-redraw -----------------------------------------------------------------------------------------------------
 
-
-def _right(pixels: Tensor, sigma: Tensor, eps: Tensor) -> Tensor:
-    y, s = pixels.double() / 127.5 - 1, sigma.double().reshape(-1, 1, 1, 1)
-    return (1 - s**2).sqrt() * y + s * eps.double()
-
-
-@case("ex-09-augment", "level-0-is-the-picture")
-def _(answer):
-    pixels, _, eps = _pixels()
-    got = torch.as_tensor(answer(pixels, torch.zeros(3), eps))
-    if _close(got, pixels.float(), 1e-4) or _close(got, pixels / 255, 1e-4):
-        raise Mistake("the network sees pixels in [-1, 1]")
-    assert _close(got, pixels / 127.5 - 1, 1e-4), "at level 0 nothing but the scaling to [-1, 1] may happen"
-
-
-@case("ex-09-augment", "noise-after-scaling")
-def _(answer):
-    pixels, _, eps = _pixels()
-    sigma = torch.full((3,), 0.5)
-    got, right = torch.as_tensor(answer(pixels, sigma, eps)).double(), _right(pixels, sigma, eps)
-    slope = (answer(pixels, sigma, eps + 1) - answer(pixels, sigma, eps)).double().mean().item()
-    if abs(slope - 0.5 / 127.5) < 1e-4:
-        raise Mistake("you added the noise before scaling to [-1, 1]: there it is 127.5 times too weak to be seen")
-    if abs(slope - 1.0) < 1e-4:
-        raise Mistake("you added the noise to pixels in [0, 1]: after scaling to [-1, 1] it is twice as strong as told")
-    assert abs(slope - 0.5) < 1e-4, f"noise of standard deviation 0.5 was asked for, it has {slope:.4f}"
-    assert got.shape == right.shape, f"the shape changed to {tuple(got.shape)}"
-
-
-@case("ex-09-augment", "variance-preserving")
-def _(answer):
-    pixels, _, eps = _pixels()
-    for sigma in (0.3, 0.9):
-        level = torch.full((3,), sigma)
-        got, right = torch.as_tensor(answer(pixels, level, eps)), _right(pixels, level, eps)
-        if _close(got, _right(pixels, torch.zeros(3), eps) + sigma * eps, 1e-4):
-            raise Mistake("the picture keeps its full strength: alpha = sqrt(1 - sigma^2) is missing")
-        if _close(got, (1 - sigma) * _right(pixels, torch.zeros(3), eps) + sigma * eps, 1e-4):
-            raise Mistake("alpha is sqrt(1 - sigma^2), not 1 - sigma")
-        assert _close(got, right, 1e-4), f"not sqrt(1 - sigma^2) y + sigma eps at sigma = {sigma}"
-
-
-@case("ex-09-augment", "a-level-for-each-sample")
-def _(answer):
-    pixels, sigma, eps = _pixels()
-    got, right = torch.as_tensor(answer(pixels, sigma, eps)), _right(pixels, sigma, eps)
-    for one in (sigma[0], sigma[-1], sigma.mean()):
-        if _close(got, _right(pixels, one.expand(3), eps), 1e-4):
-            raise Mistake("the whole batch got one level; every sample has its own")
-    assert _close(got, right, 1e-4), "sigma holds one level for each picture of the batch"
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-exercise("ex-09-redraw", name="left_over", lesson=LESSON)
+exercise(
+    "ex-09-redraw",
+    name="left_over",
+    lesson=LESSON,
+    form=call(
+        several(shift=number(), excess=number()),
+        lambda rng: {"variance": uniform(rng, 0.3, 0.6), "shift": 0.3, "excess": 0.2, "sigma": uniform(rng, 0.4, 0.6)},
+    ),
+)
 
 
 def _redrawn(variance: float, shift: float, excess: float, sigma: float) -> tuple[float, float]:
@@ -254,81 +309,241 @@ def _redrawn(variance: float, shift: float, excess: float, sigma: float) -> tupl
     return mean, total - variance
 
 
+def _misfollowed(variance: float, shift: float, excess: float, sigma: float) -> tuple[dict, dict]:
+    """Diagnosis -> what that mistake makes of the shift, and of the excess."""
+    alpha2 = 1 - sigma**2
+    noisy = alpha2 * variance + sigma**2
+    rho = alpha2 * variance / noisy
+    reliabilities = {
+        "alpha comes twice: once when the noise is added, once in the way back": math.sqrt(alpha2) * variance / noisy,
+        "alpha is missing: the condition is sqrt(1 - sigma^2) y + sigma eps": variance / (variance + sigma**2),
+        "sigma is the standard deviation of the noise; the reliability has its square": (
+            alpha2 * variance / (alpha2 * variance + sigma)
+        ),
+        "this is what is lost, 1 - rho; what is left was asked for": 1 - rho,
+        "this is the condition, before anything is redrawn": math.sqrt(alpha2),
+        "rho depends on the direction: fine ones, of small variance, are redrawn first": alpha2,
+    }
+    shifts = {text: r * shift for text, r in reliabilities.items()} | {
+        "the shift shrinks by rho, not by its square": rho**2 * shift,
+        "the shift shrinks by rho, not by its root": rho**0.5 * shift,
+    }
+    excesses = {text: r**2 * excess for text, r in reliabilities.items()} | {
+        "a variance scales with the square: the excess shrinks by rho^2": rho * excess,
+        "this is the whole variance; the excess over `variance` was asked for": variance + rho**2 * excess,
+        "a fresh draw from the posterior has its variance, too": rho**2 * (variance + excess) - variance,
+    }
+    return shifts, excesses
+
+
+def _follows(answer: Callable, *given: float) -> None:
+    (shift, excess), right, wrong = answer(*given), _redrawn(*given), _misfollowed(*given)
+    variance, _, _, sigma = given
+    say = f"{{right}}, not {{got}}, in a direction of variance {variance:.4g} with sigma = {sigma:.4g}"
+    expect(shift, right[0], f"a shift of {given[1]:.4g} becomes {say}", wrong[0])
+    expect(excess, right[1], f"an excess of {given[2]:.4g} becomes {say}", wrong[1])
+
+
 @case("ex-09-redraw", "followed-through-both-steps")
-def _(answer):
-    for variance, shift, excess, sigma in ((0.5, 0.3, 0.2, 0.4), (0.02, 0.1, 0.05, 0.2), (2.0, -0.5, -0.7, 0.8)):
-        got, right = tuple(map(float, answer(variance, shift, excess, sigma))), _redrawn(variance, shift, excess, sigma)
-        alpha2 = 1 - sigma**2
-        rho = alpha2 * variance / (alpha2 * variance + sigma**2)
-        if _close(got[0], rho * shift) and _close(got[1], rho * excess):
-            raise Mistake("a variance scales with the square: the excess shrinks by rho^2")
-        if _close(got[0], rho**2 * shift):
-            raise Mistake("the shift shrinks by rho, not by its square")
-        if _close(got[0], shift * math.sqrt(alpha2) * variance / (alpha2 * variance + sigma**2)):
-            raise Mistake("alpha comes twice: once when the noise is added, once in the way back")
-        flat = variance / (variance + sigma**2)
-        if _close(got[0], flat * shift):
-            raise Mistake("alpha is missing: the condition is sqrt(1 - sigma^2) y + sigma eps")
-        assert _close(got[0], right[0]), f"a shift of {shift} becomes {right[0]:.5f}, not {got[0]:.5f}"
-        assert _close(got[1], right[1]), f"an excess of {excess} becomes {right[1]:.5f}, not {got[1]:.5f}"
+def _(answer, rng):
+    for _ in range(3):
+        _follows(answer, uniform(rng, 0.3, 0.8), uniform(rng, 0.2, 0.6), uniform(rng, 0.1, 0.3), uniform(rng, 0.3, 0.7))
+
+
+@case("ex-09-redraw", "fine-and-coarse")
+def _(answer, rng):
+    for variance in (0.003, 0.03, 3.0, 30.0):
+        _follows(answer, variance, uniform(rng, 0.2, 0.6), uniform(rng, 0.1, 0.3), uniform(rng, 0.2, 0.4))
+
+
+@case("ex-09-redraw", "too-little-variance")
+def _(answer, rng):
+    for _ in range(2):
+        variance = uniform(rng, 0.5, 2)
+        _follows(answer, variance, -uniform(rng, 0.2, 0.6), -uniform(rng, 0.3, 0.9) * variance, uniform(rng, 0.3, 0.8))
 
 
 @case("ex-09-redraw", "nothing-and-everything")
-def _(answer):
-    shift, excess = map(float, answer(0.5, 0.3, 0.2, 0.0))
-    assert _close((shift, excess), (0.3, 0.2)), "at level 0 the base's errors come through unchanged"
-    shift, excess = map(float, answer(0.5, 0.3, 0.2, 1.0))
-    assert _close((shift, excess), (0.0, 0.0)), "at level 1 nothing of the base is left, its errors neither"
+def _(answer, rng):
+    given = uniform(rng, 0.3, 0.8), uniform(rng, 0.2, 0.6), uniform(rng, 0.1, 0.3)
+    expect(answer(*given, 0.0), given[1:], "at level 0 the base's errors come through unchanged")
+    say = "at level 1 nothing of the base is left, its errors neither"
+    expect(answer(*given, 1.0), (0.0, 0.0), say, atol=1e-6)
 
 
-@case("ex-09-redraw", "fine-before-coarse")
-def _(answer):
-    fine, coarse = (float(answer(v, 1.0, 0.0, 0.3)[0]) for v in (0.01, 1.0))
-    assert fine < 0.15 < 0.85 < coarse, (
-        f"at sigma = 0.3 a direction of variance 0.01 keeps {fine:.2f} of a shift and one of variance 1 keeps "
-        f"{coarse:.2f}; fine directions must be redrawn first"
-    )
+# -- ex-09-augment ----------------------------------------------------------------------------------------------------
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-exercise("ex-09-enough", name="enough_noise", lesson=LESSON)
+def _bytes(rng: Generator, *shape: int) -> Tensor:
+    return torch.randint(256, shape, generator=rng).to(torch.uint8)
+
+
+def _pixels(rng: Generator, *shape: int) -> dict[str, Tensor]:
+    """Pictures, one level for each, and noise; three pictures of three channels, three by three pixels."""
+    shape = shape or (3, 3, 3, 3)
+    return {"pixels": _bytes(rng, *shape), "sigma": uniform(rng, 0.2, 0.9, shape[0]), "eps": normal(rng, *shape)}
+
+
+exercise(
+    "ex-09-augment",
+    name="augment",
+    lesson=LESSON,
+    form=call(tensor("pixels", "float"), lambda rng: _pixels(rng, 3, 2, 4, 5)),
+)
+
+
+def _scaled(pixels: Tensor) -> Tensor:
+    return pixels.double() / 127.5 - 1
+
+
+def _augmented(pixels: Tensor, sigma: Tensor, eps: Tensor) -> Tensor:
+    s = sigma.double().reshape(-1, 1, 1, 1)
+    return (1 - s**2).sqrt() * _scaled(pixels) + s * eps.double()
+
+
+@case("ex-09-augment", "level-0-is-the-picture")
+def _(answer, rng):
+    pixels, _, eps = _pixels(rng).values()
+    pixels.flatten()[:2] = torch.tensor([0, 255])
+    wrong = {
+        "the network sees pixels in [-1, 1]; these are bytes": pixels.double(),
+        "the network sees pixels in [-1, 1]; these are in [0, 1]": pixels.double() / 255,
+        "the network sees pixels in [-1, 1]; these are in [-1/2, 1/2]": pixels.double() / 255 - 0.5,
+        "255 is white, 1: bytes are divided by 127.5, not by 128": pixels.double() / 128 - 1,
+        "bytes overflow: 2 * 200 is 144 among them; make them floating-point numbers first": (pixels * 2) / 255 - 1,
+    }
+    say = "at level 0 nothing but the scaling to [-1, 1] may happen"
+    expect(answer(pixels, torch.zeros(3).double(), eps), _scaled(pixels), say, wrong)
+
+
+@case("ex-09-augment", "noise-after-scaling")
+def _(answer, rng):
+    pixels, _, eps = _pixels(rng).values()
+    level = uniform(rng, 0.4, 0.6)
+    sigma = torch.full((3,), level).double()
+    noise = answer(pixels, sigma, 2 * eps) - answer(pixels, sigma, eps)
+    wrong = {
+        "you added the noise before scaling to [-1, 1]: there it is 127.5 times too weak": level / 127.5,
+        "you added the noise to pixels in [0, 1]: after scaling to [-1, 1] it is twice as strong as told": 2 * level,
+        "sigma is the standard deviation of the noise; you took its root": level**0.5,
+        "sigma is the standard deviation of the noise; you took its square": level**2,
+        "the noise must be multiplied by sigma": 1.0,
+        "there is no noise in it": 0.0,
+        "alpha and sigma are swapped": math.sqrt(1 - level**2),
+    }
+    say = f"one more eps must add {level:.3f} eps at sigma = {level:.3f}"
+    expect(noise, level * eps, say, {text: v * eps for text, v in wrong.items()}, atol=1e-6)
+
+
+@case("ex-09-augment", "variance-preserving")
+def _(answer, rng):
+    for level in (uniform(rng, 0.3, 0.4), uniform(rng, 0.8, 0.9)):
+        pixels, _, eps = _pixels(rng).values()
+        y, sigma = _scaled(pixels), torch.full((3,), level).double()
+        wrong = {
+            "the picture keeps its full strength: alpha = sqrt(1 - sigma^2) is missing": y + level * eps,
+            "alpha is sqrt(1 - sigma^2), not 1 - sigma": (1 - level) * y + level * eps,
+            "alpha is the root of 1 - sigma^2": (1 - level**2) * y + level * eps,
+            "alpha is sqrt(1 - sigma^2), not sqrt(1 - sigma)": math.sqrt(1 - level) * y + level * eps,
+        }
+        say = f"not sqrt(1 - sigma^2) y + sigma eps at sigma = {level:.3f}"
+        expect(answer(pixels, sigma, eps), _augmented(pixels, sigma, eps), say, wrong)
+
+
+@case("ex-09-augment", "a-level-for-each-sample")
+def _(answer, rng):
+    pixels, _, eps = _pixels(rng).values()
+    sigma = torch.tensor([0.4, 0.8, 0.1]) + uniform(rng, 0, 0.1, 3)
+    batch = {
+        "the first one's": sigma[0],
+        "the last one's": sigma[-1],
+        "their mean": sigma.mean(),
+        "the largest": sigma.max(),
+    }
+    wrong = {
+        f"every picture has its own level; the whole batch got {which}": _augmented(pixels, one.expand(3), eps)
+        for which, one in batch.items()
+    }
+    along = lambda s: (1 - s**2).sqrt() * _scaled(pixels) + s * eps
+    wrong["levels go along the first axis, `sigma.reshape(-1, 1, 1, 1)`; yours go along the last"] = along(sigma)
+    wrong["levels go along the first axis; yours go along the channels"] = along(sigma[:, None, None])
+    say = "sigma holds one level for each picture of the batch"
+    expect(answer(pixels, sigma, eps), _augmented(pixels, sigma, eps), say, wrong)
+
+
+@case("ex-09-augment", "other-pictures")
+def _(answer, rng):
+    for shape in ((1, 3, 4, 4), (2, 1, 3, 5), (4, 2, 1, 1)):
+        pixels, sigma, eps = _pixels(rng, *shape).values()
+        say = f"wrong for pictures of shape {shape}"
+        expect(answer(pixels, sigma, eps), _augmented(pixels, sigma, eps), say)
+        expect(answer(pixels, sigma.float(), eps.float()), _augmented(pixels, sigma, eps), say + ", noise in float32")
+    pixels, _, eps = _pixels(rng).values()
+    ends = torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64)
+    say = "at level 1 nothing but the noise is left, and at level 0 nothing but the picture"
+    expect(answer(pixels, ends, eps), _augmented(pixels, ends, eps), say)
+
+
+# -- ex-09-enough -----------------------------------------------------------------------------------------------------
+
+exercise("ex-09-enough", name="enough_noise", lesson=LESSON, form=number())
+SHARE, EXCESS, SHIFT = 0.01, 0.02, 0.05
+DECIMALS = 1e-3  # three decimals, cut off or rounded
 
 
 @cache
-def spectrum() -> Tensor:
-    """(16,) variances of the small digits, direction by direction, as in the lesson."""
+def _directions() -> tuple[Tensor, Tensor]:
+    """(16,) variances of the small digits, direction by direction, as in the lesson, and (16, 16) the directions."""
     x = digits("all")[0].double()
     small = F.avg_pool2d(x, 2).flatten(1)
-    return torch.linalg.eigvalsh(small.T.cov() + 0.01 / 4 * torch.eye(16).double())
+    return torch.linalg.eigh(small.T.cov() + 0.01 / 4 * torch.eye(16).double())
 
 
-def error_left(sigma: float, power: int = 2, excess: float = 0.02) -> float:
-    """KL divergence in nats after redrawing at a level, for a base with too much variance in every direction."""
-    variance, alpha2 = spectrum(), 1 - sigma**2
+def error_left(sigma: float, power: int = 2, alpha: bool = True, shift: float = 0.0) -> float:
+    """KL divergence in nats after redrawing at a level, for a base with too much variance in every direction.
+
+    Args:
+        sigma: the level.
+        power: of the reliability, by which the excess shrinks.
+        alpha: whether the condition shrinks, as it should.
+        shift: of every pixel, besides.
+    """
+    variance, directions = _directions()
+    alpha2 = 1 - sigma**2 if alpha else 1.0
     rho = alpha2 * variance / (alpha2 * variance + sigma**2)
-    r = rho**power * excess / variance
-    return float(0.5 * (r - torch.log1p(r)).sum())
+    r = rho**power * EXCESS / variance
+    tint = (rho * shift * directions.sum(0)).square() / variance
+    return float(0.5 * (r - torch.log1p(r) + tint).sum())
 
 
-def enough(share: float = 0.1, power: int = 2, excess: float = 0.02) -> float:
+def enough(share: float = SHARE, error=error_left, **kind) -> float:
     """The smallest sigma that leaves this share of the error, by bisection."""
-    low, high, target = 0.0, 1.0, share * error_left(0.0, power, excess)
+    low, high, target = 0.0, 1.0, share * error(0.0, **kind)
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if error_left(middle, power, excess) > target else (low, middle)
+        low, high = (middle, high) if error(middle, **kind) > target else (low, middle)
     return high
 
 
-@case("ex-09-enough", "a-tenth-is-left")
+@case("ex-09-enough", "a-level")
 def _(answer):
-    assert isinstance(answer, int | float | Tensor), f"one number is wanted, not {type(answer).__name__}"
-    got, right = float(answer), enough()
-    if abs(got - enough(0.9)) < 0.002:
-        raise Mistake("this takes a tenth away; a tenth is to be left")
-    if abs(got - enough(power=1)) < 0.002:
-        raise Mistake("an excess of variance shrinks by rho^2, not by rho")
-    if abs(got - right**2) < 0.002:
-        raise Mistake("this is sigma^2; sigma is asked for")
-    if abs(got - math.sqrt(1 - right**2)) < 0.002:
-        raise Mistake("this is alpha; sigma is asked for")
-    assert abs(got - right) < 0.002, f"at sigma = {got:.4f} the share that is left is not a tenth"
+    assert 0 <= answer <= 1, f"sigma lies between 0 and 1, not at {answer:.4g}"
+
+
+@case("ex-09-enough", "a-hundredth-is-left")
+def _(answer):
+    right = enough()
+    wrong = {
+        "this takes a hundredth away; a hundredth is to be left": lambda: enough(1 - SHARE),
+        "this leaves a tenth; a hundredth is to be left": lambda: enough(0.1),
+        "an excess of variance shrinks by rho^2, not by rho": lambda: enough(power=1),
+        "alpha is missing from the reliability: the condition shrinks, too": lambda: enough(alpha=False),
+        "the tint is in it; the grain alone was asked for": lambda: enough(shift=SHIFT),
+        "this is sigma^2; sigma is asked for": right**2,
+        "this is alpha; sigma is asked for": math.sqrt(1 - right**2),
+    }
+    left = error_left(answer) / error_left(0.0)
+    say = (
+        f"at sigma = {answer:.4f} the share that is left is {left:.2%}; find where it is {SHARE:.0%}, to three decimals"
+    )
+    expect(answer, right, say, wrong, rtol=0, atol=DECIMALS)
