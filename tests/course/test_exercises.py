@@ -36,7 +36,6 @@ from tools.exercises import (
 from tools.lessons import ROOT, read_all
 
 TOY = Path(__file__).with_name("l99_toy.py")
-<<<<<<< HEAD
 UNMOVED = {"07_glide"}  # lessons whose checks have neither forms nor generators yet
 SEEDS = range(3)  # for wrong answers, which fail early; right ones are tried with two more
 LESSONS = read_all()
