@@ -17,7 +17,6 @@ from typing import Any
 from minidiff.course.exercises import (
     FAILED,
     FORM,
-    NOT_RUN,
     PASSED,
     SEED,
     Exercise,
@@ -71,8 +70,7 @@ def planted(lesson: str, root: Path = ROOT) -> ModuleType:
 
 def right_answers(exercise: Exercise) -> dict[str, Any]:
     """Style -> a right answer in it."""
-    module = planted(exercise.lesson)
-    return {"second": module.SECOND[exercise.id]} if hasattr(module, "SECOND") else module.RIGHT[exercise.id]
+    return planted(exercise.lesson).RIGHT[exercise.id]
 
 
 def failed_cases(id: str, answer: Any, seed: int = SEED) -> dict[str, str]:
@@ -99,28 +97,13 @@ def survivors(exercise: Exercise, mutants: Mapping[str, tuple], seeds: Iterable[
             yield f"{exercise.id}: no planted wrong answer fails the case {case.name!r}"
 
 
-def loose_survivors(exercise: Exercise, mutants: Mapping[str, tuple]) -> Iterator[str]:
-    """As ``survivors``, where nobody has said yet which case a wrong answer fails first, and what is named."""
-    caught: set[str] = {FORM}
-    for name, (answer, expected, *_) in mutants.items():
-        stopped = {r.case for r in grade_answer(exercise.id, answer) if r.status in (FAILED, NOT_RUN)}
-        caught |= stopped
-        if expected not in stopped:
-            yield f"{exercise.id}: the planted {name!r} must fail the case {expected!r} or one before it"
-    yield from (f"{exercise.id}: nothing fails {c.name!r}" for c in exercise.cases if c.name not in caught)
-
-
-def too_easy(exercise: Exercise, formed: bool = True) -> Iterator[str]:
-    """Answers without thought that would get full marks, and cases that the stub passes.
-
-    Args:
-        formed: also answers that are nothing, and yet have the form.
-    """
+def too_easy(exercise: Exercise) -> Iterator[str]:
+    """Answers without thought that would get full marks, cases that the stub passes, and nothing that has the form."""
     for name, answer in TRIVIAL.items():
-        results = [r for r in grade_answer(exercise.id, answer) if formed or r.case != FORM]
+        results = list(grade_answer(exercise.id, answer))
         passed = [r.case for r in results if r.status == PASSED]
         nothing = name in ("None", "a function that returns None")
-        if len(passed) == len(results) or (passed and (answer is _stub or (nothing and formed))):
+        if len(passed) == len(results) or (passed and (answer is _stub or nothing)):
             yield f"{exercise.id}: {name} passes {', '.join(passed) or 'as there is no case'}"
 
 

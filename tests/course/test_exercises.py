@@ -26,7 +26,6 @@ from tools.exercises import (
     exercise_report,
     failed_cases,
     frozen,
-    loose_survivors,
     planted,
     reference_answers,
     right_answers,
@@ -36,17 +35,12 @@ from tools.exercises import (
 from tools.lessons import ROOT, read_all
 
 TOY = Path(__file__).with_name("l99_toy.py")
-UNMOVED = {"07_glide"}  # lessons whose checks have neither forms nor generators yet
-SEEDS = range(3)  # for wrong answers, which fail early; right ones are tried with two more
+SEEDS = range(3)  # for wrong answers, which fail early
 LESSONS = read_all()
 EXERCISES = exercises()
 by_lesson = pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.path.stem)
 by_exercise = pytest.mark.parametrize("ex", EXERCISES, ids=lambda ex: ex.id)
-by_moved = pytest.mark.parametrize("ex", [e for e in EXERCISES if e.lesson not in UNMOVED], ids=lambda ex: ex.id)
-
-
-def seeds(lesson: str) -> range:
-    return range(1) if lesson in UNMOVED else range(5)
+MORE = range(5)  # for right ones
 
 
 @by_lesson
@@ -69,29 +63,28 @@ def test_no_other_cell_rebinds_an_answer(lesson):
 @by_lesson
 def test_the_lessons_own_answers_get_full_marks(lesson):
     for id, answer in reference_answers(lesson).items():
-        for seed in seeds(lesson.path.stem):
+        for seed in MORE:
             assert failed_cases(id, answer, seed) == {}, (id, seed)
 
 
 @by_exercise
 def test_answers_in_other_styles_get_full_marks(ex):
     for style, answer in right_answers(ex).items():
-        for seed in seeds(ex.lesson):
+        for seed in MORE:
             assert failed_cases(ex.id, answer, seed) == {}, (style, seed)
 
 
-@by_moved
+@by_exercise
 def test_there_are_three_styles(ex):
     assert len(right_answers(ex)) >= 3
 
 
 @by_exercise
 def test_every_planted_answer_is_caught_and_every_case_catches_one(ex):
-    mutants = planted(ex.lesson).MUTANTS[ex.id]
-    assert list(loose_survivors(ex, mutants) if ex.lesson in UNMOVED else survivors(ex, mutants, SEEDS)) == []
+    assert list(survivors(ex, planted(ex.lesson).MUTANTS[ex.id], SEEDS)) == []
 
 
-@by_moved
+@by_exercise
 def test_an_answer_that_caches_is_caught(ex):
     answer = next(iter(right_answers(ex).values()))
     assert not callable(answer) or failed_cases(ex.id, frozen(answer))
@@ -99,14 +92,13 @@ def test_an_answer_that_caches_is_caught(ex):
 
 @by_exercise
 def test_answers_without_thought_fail(ex):
-    assert list(too_easy(ex, formed=ex.lesson not in UNMOVED)) == []
+    assert list(too_easy(ex)) == []
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "tests/mutants").glob("l*.py")), ids=lambda path: path.stem)
 def test_planted_answers_belong_to_exercises(path):
     module = planted(path.stem[1:])
-    right = module.SECOND if path.stem[1:] in UNMOVED else module.RIGHT
-    assert set(module.MUTANTS) == set(right) == {ex.id for ex in exercises(path.stem[1:])}
+    assert set(module.MUTANTS) == set(module.RIGHT) == {ex.id for ex in exercises(path.stem[1:])}
 
 
 def test_report_counts_every_planted_answer():

@@ -174,7 +174,9 @@ def test_a_case_that_cannot_fail_is_caught(monkeypatch):
     exercise = registry.exercises()[0]
     mutants = planted(exercise.lesson).MUTANTS[exercise.id]
     assert list(survivors(exercise, mutants)) == []
-    spoilt = dataclasses.replace(exercise, cases=[*exercise.cases, registry.Case("vacuous", lambda answer, rng: None, 1.0)])
+    spoilt = dataclasses.replace(
+        exercise, cases=[*exercise.cases, registry.Case("vacuous", lambda answer, rng: None, 1.0)]
+    )
     monkeypatch.setitem(registry._exercises, exercise.id, spoilt)
     assert list(survivors(spoilt, mutants)) == [f"{exercise.id}: no planted wrong answer fails the case 'vacuous'"]
 

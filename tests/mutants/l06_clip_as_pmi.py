@@ -385,7 +385,7 @@ REPAIR = {
         lambda critic, prior: critic - (critic.clamp(-700, 700) + prior.log()).logsumexp(1, True),
         "no-overflow",
     ),
-    "smallest-subtracted": (_repair_naively(lambda f: f.amin(1, True)), "no-overflow"),
+    "smallest-subtracted": (_repair_naively(lambda f: f.amin(1, True)), "no-overflow", "infinity or 0"),
 }
 PMI_TABLE = {
     "form-transposed": (lambda pairs, n, m: torch.tensor(_by_dictionaries(pairs, n, m)).T, "form"),
@@ -442,7 +442,7 @@ CLIP_LOSS = {
     "no-temperature": (_loss(lambda i, t, s: _logits(i, t, 1.0)), "temperature", "temperature is missing"),
     "root-of-the-scale": (_loss(lambda i, t, s: _logits(i, t, s**0.5)), "temperature"),
     "squeezes": (_squeezed, "temperature"),
-    "overflows": (_naive_loss, "cold", "overflows"),
+    "overflows": (_naive_loss, "cold", "exp gives infinity"),
     "one-largest-for-all": (_one_largest, "cold", "for the whole table"),
     "scale-cut-off": (_loss(lambda i, t, s: _logits(i, t, min(s, 100.0))), "cold"),
 }
