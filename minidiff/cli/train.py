@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import click
@@ -51,7 +52,12 @@ def train(recipe, overrides, out, target, cpu, threads, dry_run, gpus, tflops, u
         click.echo(report(plan, gpus, tflops, utilisation))
         return
     folder = Path(out or f"runs/{plan.name}")
-    run(plan, begun, folder, cpu=cpu, quiet=quiet)
+    try:
+        run(plan, begun, folder, cpu=cpu, quiet=quiet)
+    except KeyboardInterrupt as stop:
+        if str(stop):
+            click.echo(f"minidiff: {stop}; the same command goes on from there", err=True)
+        sys.exit(130)
     click.echo(f"{plan.name}: {plan.training.steps} steps done, weights in {folder / 'last.safetensors'}")
     if target and int(os.environ.get("RANK", 0)) == 0:
         from ..training.publish import publish

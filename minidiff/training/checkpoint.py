@@ -17,7 +17,12 @@ FORMAT = "minidiff-checkpoint-1"
 
 
 def save_checkpoint(path: Path, tensors: dict[str, Tensor], meta: dict) -> None:
-    """Save tensors and JSON-able meta; the checkpoint before is kept as ``previous.safetensors``."""
+    """Save tensors and JSON-able meta; the checkpoint before is kept as ``previous.safetensors``.
+
+    Raises:
+        ValueError: for tensors that are not finite, by name; nothing is written.
+    """
+    require_finite(tensors, f"what {path} should hold")
     contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     content = save(contiguous, metadata={"format": FORMAT, "meta": json.dumps(meta)})
     if path.exists():
@@ -75,6 +80,13 @@ def require_fit(tensors: dict[str, Tensor], own: dict[str, Tensor], where: str, 
         raise ValueError(f"{where} does not fit {what}; {'; '.join(problems)}")
 
 
+def require_finite(tensors: dict[str, Tensor], where: str) -> None:
+    """Raise ValueError, naming them, when tensors hold a NaN or an infinity."""
+    bad = sorted(k for k, v in tensors.items() if v.is_floating_point() and not bool(v.isfinite().all()))
+    if bad:
+        raise ValueError(f"{where} is not finite: {_some(bad)}")
+
+
 def _some(names: list[str], most: int = 10) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
@@ -94,7 +106,12 @@ def load_weights(module: nn.Module, path: Path) -> dict:
 
 
 def export_weights(module_state: dict[str, Tensor], path: Path, meta: dict) -> None:
-    """Save weights in float16 for publication."""
+    """Save weights in float16 for publication.
+
+    Raises:
+        ValueError: for weights that are not finite in float16, by name; nothing is written.
+    """
     half = {k: v.half() if torch.is_floating_point(v) else v for k, v in module_state.items()}
+    require_finite(half, f"what {path} should hold, in float16,")
     contiguous = {k: v.detach().cpu().contiguous() for k, v in half.items()}
     write_atomically(Path(path), save(contiguous, metadata={"format": FORMAT, "meta": json.dumps(meta)}))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from .parallel import parallel, placed, share_of, whole
 from .plan import TrainingRecipe
 from .precision import autocast, computes_in
 from .trainable import Trainable
+from .watch import Watch
 
 
 def learning_rate(step: int, recipe: TrainingRecipe) -> float:
@@ -65,7 +66,9 @@ def train(
 
     Raises:
         ValueError: when the folder holds a checkpoint that is damaged or of another recipe (nothing is overwritten), or
-            a batch does not divide among the processes and their parts.
+            a batch does not divide among the processes and their parts; at the first step whose loss, gradient or
+            weights are not finite.
+        KeyboardInterrupt: after Ctrl-C, at the end of the step, which is saved.
     """
     from accelerate import Accelerator
 
@@ -93,26 +96,39 @@ def train(
     began = time.monotonic()
     log = _Log(folder, recipe.name, plan.steps, start, quiet, accelerator)
     stream = batches(found, order, range(start, plan.steps), share, recipe.data.workers)
-    for step, batch in enumerate(stream, start):
-        losses, norm = _step(step, batch, range(plan.batch)[share], model, optimizer, plan, accelerator)
-        system.after_step()
-        ema.update(system, step)
-        log.step(step, losses, norm, learning_rate(step, plan))
-        if step + 1 == plan.steps or (step + 1) % plan.checkpoint_every == 0:
-            tensors = _state(system, optimizer, ema)
-            if main:
-                threads = f"{torch.get_num_threads()} threads, {str(dtype).removeprefix('torch.')}"
-                meta = {
-                    "step": step + 1,
-                    "seconds": seconds + time.monotonic() - began,
-                    "device": f"{accelerator.num_processes} x {device.type}, {threads}",
-                    "recipe": recipe.to_plain(),
-                    "broken_images": len(getattr(found, "broken", [])),
-                }
-                save_checkpoint(last, tensors, meta)
-    log.close()
+    with Watch() as watch, closing(log):
+        for step, batch in enumerate(stream, start):
+            losses, norm = _step(step, batch, range(plan.batch)[share], model, optimizer, plan, accelerator)
+            diverged, stop = watch.look(losses["loss"], norm, system)
+            if diverged:
+                raise ValueError(_diverged(recipe.name, diverged, step + 1, plan, last))
+            system.after_step()
+            ema.update(system, step)
+            log.step(step, losses, norm, learning_rate(step, plan))
+            if stop or step + 1 == plan.steps or (step + 1) % plan.checkpoint_every == 0:
+                tensors = _state(system, optimizer, ema)
+                if main:
+                    threads = f"{torch.get_num_threads()} threads, {str(dtype).removeprefix('torch.')}"
+                    meta = {
+                        "step": step + 1,
+                        "seconds": seconds + time.monotonic() - began,
+                        "device": f"{accelerator.num_processes} x {device.type}, {threads}",
+                        "recipe": recipe.to_plain(),
+                        "broken_images": len(getattr(found, "broken", [])),
+                    }
+                    save_checkpoint(last, tensors, meta)
+            if stop and step + 1 < plan.steps:
+                raise KeyboardInterrupt(f"stopped after step {step + 1} of {plan.steps}, which is in {last}")
     accelerator.wait_for_everyone()
     return ema.averages[plan.ema[0]]
+
+
+def _diverged(name: str, what: str, step: int, plan: TrainingRecipe, last: Path) -> str:
+    kept = f"{last} holds the last finite checkpoint" if last.exists() else "no checkpoint was written yet"
+    return (
+        f"{name}: {what} is not finite at step {step} of {plan.steps}; {kept}. "
+        f"A smaller training.lr ({plan.lr:g}) or training.clip ({plan.clip}) in another folder may help"
+    )
 
 
 def _step(step: int, batch, places: range, model: nn.Module, optimizer, plan: TrainingRecipe, accelerator):
