@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..data.sets import load_dataset, load_set
-from ..files import write_atomically
+from ..files import owned, write_atomically
 from ..random import sample_generators
 from .checkpoint import averaged, export_weights, load_checkpoint, require_fit
 from .trainable import Trainable
@@ -37,6 +37,20 @@ def heldout_metrics(system: Trainable, recipe, heldout: dict[str, Tensor], passe
             for name, value in system.loss(batch, generator).items():
                 totals[name] = totals.get(name, 0.0) + float(value.sum()) / (passes * n)
     return {f"heldout_{name}": round(value, 5) for name, value in totals.items()}
+
+
+def require_publishable(recipe, folder: str | Path) -> None:
+    """What publishing needs beside the training, looked at before it.
+
+    Raises:
+        ValueError: when the held-out data do not load, or the folder cannot be written to.
+    """
+    heldout = load_dataset(recipe.data, "heldout")
+    if not len(heldout):
+        raise ValueError(f"data.heldout={recipe.data.heldout!r} holds no images, and a card tells their losses")
+    heldout[0]
+    with owned(Path(folder)):
+        pass
 
 
 def publish(recipe, system: Trainable, run: str | Path, folder: str | Path) -> dict:
