@@ -103,14 +103,13 @@ POISON = {
 
 @pytest.mark.parametrize("checksum", [True, False])
 @pytest.mark.parametrize("poison", POISON)
-def test_poisoned_state_is_refused_even_with_a_checksum_of_its_own(run, poison, checksum, monkeypatch):
+def test_poisoned_state_is_refused_even_with_a_checksum_of_its_own(run, poison, checksum):
     last, (change, like, message) = run / "last.safetensors", POISON[poison]
     tensors, meta = load_checkpoint(last)
     change(tensors, meta, like)
+    last.unlink()  # the tensors may map the file
     if checksum:
-        monkeypatch.setattr(checkpoint, "require_finite", lambda *args: None)
         last.write_bytes(checkpoint._content(tensors, meta))
-        monkeypatch.undo()
     else:
         save_file(tensors, last, {"format": checkpoint.FORMAT, "meta": json.dumps(meta)})
     content = last.read_bytes()
@@ -121,7 +120,7 @@ def test_poisoned_state_is_refused_even_with_a_checksum_of_its_own(run, poison, 
 
 def test_a_checkpoint_without_a_checksum_still_goes_on(run):
     previous, last = run / "previous.safetensors", run / "last.safetensors"
-    whole = load_checkpoint(last)[0]
+    whole = {name: tensor.clone() for name, tensor in load_checkpoint(last)[0].items()}  # the file is written over
     tensors, meta = load_checkpoint(previous)
     del meta["unmoved"], meta["images"]
     save_file(tensors, last, {"format": checkpoint.FORMAT, "meta": json.dumps(meta)})
