@@ -59,7 +59,7 @@ def train(recipe, overrides, out, target, cpu, threads, dry_run, gpus, tflops, u
     try:
         run(plan, begun, folder, cpu=cpu, quiet=quiet)
     except KeyboardInterrupt as stop:
-        if str(stop):
+        if str(stop) and main:
             click.echo(f"minidiff: {stop}; the same command goes on from there", err=True)
         sys.exit(130)
     if not main:

@@ -48,7 +48,8 @@ class Watch:
             norm: Of the gradient.
             module: Whose parameters were moved.
         """
-        largest = torch._foreach_norm([local(p.detach()) for p in module.parameters()], float("inf"))
+        own = [local(p.detach()) for p in module.parameters()]  # a process may have no part of a small one
+        largest = torch._foreach_norm([weights for weights in own if weights.numel()], float("inf"))
         finite = [loss.isfinite().all(), norm.isfinite().all(), torch.stack(largest).isfinite().all()]
         seen = torch.stack([*(~value for value in finite), torch.tensor(self.interrupted, device=loss.device)])
         *bad, stop = everyones(seen[None].byte()).amax(0).bool().tolist()
