@@ -1,26 +1,112 @@
-"""Files that are whole or not there, and their checksums."""
+"""Files that are whole or not there, their checksums, and folders that one process at a time writes to."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+LEFT = re.compile(r"\..+\.(\d+)\.tmp")  # a temporary file, and the process that wrote it
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write, fsync, rename: after a crash at any moment the file is either the old one or the new one."""
+
+def write_atomically(path: Path, content: bytes, keep: Path | None = None) -> None:
+    """Write, fsync, rename: after a crash at any moment the file is either the old one or the new one.
+
+    Args:
+        path: The file.
+        content: What it holds afterwards.
+        keep: Where a copy of the file before goes. A copy, as not every file system knows second names.
+
+    Raises:
+        OSError: when the disk is full, say; the file before is untouched and no temporary file is left.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
+    temporary, copy = _temporary(path), keep and _temporary(keep)
+    try:
+        with _synced(temporary) as file:
+            file.write(content)
+        if copy and path.exists():
+            with open(path, "rb") as before, _synced(copy) as file:
+                shutil.copyfileobj(before, file, 1 << 20)
+            os.replace(copy, keep)
+        os.replace(temporary, path)
+    except BaseException:
+        for left in (temporary, copy):
+            if left:
+                left.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+@contextmanager
+def _synced(path: Path) -> Iterator:
+    with open(path, "wb") as file:
+        yield file
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make renames in a folder durable, where the system can: Windows and some network mounts cannot."""
+    with suppress(OSError):
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of processes that died while they wrote into a folder."""
+    import psutil
+
+    for path in folder.glob(".*.tmp"):
+        match = LEFT.fullmatch(path.name)
+        if match and (int(match[1]) == os.getpid() or not psutil.pid_exists(int(match[1]))):
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """A folder that no other process owns meanwhile, where the system has such locks; leftovers are removed.
+
+    The lock ends with its process, however that ends, and processes it forked do not hold it.
+
+    Raises:
+        ValueError: when another process owns it, or it cannot be written to.
+    """
     try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "w")  # noqa: SIM115, closed below
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be written to ({error.strerror or error})") from None
+    with lock:
+        if not _locked(lock):
+            raise ValueError(f"another process is writing to {folder}; wait for it, or choose another folder")
+        remove_leftovers(folder)
+        yield
+
+
+def _locked(file) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        pass  # a file system without locks
+    return True
 
 
 def sha256(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import click
@@ -43,6 +44,7 @@ def train(recipe, overrides, out, target, cpu, threads, dry_run, gpus, tflops, u
     from ..recipes import load_recipe
     from ..store import begun
     from ..training.loop import train as run
+    from ..training.publish import publish, require_publishable
 
     if threads:
         torch.set_num_threads(threads)
@@ -51,11 +53,19 @@ def train(recipe, overrides, out, target, cpu, threads, dry_run, gpus, tflops, u
         click.echo(report(plan, gpus, tflops, utilisation))
         return
     folder = Path(out or f"runs/{plan.name}")
-    run(plan, begun, folder, cpu=cpu, quiet=quiet)
+    main = int(os.environ.get("RANK", 0)) == 0
+    if target and main:
+        require_publishable(plan, target)
+    try:
+        run(plan, begun, folder, cpu=cpu, quiet=quiet)
+    except KeyboardInterrupt as stop:
+        if str(stop) and main:
+            click.echo(f"minidiff: {stop}; the same command goes on from there", err=True)
+        sys.exit(130)
+    if not main:
+        return
     click.echo(f"{plan.name}: {plan.training.steps} steps done, weights in {folder / 'last.safetensors'}")
-    if target and int(os.environ.get("RANK", 0)) == 0:
-        from ..training.publish import publish
-
+    if target:
         card = publish(plan, plan.build(), folder, target)
         click.echo(f"{target}: {card['megabytes']} MB, {card['metrics']}")
 

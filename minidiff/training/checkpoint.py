@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 from pathlib import Path
 
 import torch
@@ -17,21 +17,36 @@ FORMAT = "minidiff-checkpoint-1"
 
 
 def save_checkpoint(path: Path, tensors: dict[str, Tensor], meta: dict) -> None:
-    """Save tensors and JSON-able meta; the checkpoint before is kept as ``previous.safetensors``."""
+    """Save tensors and JSON-able meta; the checkpoint before is kept as ``previous.safetensors``.
+
+    Raises:
+        ValueError: for tensors that are not finite, by name; nothing is written.
+    """
+    require_finite(tensors, f"what {path} should hold")
+    write_atomically(path, _content(tensors, meta), keep=path.with_name("previous.safetensors"))
+
+
+def _content(tensors: dict[str, Tensor], meta: dict) -> bytes:
     contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    content = save(contiguous, metadata={"format": FORMAT, "meta": json.dumps(meta)})
-    if path.exists():
-        previous = path.with_name("previous.safetensors")
-        previous.unlink(missing_ok=True)
-        os.link(path, previous)  # a second name: the current file never disappears
-    write_atomically(path, content)
+    text = json.dumps(meta)
+    return save(contiguous, metadata={"format": FORMAT, "meta": text, "sha256": _checksum(contiguous, text)})
+
+
+def _checksum(tensors: dict[str, Tensor], meta: str) -> str:
+    """Hexadecimal SHA-256 of the meta and of all tensors: names, types, shapes and bytes."""
+    digest = hashlib.sha256(meta.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict]:
     """Tensors and meta of a checkpoint.
 
     Raises:
-        ValueError: for a missing, truncated or foreign file, by name. Nothing is written.
+        ValueError: for a missing, truncated or foreign file, one that is not what its checksum says (where it has one),
+            or numbers that are not finite, by name. Nothing is written.
     """
     path = Path(path)
     if not path.is_file():
@@ -40,11 +55,21 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict]:
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}
             tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118, the file is no dict
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is truncated, or no safetensors file ({error})") from None
     if header.get("format") != FORMAT:
         raise ValueError(f"{path} is not a checkpoint of minidiff (format {header.get('format')!r})")
-    return tensors, json.loads(header["meta"])
+    text = header.get("meta", "")
+    if "sha256" in header and header["sha256"] != _checksum(tensors, text):
+        raise ValueError(f"{path} is damaged: its bytes are not those that were written")
+    require_finite(tensors, str(path))
+    try:
+        meta = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    if not isinstance(meta, dict):
+        raise ValueError(f"{path} is damaged: its meta is no mapping")
+    return tensors, meta
 
 
 def average_prefix(decay: float) -> str:
@@ -75,6 +100,13 @@ def require_fit(tensors: dict[str, Tensor], own: dict[str, Tensor], where: str, 
         raise ValueError(f"{where} does not fit {what}; {'; '.join(problems)}")
 
 
+def require_finite(tensors: dict[str, Tensor], where: str) -> None:
+    """Raise ValueError, naming them, when tensors hold a NaN or an infinity."""
+    bad = sorted(k for k, v in tensors.items() if v.is_floating_point() and not bool(v.isfinite().all()))
+    if bad:
+        raise ValueError(f"{where} is not finite: {_some(bad)}")
+
+
 def _some(names: list[str], most: int = 10) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
@@ -94,7 +126,11 @@ def load_weights(module: nn.Module, path: Path) -> dict:
 
 
 def export_weights(module_state: dict[str, Tensor], path: Path, meta: dict) -> None:
-    """Save weights in float16 for publication."""
+    """Save weights in float16 for publication.
+
+    Raises:
+        ValueError: for weights that are not finite in float16, by name; nothing is written.
+    """
     half = {k: v.half() if torch.is_floating_point(v) else v for k, v in module_state.items()}
-    contiguous = {k: v.detach().cpu().contiguous() for k, v in half.items()}
-    write_atomically(Path(path), save(contiguous, metadata={"format": FORMAT, "meta": json.dumps(meta)}))
+    require_finite(half, f"what {path} should hold, in float16,")
+    write_atomically(Path(path), _content(half, meta))

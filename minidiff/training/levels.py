@@ -222,7 +222,11 @@ class Importance(LevelSampler):
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Restore ``state()``."""
-        self.losses, self.seen = state.get("losses"), state.get("seen")
+        losses, seen = state.get("losses"), state.get("seen")
+        if losses is not None:
+            shapes = tuple(losses.shape[1:]), None if seen is None else tuple(seen.shape)
+            _require(shapes == ((self.history,), losses.shape[:1]), f"{self.history} losses of each time", shapes)
+        self.losses, self.seen = losses, seen
 
 
 SAMPLERS = {

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ..data.sets import load_dataset
+from ..files import owned
 from ..random import per_sample, sample_generators
-from .checkpoint import average_prefix, load_checkpoint, save_checkpoint
+from .checkpoint import save_checkpoint
 from .ema import EMA
 from .order import Order, batches
-from .parallel import parallel, placed, share_of, whole
+from .parallel import parallel, share_of, whole
 from .plan import TrainingRecipe
 from .precision import autocast, computes_in
+from .resume import State
 from .trainable import Trainable
+from .watch import Watch
 
 
 def learning_rate(step: int, recipe: TrainingRecipe) -> float:
@@ -57,20 +61,29 @@ def train(
         recipe: What to train, a ``recipes.Recipe``.
         build: From the recipe to the untrained system.
         folder: Where checkpoints (``last``, ``previous``) and TensorBoard logs go.
-        cpu: Stay on the CPU.
+        cpu: Stay on the CPU; so do several processes without a GPU, whatever is said here.
         quiet: No progress bar.
 
     Returns:
         The averaged weights, of the first decay of the recipe; of this process's share where they are sharded.
 
     Raises:
-        ValueError: when the folder holds a checkpoint that is damaged or of another recipe (nothing is overwritten), or
-            a batch does not divide among the processes and their parts.
+        ValueError: when the folder holds a checkpoint that is damaged or of another recipe (nothing is overwritten),
+            another process trains there, or a batch does not divide among the processes and their parts; at the first
+            step whose loss, gradient or weights are not finite.
+        KeyboardInterrupt: after Ctrl-C, at the end of the step, which is saved.
     """
     from accelerate import Accelerator
 
-    plan, folder = recipe.training, Path(folder)
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1  # without a GPU, Accelerate sees them if told to stay on the CPU
+    cpu = cpu or (several and not torch.cuda.is_available())
     accelerator = Accelerator(mixed_precision="no", cpu=cpu)  # a process can have one precision only: ours is per run
+    with owned(Path(folder)) if accelerator.is_main_process else nullcontext():
+        return _train(recipe, build, Path(folder), accelerator, quiet)
+
+
+def _train(recipe, build, folder: Path, accelerator, quiet: bool) -> dict[str, Tensor]:
+    plan = recipe.training
     device, main = accelerator.device, accelerator.is_main_process
     dtype = computes_in(plan.precision, device)
     if main and not quiet and plan.precision == "bf16" and dtype is torch.float32:
@@ -87,32 +100,46 @@ def train(
     order = Order(len(found), plan.batch, plan.seed, getattr(found, "shard_sizes", None))
     model, optimizer = parallel(Loss(system), plan, accelerator)
     ema = EMA(system, plan.ema)
-
-    last = folder / "last.safetensors"
-    start, seconds = _resume(last, recipe, system, optimizer, ema) if last.exists() else (0, 0.0)
+    state, last = State(system, optimizer, ema), folder / "last.safetensors"
+    start, seconds = state.resume(folder, recipe, len(found))
     began = time.monotonic()
     log = _Log(folder, recipe.name, plan.steps, start, quiet, accelerator)
     stream = batches(found, order, range(start, plan.steps), share, recipe.data.workers)
-    for step, batch in enumerate(stream, start):
-        losses, norm = _step(step, batch, range(plan.batch)[share], model, optimizer, plan, accelerator)
-        system.after_step()
-        ema.update(system, step)
-        log.step(step, losses, norm, learning_rate(step, plan))
-        if step + 1 == plan.steps or (step + 1) % plan.checkpoint_every == 0:
-            tensors = _state(system, optimizer, ema)
-            if main:
-                threads = f"{torch.get_num_threads()} threads, {str(dtype).removeprefix('torch.')}"
-                meta = {
-                    "step": step + 1,
-                    "seconds": seconds + time.monotonic() - began,
-                    "device": f"{accelerator.num_processes} x {device.type}, {threads}",
-                    "recipe": recipe.to_plain(),
-                    "broken_images": len(getattr(found, "broken", [])),
-                }
-                save_checkpoint(last, tensors, meta)
-    log.close()
+    with Watch() as watch, closing(log):
+        for step, batch in enumerate(stream, start):
+            losses, norm = _step(step, batch, range(plan.batch)[share], model, optimizer, plan, accelerator)
+            diverged, stop = watch.look(losses["loss"], norm, system)
+            if diverged:
+                raise ValueError(_diverged(recipe.name, diverged, step + 1, plan, last))
+            system.after_step()
+            ema.update(system, step)
+            log.step(step, losses, norm, learning_rate(step, plan))
+            if stop or step + 1 == plan.steps or (step + 1) % plan.checkpoint_every == 0:
+                tensors = state.tensors()
+                if main:
+                    threads = f"{torch.get_num_threads()} threads, {str(dtype).removeprefix('torch.')}"
+                    meta = {
+                        "step": step + 1,
+                        "seconds": seconds + time.monotonic() - began,
+                        "device": f"{accelerator.num_processes} x {device.type}, {threads}",
+                        "recipe": recipe.to_plain(),
+                        "unmoved": state.unmoved(),
+                        "images": len(found),
+                        "broken_images": len(getattr(found, "broken", [])),
+                    }
+                    save_checkpoint(last, tensors, meta)
+            if stop and step + 1 < plan.steps:
+                raise KeyboardInterrupt(f"stopped after step {step + 1} of {plan.steps}, which is in {last}")
     accelerator.wait_for_everyone()
     return ema.averages[plan.ema[0]]
+
+
+def _diverged(name: str, what: str, step: int, plan: TrainingRecipe, last: Path) -> str:
+    kept = f"{last} holds the last finite checkpoint" if last.exists() else "no checkpoint was written yet"
+    return (
+        f"{name}: {what} is not finite at step {step} of {plan.steps}; {kept}. "
+        f"A smaller training.lr ({plan.lr:g}) or training.clip ({plan.clip}) in another folder may help"
+    )
 
 
 def _step(step: int, batch, places: range, model: nn.Module, optimizer, plan: TrainingRecipe, accelerator):
@@ -172,42 +199,3 @@ class _Log:
         self.bar.close()
         if self.writer:
             self.writer.close()
-
-
-def _state(system: Trainable, optimizer, ema: EMA) -> dict[str, Tensor]:
-    """Everything that the next step depends on, by name; sharded tensors are gathered, so every process takes part."""
-    tensors = {f"model.{k}": v for k, v in system.state_dict().items()}
-    tensors |= {average_prefix(decay) + k: v for decay, average in ema.averages.items() for k, v in average.items()}
-    tensors |= {f"levels.{k}": v for k, v in system.training_state().items()}
-    names = {p: name for name, p in system.named_parameters()}
-    for parameter, state in _inner(optimizer).state.items():
-        tensors |= {f"optimizer.{names[parameter]}.{k}": torch.as_tensor(v) for k, v in state.items()}
-    return {name: whole(tensor) for name, tensor in tensors.items()}
-
-
-def _inner(optimizer) -> torch.optim.Optimizer:
-    return getattr(optimizer, "optimizer", optimizer)
-
-
-@torch.no_grad()
-def _resume(path: Path, recipe, system: Trainable, optimizer, ema: EMA) -> tuple[int, float]:
-    """Load a checkpoint into everything that ``_state`` saved; the step to go on from and the seconds spent so far."""
-    tensors, meta = load_checkpoint(path)
-    theirs, ours = type(recipe).from_plain(meta["recipe"]).to_plain(), recipe.to_plain()
-    if theirs != ours:
-        different = sorted(k for k in ours if theirs.get(k) != ours[k])
-        raise ValueError(
-            f"{path} was made by another recipe (different: {', '.join(different)}); choose another folder or move it"
-        )
-    own = lambda prefix: {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
-    targets = {"model.": system.state_dict()} | {average_prefix(decay): a for decay, a in ema.averages.items()}
-    for prefix, target in targets.items():
-        saved = own(prefix)
-        for name, tensor in target.items():
-            tensor.copy_(placed(saved[name], tensor))
-    for name, parameter in system.named_parameters():
-        state = own(f"optimizer.{name}.")
-        if state:
-            _inner(optimizer).state[parameter] = {k: placed(v, parameter) for k, v in state.items()}
-    system.load_training_state(own("levels."))
-    return meta["step"], meta["seconds"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -72,4 +73,10 @@ def batches(found: Dataset, order: Order, steps: range, share: slice, workers: i
     if isinstance(found, Columns):
         return (found[order[step][share]] for step in steps)
     pinned = torch.cuda.is_available()
-    return iter(DataLoader(found, batch_sampler=_Slices(order, steps, share), num_workers=workers, pin_memory=pinned))
+    slices = _Slices(order, steps, share)
+    return iter(DataLoader(found, batch_sampler=slices, num_workers=workers, pin_memory=pinned, worker_init_fn=_go_on))
+
+
+def _go_on(worker: int) -> None:
+    """Ctrl-C is for the training process, which still needs the images of its step."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

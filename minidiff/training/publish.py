@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ..data.sets import load_dataset, load_set
-from ..files import write_atomically
+from ..files import owned, write_atomically
 from ..random import sample_generators
-from .checkpoint import averaged, export_weights, load_checkpoint, load_weights
+from .checkpoint import averaged, export_weights, load_checkpoint, require_fit
 from .trainable import Trainable
 
 HELDOUT = 2000  # images that the losses on a card are measured on, at most
@@ -39,6 +39,20 @@ def heldout_metrics(system: Trainable, recipe, heldout: dict[str, Tensor], passe
     return {f"heldout_{name}": round(value, 5) for name, value in totals.items()}
 
 
+def require_publishable(recipe, folder: str | Path) -> None:
+    """What publishing needs beside the training, looked at before it.
+
+    Raises:
+        ValueError: when the held-out data do not load, or the folder cannot be written to.
+    """
+    heldout = load_dataset(recipe.data, "heldout")
+    if not len(heldout):
+        raise ValueError(f"data.heldout={recipe.data.heldout!r} holds no images, and a card tells their losses")
+    heldout[0]
+    with owned(Path(folder)):
+        pass
+
+
 def publish(recipe, system: Trainable, run: str | Path, folder: str | Path) -> dict:
     """Write ``model.safetensors`` (averaged weights, float16) and ``card.json`` into a folder; return the card.
 
@@ -49,17 +63,22 @@ def publish(recipe, system: Trainable, run: str | Path, folder: str | Path) -> d
         folder: Where the checkpoint goes.
 
     Raises:
-        ValueError: when the run has not reached its last step.
+        ValueError: when the run has not reached its last step, or numbers are not finite; nothing is written then.
     """
     tensors, meta = load_checkpoint(Path(run) / "last.safetensors")
     if meta["step"] != recipe.training.steps:
         raise ValueError(f"{run} stands at step {meta['step']} of {recipe.training.steps}; finish it first")
+    weights = averaged(tensors, recipe.training.ema[0])
+    require_fit(weights, system.state_dict(), str(run), f"the network of {recipe.name!r}")
     path = Path(folder) / "model.safetensors"
-    export_weights(averaged(tensors, recipe.training.ema[0]), path, {"name": recipe.name})
-    load_weights(system, path)
+    system.load_state_dict({k: v.half() if v.is_floating_point() else v for k, v in weights.items()})  # as published
     heldout = load_set(recipe.data, "heldout", HELDOUT)
-    if beside := system.published_beside(heldout):
-        export_weights(beside, Path(folder) / "reference.safetensors", {"name": recipe.name})
+    beside, metrics = system.published_beside(heldout), heldout_metrics(system, recipe, heldout)
+    if not all(map(math.isfinite, metrics.values())):
+        raise ValueError(f"{run}: held-out losses are not finite: {metrics}")
+    export_weights(weights, path, {"name": recipe.name})
+    if beside:
+        export_weights(beside, path.with_name("reference.safetensors"), {"name": recipe.name})
     card = {
         "name": recipe.name,
         "recipe": recipe.to_plain(),
@@ -69,8 +88,8 @@ def publish(recipe, system: Trainable, run: str | Path, folder: str | Path) -> d
         "seconds": round(meta["seconds"]),
         "parameters": sum(p.numel() for p in system.parameters()),
         "megabytes": round(path.stat().st_size / 1e6, 2),
-        "metrics": heldout_metrics(system, recipe, heldout),
+        "metrics": metrics,
         "trained_with": {"torch": torch.__version__, "machine": platform.machine(), "device": meta["device"]},
     }
-    write_atomically(Path(folder) / "card.json", (json.dumps(card, indent=2) + "\n").encode())
+    write_atomically(Path(folder) / "card.json", (json.dumps(card, indent=2, allow_nan=False) + "\n").encode())
     return card
