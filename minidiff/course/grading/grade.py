@@ -15,7 +15,7 @@ from queue import SimpleQueue
 
 from minidiff.course.grading.book import GradeBook
 from minidiff.course.grading.channel import Gone
-from minidiff.course.grading.process import Referee
+from minidiff.course.grading.process import Referee, exposed
 from minidiff.course.grading.wire import Peer, Remote
 
 GRACE_S = 600.0  # what the referee may take beyond the hand-in's own limit: starting sandboxes, running the cases
@@ -26,13 +26,14 @@ RANGES = {"time_limit_s": DAY_S, "case_limit_s": DAY_S, "memory_limit_mb": 1 << 
 class _Judge:
     """A referee, started when first needed, and anew when it ended or overran."""
 
-    def __init__(self):
+    def __init__(self, denied: list[str]):
+        self._denied = denied
         self._referee: Referee | None = None
 
     def grade(self, path: str, time_limit_s: float, options: dict) -> dict:
         """The result for one hand-in, also when the referee fails on it."""
         if self._referee is None:
-            self._referee = Referee()
+            self._referee = Referee(self._denied)
         channel = self._referee.channel
         channel.deadline = time.monotonic() + time_limit_s + GRACE_S
         try:
@@ -162,7 +163,8 @@ def _grade_all(
     book: GradeBook,
     progress: Callable[[dict], None] | None,
 ) -> list[dict]:
-    judges = [_Judge() for _ in range(jobs)]
+    denied = exposed([*files, *options["checks"]])
+    judges = [_Judge(denied) for _ in range(jobs)]
     idle: SimpleQueue[_Judge] = SimpleQueue()
     for judge in judges:
         idle.put(judge)
