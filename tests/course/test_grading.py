@@ -25,7 +25,7 @@ IDS = ["ex-99-marginal", "ex-99-scaled", "ex-99-gradient", "ex-99-number"]
 FULL = {"ex-99-marginal": 3.0, "ex-99-scaled": 1.0, "ex-99-gradient": 1.0, "ex-99-number": 1.0}
 HOSTILE = {
     name.lower(): getattr(attacks, name)
-    for name in ("ENDLESS_IMPORT", "EXIT_IMPORT", "STOPS", "LIES", "YES", "MESSAGES")
+    for name in ("ENDLESS_IMPORT", "EXIT_IMPORT", "STOPS", "LIES", "YES", "MESSAGES", "THREADS")
 }
 LIMITS = {"time_limit_s": 15.0, "case_limit_s": 4.0, "memory_limit_mb": 1024}
 
@@ -133,6 +133,13 @@ def test_an_answer_that_stops_costs_that_exercise_alone(graded):
         "the hand-in ended its process (exit code 3)",
         "",
     ]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="threads are counted in /proc")
+def test_too_many_threads_end_the_process(graded):
+    assert statuses(graded["threads"]) == ["stopped", "passed", "passed", "passed"]
+    assert graded["threads"]["exercises"][0]["message"] == "the hand-in ended its process (signal 9)"
+    assert "still here" not in graded["threads"]["output"]
 
 
 @pytest.mark.parametrize("name", ["lies", "yes"])
