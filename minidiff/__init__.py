@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
+if sys.argv[:1] == ["-m"] and sys.path[0] == os.getcwd() != os.path.dirname(os.path.dirname(__file__)):
+    del sys.path[0]  # ``python -m minidiff`` among hand-ins must not import one that is called ``csv.py``
+
 from importlib.metadata import PackageNotFoundError, version
 
 try:

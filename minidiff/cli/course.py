@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import click
@@ -11,16 +12,21 @@ import click
 @click.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True))
 @click.option("--csv", "csv_path", type=click.Path(dir_okay=False), default="grades.csv", show_default=True)
-@click.option("--json", "json_path", type=click.Path(dir_okay=False), default="grades.json", show_default=True)
-@click.option("--time-limit", type=click.FloatRange(min=1), default=120.0, show_default=True, help="Seconds a hand-in.")
-@click.option("--memory-limit", type=click.IntRange(min=512), default=2048, show_default=True, help="MB a hand-in.")
-@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Hand-ins at a time.")
+@click.option("--json", "json_path", type=click.Path(dir_okay=False), help="Also all details: cases, what was printed.")
+@click.option(
+    "--time-limit", type=click.FloatRange(1, 86_400), default=120.0, show_default=True, help="Seconds a hand-in."
+)
+@click.option(
+    "--memory-limit", type=click.IntRange(512, 1 << 20), default=2048, show_default=True, help="MB a hand-in."
+)
+@click.option("--jobs", type=click.IntRange(1, 1024), default=1, show_default=True, help="Hand-ins at a time.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of the inputs that the cases draw (default: a new one).")
 def grade(paths, csv_path, json_path, time_limit, memory_limit, jobs, seed) -> None:
     """Grade hand-ins: notebooks, .py files, or folders of them.
 
     Each runs in a process of its own, with limits and without network; what one does costs that one its points only.
-    All are asked the same questions; --seed repeats those of an earlier run.
+    All are asked the same questions; --seed repeats those of an earlier run. The files are rewritten as each hand-in
+    is known: a run that is stopped loses none of those.
 
     \b
     Examples:
@@ -28,18 +34,36 @@ def grade(paths, csv_path, json_path, time_limit, memory_limit, jobs, seed) -> N
       minidiff grade alice.ipynb bob.py --time-limit 60
     """
     from ..course.grading import grade_paths
+    from ..course.grading.book import name_of, printable
 
-    results = grade_paths(
-        [Path(p) for p in paths],
-        out_csv=Path(csv_path),
-        out_json=Path(json_path),
-        time_limit_s=time_limit,
-        memory_limit_mb=memory_limit,
-        jobs=jobs,
-        seed=seed,
-        progress=lambda r: click.echo(f"{r['handin']}: {r['points']:g} of {r['max']:g} points ({r['status']})"),
-    )
-    click.echo(f"{len(results)} hand-ins graded (--seed {results[0]['seed']}): {csv_path}, {json_path}")
+    files = ", ".join(printable(path) for path in (csv_path, json_path) if path)
+    try:
+        results = grade_paths(
+            [Path(p) for p in paths],
+            out_csv=csv_path,
+            out_json=json_path,
+            time_limit_s=time_limit,
+            memory_limit_mb=memory_limit,
+            jobs=jobs,
+            seed=seed,
+            progress=lambda r: _say(f"{name_of(r['handin'])}: {r['points']:g} of {r['max']:g} points ({r['status']})"),
+        )
+    except (ValueError, OSError) as error:
+        raise click.UsageError(printable(str(error))) from error
+    except KeyboardInterrupt:
+        click.echo(f"minidiff: stopped; what was graded until now is in {files}", err=True)
+        raise
+    _say(f"{len(results)} hand-ins graded (--seed {results[0]['seed']}): {files}")
+
+
+def _say(line: str) -> None:
+    """Print, whatever the terminal can show, and whether or not anybody still reads it: the grades are in files."""
+    try:
+        encoding = sys.stdout.encoding or "utf-8"
+        click.echo(line.encode(encoding, "backslashreplace").decode(encoding))
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  nobody reads; Python must not fail on it at its end
 
 
 @click.command()

@@ -127,6 +127,23 @@ def gradient(world, x, level):
     sys.exit(0)
 """
 
+THREADS = """
+import threading
+import time
+
+
+def marginal(x0, level, eps):
+    threading.stack_size(1 << 15)
+    try:
+        for _ in range(4000):
+            threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+    except RuntimeError:
+        pass
+    time.sleep(1)
+    print("still here with", threading.active_count(), flush=True)
+    return level.alpha * x0 + level.sigma * eps
+"""
+
 # Lines of Python that must all fail; {victim} is a file outside the hand-in's folder, {repository} has the references.
 PYTHON = """
 os.fork()
@@ -163,6 +180,8 @@ __import__("minidiff.course.checks.l01_forward_and_reverse")
 __import__("inspect").getsource(__import__("minidiff.course.exercises").course.exercises.find("ex-99-number").cases[0].run)
 [open(p) for p in __import__("glob").glob("/proc/[0-9]*/environ")][0]
 open("/etc/passwd")
+__import__("fcntl").fcntl(open(__import__("json").__file__), 1024, 0)
+__import__("fcntl").flock(open(__import__("json").__file__), 2)
 """
 
 # The same through C, which no hook of Python sees; these need the kernel's layers.
@@ -191,6 +210,20 @@ c(libc.ptrace(16, {pid}, 0, 0))
 c(libc.prctl(1, 0))
 c(libc.mount(b"none", b"/tmp", b"tmpfs", 0, None))
 c(libc.prlimit({pid}, 0, ctypes.byref((ctypes.c_ulong * 2)(1, 1)), None))
+c(libc.fcntl(opened, 1024, 0))
+c(libc.fcntl(opened, 1024, 1))
+c(libc.fcntl(own, 1024, 1))
+c(libc.fcntl(folder, 1026, 1))
+c(libc.fcntl(opened, 8, {pid}))
+c(libc.fcntl(opened, 10, 9))
+c(libc.fcntl(os.pipe()[0], 1031, 1 << 20))
+c(libc.flock(opened, 2))
+c(libc.memfd_create(b"memory", 0))
+c(libc.syscall(447, 0))
+c(libc.inotify_init())
+c(libc.inotify_init1(0))
+c(libc.fanotify_init(0, 0))
+c(libc.syscall(io_setup, 128, ctypes.byref(ctypes.c_ulong(0))))
 """
 
 
@@ -201,6 +234,8 @@ def attempts(lines: str, **places) -> str:
 import ctypes
 
 libc = ctypes.CDLL(None, use_errno=True)
+io_setup = 206 if os.uname().machine == "x86_64" else 0
+opened, own, folder = os.open(os.__file__, 0), os.open("leased", os.O_CREAT), os.open(".", 0)
 
 
 def c(result):

@@ -16,7 +16,7 @@ import nbformat
 import pytest
 
 from minidiff.course.grading import grade_paths, sandbox
-from minidiff.course.grading.grade import collect, to_csv, weaknesses
+from minidiff.course.grading.grade import collect, weaknesses
 from tools.notebooks import generate
 
 TOY = Path(__file__).with_name("l99_toy.py")
@@ -25,7 +25,7 @@ IDS = ["ex-99-marginal", "ex-99-scaled", "ex-99-gradient", "ex-99-number"]
 FULL = {"ex-99-marginal": 3.0, "ex-99-scaled": 1.0, "ex-99-gradient": 1.0, "ex-99-number": 1.0}
 HOSTILE = {
     name.lower(): getattr(attacks, name)
-    for name in ("ENDLESS_IMPORT", "EXIT_IMPORT", "STOPS", "LIES", "YES", "MESSAGES")
+    for name in ("ENDLESS_IMPORT", "EXIT_IMPORT", "STOPS", "LIES", "YES", "MESSAGES", "THREADS")
 }
 LIMITS = {"time_limit_s": 15.0, "case_limit_s": 4.0, "memory_limit_mb": 1024}
 
@@ -135,6 +135,13 @@ def test_an_answer_that_stops_costs_that_exercise_alone(graded):
     ]
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="threads are counted in /proc")
+def test_too_many_threads_end_the_process(graded):
+    assert statuses(graded["threads"]) == ["stopped", "passed", "passed", "passed"]
+    assert graded["threads"]["exercises"][0]["message"] == "the hand-in ended its process (signal 9)"
+    assert "still here" not in graded["threads"]["output"]
+
+
 @pytest.mark.parametrize("name", ["lies", "yes"])
 def test_no_point_by_printing_patching_or_agreeing(graded, name):
     assert set(points(graded[name]).values()) == {0.0}
@@ -230,20 +237,17 @@ def test_lessons_grade_themselves(tmp_path):
 # -- without a sandbox -----------------------------------------------------------------------------------------------
 
 
-def test_csv_is_not_run_by_a_spreadsheet():
-    unread = {"handin": "@bob.py", "exercises": [], "status": "error", "message": "=cmd|' /C calc'!A0\n\x00second"}
-    (_, row) = csv.reader(to_csv([unread]).splitlines())
-    assert row == ["'@bob.py", "", "0", "0", "error", "'=cmd|' /C calc'!A0 second"]
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"paths": ["nowhere.ipynb"]}, "nowhere.ipynb is not a folder"),
         ({"paths": []}, "no hand-in found"),
-        ({"paths": [TOY], "time_limit_s": 0}, "time_limit_s must be positive, got 0"),
-        ({"paths": [TOY], "memory_limit_mb": float("nan")}, "memory_limit_mb must be positive, got nan"),
-        ({"paths": [TOY], "jobs": -1}, "jobs must be positive, got -1"),
+        ({"paths": [TOY], "time_limit_s": 0}, "time_limit_s must be above 0 and at most 86400, got 0"),
+        ({"paths": [TOY], "time_limit_s": float("inf")}, "time_limit_s must be above 0 and at most 86400, got inf"),
+        ({"paths": [TOY], "memory_limit_mb": float("nan")}, "memory_limit_mb must be above 0 .* got nan"),
+        ({"paths": [TOY], "memory_limit_mb": 10**20}, "memory_limit_mb must be above 0 .* got 100000000000000000000"),
+        ({"paths": [TOY], "jobs": -1}, "jobs must be above 0 and at most 1024, got -1"),
+        ({"paths": [TOY], "out_csv": TOY}, "would overwrite the hand-in"),
     ],
 )
 def test_bad_arguments(arguments, message):
@@ -269,6 +273,8 @@ def test_collect_leaves_out_hidden_files_checkpoints_and_links(tmp_path):
         (tmp_path / name).touch()
     (tmp_path / "link.py").symlink_to(TOY)
     assert collect([tmp_path, tmp_path / "a.py"]) == [tmp_path / "a.py", tmp_path / "b/x.ipynb"]
+    with pytest.raises(ValueError, match="is a link, which"):
+        collect([tmp_path / "link.py"])
 
 
 def test_denied_folders_are_carved_out(tmp_path):

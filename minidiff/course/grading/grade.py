@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
-import json
-import re
 import secrets
 import sys
 import threading
@@ -17,26 +13,27 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 
+from minidiff.course.grading.book import GradeBook
 from minidiff.course.grading.channel import Gone
-from minidiff.course.grading.process import Referee
+from minidiff.course.grading.process import Referee, exposed
 from minidiff.course.grading.wire import Peer, Remote
-from minidiff.files import write_atomically
 
-COLUMNS = ("hand-in", "exercise", "points", "max", "status", "message")
 GRACE_S = 600.0  # what the referee may take beyond the hand-in's own limit: starting sandboxes, running the cases
-MESSAGE_LENGTH = 300  # in the CSV; the JSON has all
+DAY_S = 86_400.0
+RANGES = {"time_limit_s": DAY_S, "case_limit_s": DAY_S, "memory_limit_mb": 1 << 20, "jobs": 1024}  # above 0, at most
 
 
 class _Judge:
     """A referee, started when first needed, and anew when it ended or overran."""
 
-    def __init__(self):
+    def __init__(self, denied: list[str]):
+        self._denied = denied
         self._referee: Referee | None = None
 
     def grade(self, path: str, time_limit_s: float, options: dict) -> dict:
         """The result for one hand-in, also when the referee fails on it."""
         if self._referee is None:
-            self._referee = Referee()
+            self._referee = Referee(self._denied)
         channel = self._referee.channel
         channel.deadline = time.monotonic() + time_limit_s + GRACE_S
         try:
@@ -77,6 +74,8 @@ def collect(paths: Iterable[str | Path]) -> list[Path]:
             hidden = lambda p: any(part.startswith((".", "__")) for part in p.relative_to(path).parts)  # noqa: B023
             # a link could make the grader read (and report on) a file of its owner
             found.update(dict.fromkeys(p for p in inside if not hidden(p) and not p.is_symlink()))
+        elif path.is_symlink():
+            raise ValueError(f"{path} is a link, which could point to anything: name the file itself")
         elif path.is_file() and path.suffix in (".ipynb", ".py"):
             found[path] = None
         else:
@@ -101,6 +100,8 @@ def grade_paths(
 ) -> list[dict]:
     """Grade hand-ins, each in a sandboxed process; whatever one does, the others are graded.
 
+    The files are rewritten as each hand-in is known: a grading that is interrupted or killed loses none of those.
+
     Args:
         paths: notebooks, .py files, folders of them.
         out_csv: one row per hand-in and exercise.
@@ -124,7 +125,9 @@ def grade_paths(
         RuntimeWarning: the system lacks a layer without which a hostile hand-in is not held (macOS, old kernels).
 
     Raises:
-        ValueError: for paths that are no hand-ins, limits that are not positive, or on Windows.
+        ValueError: for paths that are no hand-ins, limits outside their range, output files that cannot be written
+            or that would overwrite a hand-in or each other, or on Windows.
+        OSError: a file cannot be written any more, after all have been graded.
     """
     limits = {
         "time_limit_s": time_limit_s,
@@ -133,47 +136,62 @@ def grade_paths(
         "jobs": jobs,
     }
     for name, value in limits.items():
-        if not value > 0:
-            raise ValueError(f"{name} must be positive, got {value!r}")
+        if not 0 < value <= RANGES[name]:
+            raise ValueError(f"{name} must be above 0 and at most {RANGES[name]:g}, got {value!r}")
     if sys.platform == "win32":
         raise ValueError("grading needs Linux or macOS (on Windows: WSL)")
     files = collect(paths)
-    modules = [str(Path(module).resolve()) for module in checks]
-    seed = secrets.randbelow(1 << 31) if seed is None else int(seed)
+    book = GradeBook(out_csv, out_json, files)
     options = {
-        "checks": modules,
-        "seed": seed,
+        "checks": [str(Path(module).resolve()) for module in checks],
+        "seed": secrets.randbelow(1 << 31) if seed is None else int(seed),
         "case_limit_s": float(case_limit_s),
         "memory_limit_mb": int(memory_limit_mb),
     }
-    judges = [_Judge() for _ in range(min(int(jobs), len(files)))]
+    results = _grade_all(files, min(int(jobs), len(files)), float(time_limit_s), options, book, progress)
+    if weak := weaknesses(results):
+        warnings.warn(f"weak isolation: {weak}; grade here only hand-ins that you trust", RuntimeWarning, stacklevel=2)
+    book.write(results)
+    return results
+
+
+def _grade_all(
+    files: list[Path],
+    jobs: int,
+    time_limit_s: float,
+    options: dict,
+    book: GradeBook,
+    progress: Callable[[dict], None] | None,
+) -> list[dict]:
+    denied = exposed([*files, *options["checks"]])
+    judges = [_Judge(denied) for _ in range(jobs)]
     idle: SimpleQueue[_Judge] = SimpleQueue()
     for judge in judges:
         idle.put(judge)
-    lock = threading.Lock()
+    known: dict[Path, dict] = {}
+    lock, interrupted = threading.Lock(), threading.Event()
 
-    def one(path: Path) -> dict:
+    def one(path: Path) -> None:
         judge = idle.get()
         try:
-            result = judge.grade(str(path.resolve()), float(time_limit_s), options) | {"handin": str(path)}
+            result = judge.grade(str(path.resolve()), time_limit_s, options) | {"handin": str(path)}
         finally:
             idle.put(judge)
-        if progress is not None:
-            with lock:
+        with lock:
+            if interrupted.is_set():
+                return  # its referee was ended under it, which is no verdict
+            known[path] = result
+            with contextlib.suppress(OSError):  # the last time of writing tells
+                book.write([known[file] for file in files if file in known])
+            if progress is not None:
                 progress(result)
-        return result
 
-    with ThreadPoolExecutor(len(judges)) as pool, contextlib.ExitStack() as stack:
+    with ThreadPoolExecutor(jobs) as pool, contextlib.ExitStack() as stack:
         for judge in judges:
             stack.callback(judge.stop)
-        results = list(pool.map(one, files))
-    if weak := weaknesses(results):
-        warnings.warn(f"weak isolation: {weak}; grade here only hand-ins that you trust", RuntimeWarning, stacklevel=2)
-    if out_csv is not None:
-        write_atomically(Path(out_csv), to_csv(results).encode("utf-8", "replace"))
-    if out_json is not None:
-        write_atomically(Path(out_json), (json.dumps(results, indent=1) + "\n").encode("utf-8", "replace"))
-    return results
+        stack.callback(interrupted.set)
+        list(pool.map(one, files))
+    return [known[file] for file in files]
 
 
 def weaknesses(results: list[dict]) -> str:
@@ -181,22 +199,3 @@ def weaknesses(results: list[dict]) -> str:
     needed = {"Landlock": "C code can read and write files (Linux 5.13 or later has it)", "seccomp": "C code can fork"}
     seen = [" ".join(r["layers"]) for r in results if r["layers"]]
     return "; ".join(f"no {name}: {what}" for name, what in needed.items() if any(name not in s for s in seen))
-
-
-def to_csv(results: list[dict]) -> str:
-    """The grade book: a row per hand-in and exercise, one without an exercise for a hand-in that could not be read."""
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(COLUMNS)
-    for r in results:
-        unread = {"id": "", "points": 0.0, "max": 0.0, "status": r["status"], "message": r["message"]}
-        for e in r["exercises"] or [unread]:
-            row = (r["handin"], e["id"], f"{e['points']:g}", f"{e['max']:g}", e["status"], e["message"])
-            writer.writerow([_cell(value) for value in row])
-    return text.getvalue()
-
-
-def _cell(text: str) -> str:
-    """One line, not too long, and never a formula: a spreadsheet would run what a hand-in wrote."""
-    text = re.sub(r"[\x00-\x1f\x7f\s]+", " ", text).strip()[:MESSAGE_LENGTH]
-    return "'" + text if text.startswith(("=", "+", "-", "@")) else text

@@ -35,7 +35,12 @@ _DENIED = {
     **{"tkill": (200, 130), "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240)},
     **{"pidfd_send_signal": (424, 424), "pidfd_open": (434, 434), "pidfd_getfd": (438, 438)},
     **{"ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "kcmp": (312, 272)},
-    **{"process_madvise": (440, 440), "migrate_pages": (256, 238), "move_pages": (279, 239)},
+    **{
+        "process_madvise": (440, 440),
+        "process_mrelease": (448, 448),
+        "migrate_pages": (256, 238),
+        "move_pages": (279, 239),
+    },
     **{"setpriority": (141, 140), "sched_setaffinity": (203, 122), "sched_setscheduler": (144, 119)},
     **{"sched_setparam": (142, 118), "sched_setattr": (314, 274), "ioprio_set": (251, 30)},
     # attributes of files, which Landlock does not guard
@@ -44,6 +49,11 @@ _DENIED = {
     **{"utime": (132, None), "utimes": (235, None), "futimesat": (261, None), "utimensat": (280, 88)},
     **{"setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7), "setxattrat": (463, 463)},
     **{"removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16), "removexattrat": (466, 466)},
+    # memory that no limit counts, and queues of the kernel
+    **{"memfd_create": (319, 279), "memfd_secret": (447, 447), "io_setup": (206, 0)},
+    # watching and locking files that may only be read: others use them too
+    **{"inotify_init": (253, None), "inotify_init1": (294, 26), "inotify_add_watch": (254, 27)},
+    **{"fanotify_init": (300, 262), "fanotify_mark": (301, 263), "name_to_handle_at": (303, 264), "flock": (73, 32)},
     # the system
     **{"mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51)},
     **{"unshare": (272, 97), "setns": (308, 268), "open_tree": (428, 428), "move_mount": (429, 429)},
@@ -56,6 +66,8 @@ _DENIED = {
 }
 # calls whose first argument must be this very process (0 also means it, for prlimit)
 _OWN_PROCESS = {"kill": (62, 129), "tgkill": (234, 131), "prlimit64": (302, 261)}
+# commands of fcntl: F_SETLEASE (others wait for the holder), F_NOTIFY, F_SETOWN(_EX) and F_SETSIG, F_SETPIPE_SZ
+_FCNTL, _DENIED_COMMANDS = (72, 25), (1024, 1026, 8, 15, 10, 1031)
 _ARCHITECTURES = {  # AUDIT_ARCH, column above, clone, clone3, prctl
     "x86_64": (0xC000003E, 0, 56, 435, 157),
     "aarch64": (0xC00000B7, 1, 220, 435, 167),
@@ -146,7 +158,7 @@ def landlock(readable: Iterable[str], writable: Iterable[str], listable: Iterabl
 
 
 def seccomp() -> str | None:
-    """No new processes or programs, sockets, signals to others, changes of owners and modes. Threads are allowed.
+    """No new processes or programs, sockets, signals to others, leases, changes of owners; threads are allowed.
 
     A list of what is denied rather than of what is allowed: torch and the C library use too much, and differently from
     version to version, for the second; Landlock and the namespaces stand behind it.
@@ -157,7 +169,7 @@ def seccomp() -> str | None:
     audit_arch, column, clone, clone3, prctl = _ARCHITECTURES[machine]
     deny, allow, kill = 0x00050000 | errno.EPERM, 0x7FFF0000, 0x80000000
     load, equal, at_least, has_bits, give = 0x20, 0x15, 0x35, 0x45, 0x06
-    number, arch, argument = 0, 4, 16  # offsets in struct seccomp_data
+    number, arch, argument, second = 0, 4, 16, 24  # offsets in struct seccomp_data
     program = [(load, 0, 0, arch), (equal, 1, 0, audit_arch), (give, 0, 0, kill), (load, 0, 0, number)]
     program += [(at_least, 0, 1, 0x40000000), (give, 0, 0, deny)]  # the x32 numbers of the same calls
     for calls in (_DENIED, _OWN_PROCESS):
@@ -170,6 +182,10 @@ def seccomp() -> str | None:
                 program += [(equal, 0, 5, numbers[column]), (load, 0, 0, argument), (equal, 2, 0, os.getpid())]
                 program += [(equal, 1, 0, 0 if numbers is _OWN_PROCESS["prlimit64"] else os.getpid())]
                 program += [(give, 0, 0, deny), (give, 0, 0, allow)]
+    commands = len(_DENIED_COMMANDS)
+    program += [(equal, 0, commands + 3, _FCNTL[column]), (load, 0, 0, second)]
+    program += [(equal, commands - i, 0, command) for i, command in enumerate(_DENIED_COMMANDS)]
+    program += [(give, 0, 0, allow), (give, 0, 0, deny)]
     program += [(equal, 0, 4, clone), (load, 0, 0, argument), (has_bits, 1, 0, CLONE_THREAD)]
     program += [(give, 0, 0, deny), (give, 0, 0, allow)]
     program += [(equal, 0, 1, clone3), (give, 0, 0, 0x00050000 | errno.ENOSYS)]  # the C library then uses clone

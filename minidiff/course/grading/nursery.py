@@ -20,6 +20,7 @@ from minidiff.course.grading import kernel, worker
 from minidiff.course.grading.sandbox import FOLDER_MB
 
 PRELOADED = ("matplotlib.pyplot",)  # slow to import, and used by the setup cell of every lesson
+MAX_THREADS = 64  # of a hand-in; no limit of the kernel binds root
 OWN_FOLDERS = ("HOME", "TMPDIR", "MPLCONFIGDIR", "XDG_CACHE_HOME")  # variables that name the hand-in's folder
 
 
@@ -86,7 +87,7 @@ def _become_supervisor(config: dict, read_fd: int, write_fd: int, output_fd: int
 
 
 def _supervise(worker_pid: int) -> int:
-    """Wait for the worker, then kill all that it left behind; SIGTERM ends it at once."""
+    """Wait for the worker, then kill all that it left behind; SIGTERM, or too many threads, ends it at once."""
     known = {worker_pid}  # all there is to go by where there is no /proc
 
     def kill_children(*_) -> None:
@@ -99,13 +100,26 @@ def _supervise(worker_pid: int) -> int:
     code = 1
     while True:
         try:
-            pid, status = os.wait()
+            pid, status = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
             return code
+        if pid == 0:
+            if _threads(worker_pid) > MAX_THREADS:
+                kill_children()
+            time.sleep(0.02)
+            continue
         if pid == worker_pid:
             code = os.waitstatus_to_exitcode(status)
         known.discard(pid)
         kill_children()  # orphans come here one generation at a time
+
+
+def _threads(pid: int) -> int:
+    """How many threads a process has; 0 where there is no /proc."""
+    try:
+        return int(Path(f"/proc/{pid}/status").read_text().split("Threads:")[1].split()[0])
+    except (OSError, IndexError):
+        return 0
 
 
 def _become_worker(config: dict, namespaces: str | None) -> None:

@@ -12,7 +12,11 @@ import sys
 import sysconfig
 import tempfile
 import threading
+from collections.abc import Iterable
 from pathlib import Path
+
+import numpy as np
+import torch
 
 import minidiff
 from minidiff.course.grading import sandbox
@@ -22,36 +26,71 @@ PACKAGE = Path(minidiff.__file__).resolve().parent
 ROOT = PACKAGE.parent  # the repository, or site-packages
 IN_REPOSITORY = (ROOT / "pyproject.toml").exists()
 REFERENCES = ("lessons", "tests", "tools", "notebooks", "book", "build", "_build", ".git")  # in the repository
+_LIBS, _SHARED = ("lib", "lib64"), ("share", "pyvenv.cfg")  # of an installation of Python
 KEPT_VARIABLES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "MINIDIFF_DATA")
 OUTPUT_BYTES = 20_000  # kept of what a process prints
 START_LIMIT_S = 180.0  # importing torch on a busy machine
 
 
+def libraries() -> list[str]:
+    """The entries of ``sys.path`` that installers write to; any other may be a checkout, or where hand-ins lie."""
+    named = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    named |= {str(Path(module.__file__).parents[1]) for module in (np, torch)}  # wherever else packages were put
+    named = {os.path.realpath(path) for path in named}
+    entries = dict.fromkeys(os.path.realpath(entry) for entry in sys.path if entry)
+    return [e for e in entries if e in named or _is_standard(e) or Path(e).name in ("site-packages", "dist-packages")]
+
+
+def _is_standard(entry: str) -> bool:
+    standard = {os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")}
+    return entry in standard | {f"{folder}/lib-dynload" for folder in standard}
+
+
 def import_path() -> list[str]:
-    """``sys.path`` without the current folder: hand-ins may lie there, and one may be called ``torch.py``."""
-    here = os.path.realpath(os.getcwd())
-    entries = [os.path.realpath(entry) for entry in sys.path if entry]
-    return [entry for entry in dict.fromkeys(entries) if entry not in (here, str(ROOT))] + [str(ROOT)]
+    """``sys.path`` of our processes: Python's own modules, this very minidiff, installed packages; nothing else.
+
+    Another minidiff on the path would bring other checks; the current folder may hold a hand-in called ``torch.py``.
+    """
+    found = libraries()
+    standard = [entry for entry in found if _is_standard(entry)]
+    return list(dict.fromkeys([*standard, str(ROOT), *found]))
 
 
-def policy() -> tuple[list[str], list[str]]:
+def references(path: Iterable[str]) -> list[str]:
+    """Where the copies of minidiff that lie on a path keep what no hand-in may see: checks and solutions."""
+    places = [
+        Path(entry or ".").resolve() / inside for entry in path for inside in ("minidiff/course/checks", "lessons")
+    ]
+    return [str(place) for place in dict.fromkeys(places) if place.exists()]
+
+
+def policy(denied: Iterable[str | Path] = ()) -> tuple[list[str], list[str]]:
     """What a hand-in may read and what it may only list: Python, its packages and minidiff, never a reference answer.
 
-    A list of what is allowed: solutions, other hand-ins and the grader's home need no naming.
+    A list of what is allowed: other hand-ins and the grader's home need no naming.
+
+    Args:
+        denied: what must not be readable although it lies in a folder that is.
     """
-    denied = [PACKAGE / "course/checks", *(ROOT / name for name in REFERENCES if IN_REPOSITORY)]
-    entries = [entry for entry in import_path() if not (IN_REPOSITORY and entry == str(ROOT))]
-    library = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    inside = ("lib", "lib64", "share", "pyvenv.cfg")
-    prefixes = [f"{prefix}/{name}" for prefix in (sys.prefix, sys.base_prefix) for name in inside]
+    roots = [Path(prefix, lib) for prefix in (sys.prefix, sys.base_prefix, "/usr", "/usr/local") for lib in _LIBS]
+    elsewhere = [str(packages) for root in roots for packages in root.glob("python*/*-packages")]
+    denied = [*denied, PACKAGE / "course/checks", *references([*sys.path, *elsewhere])]
+    denied += [ROOT / name for name in REFERENCES if IN_REPOSITORY]
+    prefixes = [f"{prefix}/{name}" for prefix in (sys.prefix, sys.base_prefix) for name in (*_LIBS, *_SHARED)]
     own = [str(PACKAGE), str(ROOT / "data") if IN_REPOSITORY else "", os.environ.get("MINIDIFF_DATA", "")]
     readable, listable = [], []
-    for entry in dict.fromkeys([*entries, *library, *prefixes, *own, *sandbox.SYSTEM]):
+    for entry in dict.fromkeys([*libraries(), *prefixes, *own, *sandbox.SYSTEM]):
         if entry and os.path.exists(entry):
             read, listed = sandbox.except_below(entry, denied)
             readable += read
             listable += listed
     return list(dict.fromkeys(readable)), list(dict.fromkeys(listable))
+
+
+def exposed(paths: Iterable[str | Path]) -> list[str]:
+    """Those of some paths that a hand-in could read, were they not denied."""
+    readable, _ = policy()
+    return [real for real in map(os.path.realpath, paths) if any(sandbox.within(real, folder) for folder in readable)]
 
 
 def scrubbed_environment(folder: str) -> dict[str, str]:
@@ -125,10 +164,12 @@ class Python:
 class Referee(Python):
     """A referee process, and the channel to it."""
 
-    def __init__(self):
+    def __init__(self, denied: Iterable[str] = ()):
+        """``denied``: see :func:`policy`; the copies of minidiff on this process's path are added."""
         self.channel, (read_fd, write_fd) = _pipes()
         environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")} | {"OMP_NUM_THREADS": "1"}
-        super().__init__("referee", {"read_fd": read_fd, "write_fd": write_fd}, environment, (read_fd, write_fd))
+        config = {"read_fd": read_fd, "write_fd": write_fd, "denied": [*denied, *references(sys.path)]}
+        super().__init__("referee", config, environment, (read_fd, write_fd))
 
     def stop(self) -> int:
         """As for any process; the channel is closed first, on which an idle referee ends by itself."""
@@ -139,11 +180,11 @@ class Referee(Python):
 class Nursery(Python):
     """A nursery process; raises OSError where it does not answer."""
 
-    def __init__(self):
+    def __init__(self, denied: Iterable[str]):
         self._folder = tempfile.TemporaryDirectory(prefix="minidiff-grade-")
         self._control, theirs = socket.socketpair()
         self._control.settimeout(START_LIMIT_S)
-        readable, listable = policy()
+        readable, listable = policy(denied)
         config = {"control_fd": theirs.fileno(), "readable": readable, "listable": listable}
         super().__init__("nursery", config, scrubbed_environment(self._folder.name), (theirs.detach(),))
 

@@ -206,7 +206,7 @@ def main(config: dict) -> None:
         status = Path("/proc/self/status").read_text()
         used = int(status.split("VmData:")[1].split()[0]) << 10
         resource.setrlimit(resource.RLIMIT_DATA, (used + (MEMORY_MB << 20),) * 2)
-    nursery = Nursery()
+    nursery = Nursery(config["denied"])
     try:
         Peer(Channel(config["read_fd"], config["write_fd"]), partial(grade_one, nursery)).serve()
     except Gone:

@@ -19,9 +19,9 @@ SYSTEM = (  # what Python, torch and matplotlib read besides themselves
 def except_below(root: str, denied: Iterable[str]) -> tuple[list[str], list[str]]:
     """``root`` as paths that may be read and folders that may only be listed, such that nothing denied is readable."""
     root, denied = os.path.realpath(root), [os.path.realpath(d) for d in denied]
-    if any(_within(root, d) for d in denied):
+    if any(within(root, d) for d in denied):
         return [], []
-    if not any(_within(d, root) for d in denied):
+    if not any(within(d, root) for d in denied):
         return [root], []
     read, listed = [], [root]
     for child in sorted(os.listdir(root)):
@@ -31,7 +31,8 @@ def except_below(root: str, denied: Iterable[str]) -> tuple[list[str], list[str]
     return read, listed
 
 
-def _within(path: str, folder: str) -> bool:
+def within(path: str, folder: str) -> bool:
+    """Whether a path is a folder or lies below it; both are real paths."""
     return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
@@ -63,6 +64,7 @@ _REFUSED = (
     *("subprocess.Popen", "os.system", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.kill"),
     *("os.killpg", "pty.spawn", "socket.", "os.chmod", "os.chown", "os.setxattr", "os.removexattr", "os.utime"),
     *("ftplib.", "smtplib.", "http.client.", "urllib.Request", "webbrowser.", "syslog.", "signal.pthread_kill"),
+    *("fcntl.fcntl", "fcntl.flock"),
 )
 _WRITES = ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate", "shutil.rmtree")
 
@@ -80,7 +82,7 @@ def add_audit_hook(readable: Iterable[str], writable: Iterable[str]) -> str:
         if isinstance(path, int):
             return True  # a file that is open already
         real = os.path.realpath(os.fsdecode(path))
-        return any(_within(real, folder) for folder in folders)
+        return any(within(real, folder) for folder in folders)
 
     def hook(event: str, args: tuple) -> None:
         if event == "open":
