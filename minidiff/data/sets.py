@@ -10,6 +10,7 @@ from torch.utils.data import Dataset, default_collate
 
 from ..random import sample_generators
 from ..words import nearest
+from .images import ImageFolder, Images, torchvision_set
 from .recipe import DataRecipe
 
 SPLITS = ("train", "heldout")
@@ -51,8 +52,20 @@ class Items(Dataset):
         return len(self.found)
 
     def __getitem__(self, i: int) -> dict[str, Tensor]:
-        image, second = self.found[i]
+        return self._row(*self.found[i])
+
+    def own(self, i: int) -> dict[str, Tensor] | None:
+        """Item i itself; None where it cannot be decoded, which training fills with the next good one."""
+        item = self.found.own(i) if isinstance(self.found, Images) else self.found[i]
+        return None if item is None else self._row(*item)
+
+    def _row(self, image: Tensor, second) -> dict[str, Tensor]:
         return {"image": image, self.second: self.convert(second)}
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of their numbers; () where none are known."""
+        return class_names(self.found)
 
     @property
     def broken(self) -> list[str]:
@@ -79,22 +92,48 @@ def load_dataset(recipe: DataRecipe, split: str = "train") -> Dataset:
 
 
 def load_set(recipe: DataRecipe, split: str = "train", count: int | None = None) -> dict[str, Tensor]:
-    """Columns of a data set in memory: all rows, or ``count`` spread evenly over the set.
+    """Columns of a data set in memory: all rows, or ``count`` spread evenly over the set; broken ones are left out.
 
     Raises:
-        ValueError: as ``load_dataset``.
+        ValueError: as ``load_dataset``, or when no image can be decoded.
     """
     found = load_dataset(recipe, split)
     n = len(found)
     every = count is None or count >= n
     if isinstance(found, Columns):
         return found.columns if every else found[[i * n // count for i in range(count)]]
-    return default_collate([found[i] for i in (range(n) if every else [i * n // count for i in range(count)])])
+    items = [found.own(i) for i in (range(n) if every else [i * n // count for i in range(count)])]
+    good = [item for item in items if item is not None]
+    if not good:
+        raise ValueError(f"none of the {len(items)} images of {recipe.name} {split} can be decoded")
+    return default_collate(good)
 
 
 def second(columns: Mapping[str, Tensor]) -> Tensor:
     """What is said of the images of a batch: its labels, or the tokens of its captions."""
     return columns["label" if "label" in columns else "caption"]
+
+
+def class_names(found: Dataset) -> tuple[str, ...]:
+    """What the labels of a data set stand for; () where that is not known."""
+    if isinstance(found, Images) and not getattr(found, "named", True):
+        return ()
+    names = getattr(found, "classes", ())
+    return tuple(name if isinstance(name, str) else ", ".join(name) for name in names)
+
+
+def classes_of(recipe: DataRecipe) -> tuple[str, ...]:
+    """Names of the classes of a data set, in the order of their numbers; () where they are not known or not at hand."""
+    from .cifar import CLASSES
+    from .scenes import SHAPES
+
+    known = {"digits": tuple("0123456789"), "shapes": tuple(SHAPES), "cifar10": CLASSES}
+    if recipe.name in known or recipe.name.partition(":")[0] not in ("folder", "shards", "torchvision"):
+        return known.get(recipe.name, ())
+    try:
+        return load_dataset(recipe).classes
+    except ValueError:
+        return ()
 
 
 def _digits(recipe: DataRecipe, split: str) -> Dataset:
@@ -135,25 +174,36 @@ def _cifar10(recipe: DataRecipe, split: str) -> Dataset:
 
 
 def _folder(recipe: DataRecipe, split: str) -> Dataset:
-    from .images import ImageFolder
-
-    return Items(ImageFolder(_path(recipe), recipe.size, _part(recipe, split), recipe.mirror and split == "train"))
+    """Classes are numbered as in training, whatever the held-out folder holds."""
+    if split == "train":
+        return Items(ImageFolder(_path(recipe), recipe.size, recipe.train, recipe.mirror))
+    try:
+        table = ImageFolder(_path(recipe), within=recipe.train).classes
+    except ValueError as error:
+        raise ValueError(f"held-out classes are numbered as those of training, but {error}") from None
+    return Items(ImageFolder(_path(recipe), recipe.size, recipe.heldout, classes=table))
 
 
 def _shards(recipe: DataRecipe, split: str) -> Dataset:
+    """Classes are numbered as in training, where the shards know their names."""
     from .shards import Shards
 
-    part = _part(recipe, split)
-    where, mirror = f"{_path(recipe)}/{part}" if part else _path(recipe), recipe.mirror and split == "train"
+    place = lambda part: f"{_path(recipe)}/{part}" if part else _path(recipe)
     if recipe.tokenizer:
-        read = _tokenizer(recipe)
-        return Items(Shards(where, recipe.size, mirror, "txt"), "caption", lambda caption: read([caption])[0])
-    return Items(Shards(where, recipe.size, mirror))
+        read, mirror = _tokenizer(recipe), recipe.mirror and split == "train"
+        found = Shards(place(_part(recipe, split)), recipe.size, mirror, "txt")
+        return Items(found, "caption", lambda caption: read([caption])[0])
+    if split == "train":
+        return Items(Shards(place(recipe.train), recipe.size, recipe.mirror))
+    found = Shards(place(recipe.heldout), recipe.size)
+    if found.named and recipe.heldout != recipe.train:
+        train = Shards(place(recipe.train))
+        if train.named and train.classes != found.classes:
+            found = Shards(place(recipe.heldout), recipe.size, table=train.classes)
+    return Items(found)
 
 
 def _torchvision(recipe: DataRecipe, split: str) -> Dataset:
-    from .images import torchvision_set
-
     name = recipe.name.partition(":")[2]
     return Items(torchvision_set(name, _path(recipe), _part(recipe, split), recipe.size))
 
