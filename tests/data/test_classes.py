@@ -52,7 +52,7 @@ def test_a_held_out_folder_is_numbered_by_the_table_of_training(made):
 
 def test_held_out_images_without_the_training_images_are_refused(made):
     recipe = DataRecipe("folder", 8, path=str(made("test/bee/0.png")))
-    with pytest.raises(ValueError, match="numbered as those of training, but no images in .*below 'train'"):
+    with pytest.raises(ValueError, match=r"numbered as those of training, but no images in .*below 'train'"):
         load_dataset(recipe, "heldout")
 
 
@@ -132,5 +132,5 @@ def test_a_tilde_is_the_home_folder(made, tmp_path, monkeypatch):
 
 def test_a_flat_folder_says_what_to_do(made):
     path = made("0.png", "1.png")
-    with pytest.raises(ValueError, match="below 'train'.*2 elsewhere in it; data.train=\"\" takes all"):
+    with pytest.raises(ValueError, match=r"below 'train'.*2 elsewhere in it; data.train=\"\" takes all"):
         load_dataset(DataRecipe("folder", 8, path=str(path)))
