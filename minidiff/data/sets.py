@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,7 +14,9 @@ from ..random import sample_generators
 from ..words import nearest
 from .images import ImageFolder, Images, torchvision_set
 from .recipe import DataRecipe
+from .tokenizer import Tokenizer, tokenizer
 
+log = logging.getLogger(__name__)
 SPLITS = ("train", "heldout")
 HELDOUT = 2000  # images of a held-out set that is rendered
 
@@ -114,6 +118,27 @@ def second(columns: Mapping[str, Tensor]) -> Tensor:
     return columns["label" if "label" in columns else "caption"]
 
 
+def require_classes(found: Dataset, n_classes: int) -> None:
+    """Refuse labels that a system with so many classes cannot be told, before any step is taken.
+
+    Raises:
+        ValueError: for labels out of range, or data without any.
+    """
+    held = found.columns.get("label") if isinstance(found, Columns) else getattr(found.found, "labels", None)
+    if held is None or (isinstance(found, Items) and found.second != "label"):
+        return
+    labels = torch.as_tensor(held)
+    if bool((labels < 0).all()):
+        raise ValueError(
+            f"the data have no labels, and the system is told {n_classes} classes: shards need a cls member for each "
+            "image (minidiff data pack makes some of class folders)"
+        )
+    if int(labels.max()) >= n_classes:
+        names = found.classes if isinstance(found, Items) else ()
+        called = f" ({', '.join(names[:10])}{', ...' if len(names) > 10 else ''})" if names else ""
+        raise ValueError(f"the data have classes 0 to {int(labels.max())}{called}, and the system has {n_classes}")
+
+
 def class_names(found: Dataset) -> tuple[str, ...]:
     """What the labels of a data set stand for; () where that is not known."""
     if isinstance(found, Images) and not getattr(found, "named", True):
@@ -190,9 +215,12 @@ def _shards(recipe: DataRecipe, split: str) -> Dataset:
 
     place = lambda part: f"{_path(recipe)}/{part}" if part else _path(recipe)
     if recipe.tokenizer:
-        read, mirror = _tokenizer(recipe), recipe.mirror and split == "train"
-        found = Shards(place(_part(recipe, split)), recipe.size, mirror, "txt")
-        return Items(found, "caption", lambda caption: read([caption])[0])
+        reader, mirror = _tokenizer(recipe), recipe.mirror and split == "train"
+        reader([""])  # a tokenizer without its files would refuse every caption
+        found = Shards(place(_part(recipe, split)), recipe.size, mirror, "txt", read=partial(_tokens, reader))
+        if reader.closed:
+            _refuse_captions(found, reader)
+        return Items(found, "caption")
     if split == "train":
         return Items(Shards(place(recipe.train), recipe.size, recipe.mirror))
     found = Shards(place(recipe.heldout), recipe.size)
@@ -201,6 +229,21 @@ def _shards(recipe: DataRecipe, split: str) -> Dataset:
         if train.named and train.classes != found.classes:
             found = Shards(place(recipe.heldout), recipe.size, table=train.classes)
     return Items(found)
+
+
+def _tokens(reader: Tokenizer, caption: str) -> Tensor:
+    return reader([caption])[0]
+
+
+def _refuse_captions(found: Images, reader: Tokenizer) -> None:
+    """Leave out what a vocabulary does not cover, before training starts, and say how much that is."""
+    wrong = found.check_targets()
+    few = ", ".join(f"{name} ({why})" for name, why in list(wrong.items())[:3])
+    said = f"{len(wrong)} of {len(found.labels)} captions in {found.path} are not read by {reader.name}: {few}"
+    if len(wrong) == len(found.labels):
+        raise ValueError(said)
+    if wrong:
+        log.warning("%s; their images are skipped", said)
 
 
 def _torchvision(recipe: DataRecipe, split: str) -> Dataset:
@@ -242,8 +285,6 @@ def _path(recipe: DataRecipe) -> str:
 
 
 def _tokenizer(recipe: DataRecipe):
-    from .tokenizer import tokenizer
-
     if not recipe.tokenizer:
         raise ValueError(f"data {recipe.name!r} come with captions: name who reads them with data.tokenizer=...")
     return tokenizer(recipe.tokenizer)

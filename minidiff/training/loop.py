@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..data.sets import load_dataset
+from ..data.sets import load_dataset, require_classes
 from ..random import per_sample, sample_generators
 from .checkpoint import average_prefix, load_checkpoint, save_checkpoint
 from .ema import EMA
@@ -19,7 +19,7 @@ from .order import Order, batches
 from .parallel import parallel, placed, share_of, whole
 from .plan import TrainingRecipe
 from .precision import autocast, computes_in
-from .trainable import Trainable
+from .trainable import Trainable, classes_told
 
 
 def learning_rate(step: int, recipe: TrainingRecipe) -> float:
@@ -84,6 +84,8 @@ def train(
             "lose each other as negatives"
         )
     found = load_dataset(recipe.data)
+    if (n_classes := classes_told(system)) is not None:
+        require_classes(found, n_classes)
     order = Order(len(found), plan.batch, plan.seed, getattr(found, "shard_sizes", None))
     model, optimizer = parallel(Loss(system), plan, accelerator)
     ema = EMA(system, plan.ema)
