@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from .data.images import UNREADABLE, to_tensor
+from .data.images import UNREADABLE, eight_bits, to_tensor
 from .files import write_atomically
 from .pixels import to_uint8
 
@@ -61,7 +61,8 @@ def read_edit(path: str | Path, size: int, mask: str | Path | None = None) -> tu
     Args:
         path: The picture; it is cropped to a square. Where it is transparent it is to be painted.
         size: Side of the square in pixels.
-        mask: A second picture that says so instead: white is kept, black is painted. It is cropped like the first.
+        mask: A second picture that says so instead: white is kept, black is painted; or 1 and 0. It is cropped like
+            the first.
 
     Returns:
         (1, 3, size, size) in [-1, 1] and the mask (1, 1, size, size): 1 where a pixel is known, which it is only if all
@@ -73,6 +74,8 @@ def read_edit(path: str | Path, size: int, mask: str | Path | None = None) -> tu
     picture = _opened(path).convert("RGBA")
     if mask is not None:
         kept = _opened(mask).convert("L")
+        if kept.getextrema() == (0, 1):  # a table of zeros and ones
+            kept = kept.point(lambda value: 255 * value)
         if kept.size != picture.size:
             raise ValueError(f"{mask} has {kept.size} pixels, {path} has {picture.size}; equal sizes are accepted")
         picture.putalpha(kept)
@@ -88,6 +91,6 @@ def read_edit(path: str | Path, size: int, mask: str | Path | None = None) -> tu
 def _opened(path: str | Path) -> Image.Image:
     try:
         with Image.open(path) as picture:
-            return ImageOps.exif_transpose(picture)
+            return eight_bits(picture)
     except UNREADABLE as error:
         raise ValueError(f"{path} is no picture that can be read ({error})") from None

@@ -82,6 +82,23 @@ def test_a_mask_says_the_same(pixels, tmp_path):
     assert all(torch.equal(one, other) for one, other in zip(by_mask, by_alpha, strict=True))
 
 
+@pytest.mark.parametrize("white", [1, 65535])
+def test_a_mask_in_ones_or_in_16_bits(white, pixels, tmp_path):
+    picture = saved(tmp_path / "x.png", pixels[..., :3])
+    mask = saved(tmp_path / "m.png", (pixels[..., 3] == 255).astype(np.uint16 if white > 255 else np.uint8) * white)
+    expected = read_edit(picture, 16, saved(tmp_path / "m8.png", pixels[..., 3]))
+    assert all(torch.equal(one, other) for one, other in zip(read_edit(picture, 16, mask), expected, strict=True))
+
+
+def test_16_bits_of_grey_are_scaled_wherever_a_picture_is_read(tmp_path):
+    grey = np.repeat(np.arange(32, dtype=np.uint8)[None] * 8, 32, 0)
+    deep = saved(tmp_path / "deep.png", grey.astype(np.uint16) * 257)
+    mask = saved(tmp_path / "m.png", np.tri(32, dtype=np.uint8) * 255)
+    expected = torch.from_numpy(grey).float() / 127.5 - 1
+    assert torch.allclose(read_edit(deep, 32, mask)[0], expected.expand(1, 3, 32, 32), atol=1e-6)
+    assert torch.allclose(read_picture(deep, 32), expected.expand(3, 32, 32), atol=1e-6)
+
+
 def test_a_wide_picture_is_cropped_with_its_mask(pixels, tmp_path):
     wide = np.concatenate([pixels, pixels[:, ::-1]], 1)  # transparent at both ends, which the square leaves out
     wide[4, 40, 3] = 0

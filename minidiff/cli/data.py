@@ -14,13 +14,13 @@ def _source(where: str, size: int | None, split: str | None, root: str | None, d
     from ..data.images import ImageFolder, torchvision_set
     from ..data.shards import Shards
 
-    path = Path(where)
+    path = Path(where).expanduser()
     if path.suffix == ".tar" or (path.is_dir() and any(path.glob("*.tar"))):
         if split:
             raise ValueError(f"{where} holds shards; name the folder of the split instead of --split {split}")
-        return Shards(where, size)
+        return Shards(path, size)
     if path.exists():
-        return ImageFolder(path, size, within=split or "")
+        return ImageFolder(path, size, within=split or "", classes="all")
     if where == "emoji":
         return Emoji(root, size, split or "all")
     if not where.isidentifier():

@@ -131,11 +131,16 @@ def _versions(here) -> dict:
     return versions | {"device": device, "processes": here.world}
 
 
+def _called(row: dict) -> str:
+    """What a row of the table is called; with the number of images where some are broken."""
+    return f"{row['what']} ({row['images']}, {row['left_out']} broken)" if row["left_out"] else row["what"]
+
+
 def _show(found: dict, path: Path) -> None:
     from ..metrics.captions import COLUMNS, FITS
     from ..metrics.report import table
 
-    rows = {row["what"]: row["measures"] for row in found["rows"]}
+    rows = {_called(row): row["measures"] for row in found["rows"]}
     if "captions" in found:
         known = [FITS, COLUMNS]
         there = [{k: v for k, v in columns.items() if any(k in row for row in rows.values())} for columns in known]
@@ -147,6 +152,10 @@ def _show(found: dict, path: Path) -> None:
         value, low, high = bits["total"].values()
         click.echo(f"bits/dim {value:.3f} [{low:.3f}, {high:.3f}] on {bits['images']} held-out images")
     reference, features = found["reference"], found["features"]
+    if found.get("labels", "").startswith("not compared"):
+        click.echo(f"no accuracy: labels {found['labels']}")
+    if reference["left_out"]:
+        click.echo(f"{reference['left_out']} broken images of the reference are left out")
     if "captions" in found and not any("frechet" in row for row in rows.values()):
         click.echo(f"no Frechet distance: {features['width']} features take {2 * features['width'] + 2} captions")
     if features["name"] == found["options"]["clip"]:

@@ -1,7 +1,8 @@
 """Pictures from any folder or zip archive, and torchvision's data sets by name, as float32 tensors in [-1, 1].
 
-A file that cannot be decoded is skipped: its place is taken by the next good one, its name is logged once and listed
-in ``broken``. Archives are read in place, without extraction, and every worker process opens its own handle.
+A file that cannot be decoded is skipped, its name is logged once and listed in ``broken``. In training its place is
+taken by the next good one; who measures asks for it with ``own``, and leaves it out. Archives are read in place,
+without extraction, and every worker process opens its own handle.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import struct
 import zipfile
 import zlib
+from collections.abc import Sequence
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -23,8 +25,19 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .listing import (
+    SUFFIXES,
+    class_table,
+    files_below,
+    folder_of,
+    is_image,
+    numbers,
+    part_of,
+    plain,
+    table_of_all_parts,
+)
+
 log = logging.getLogger(__name__)
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 UNREADABLE = (  # what Pillow and zipfile raise for files that are not what their names say
     OSError,
     SyntaxError,
@@ -38,6 +51,20 @@ UNREADABLE = (  # what Pillow and zipfile raise for files that are not what thei
 )
 
 
+def eight_bits(image: Image.Image) -> Image.Image:
+    """An image of any mode upright and with 8 bits a channel, 16-bit grey scaled to them.
+
+    Raises:
+        ValueError: a mode with no fixed white level (32-bit float).
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # convert() would clip instead of scale
+        return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("an image of 32-bit floats given; integer images are accepted")
+    return image
+
+
 def to_tensor(image: Image.Image, size: int | None = None) -> Tensor:
     """An image of any mode as (3, H, W) float32 in [-1, 1], red first.
 
@@ -47,11 +74,7 @@ def to_tensor(image: Image.Image, size: int | None = None) -> Tensor:
     Raises:
         ValueError: a mode with no fixed white level (32-bit float).
     """
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # convert() would clip instead of scale
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
-    elif image.mode == "F":
-        raise ValueError("an image of 32-bit floats given; integer images are accepted")
+    image = eight_bits(image)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -109,15 +132,24 @@ class Images(Dataset):
         return len(self.labels) * (1 + self.mirror)
 
     def __getitem__(self, index: int) -> tuple:
+        n = len(self.labels)
+        flipped, first = self._place(index)
+        for i in range(first, first + n):
+            item = self.own(flipped * n + i % n)
+            if item is not None:
+                return item
+        raise ValueError(f"none of the {n} images in {self.path} can be decoded")
+
+    def _place(self, index: int) -> tuple[int, int]:
         if not -len(self) <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
-        n = len(self.labels)
-        flipped, first = divmod(index % len(self), n)
-        for i in range(first, first + n):
-            item = self.load(i % n)
-            if item is not None:
-                return (item[0].flip(2), *item[1:]) if flipped else item
-        raise ValueError(f"none of the {n} images in {self.path} can be decoded")
+        return divmod(index % len(self), len(self.labels))
+
+    def own(self, index: int) -> tuple | None:
+        """Item ``index`` itself, or None where it cannot be decoded: nothing stands in for it."""
+        flipped, i = self._place(index)
+        item = self.load(i)
+        return (item[0].flip(2), *item[1:]) if flipped and item is not None else item
 
     def load(self, i: int) -> tuple | None:
         """Image i with its targets, or None, with a note in the log the first time, if it cannot be decoded."""
@@ -136,58 +168,70 @@ class Images(Dataset):
 class ImageFolder(Images):
     """Labelled images of a folder or a zip archive; item i is (image (3, H, W) float32 in [-1, 1], label int).
 
-    The class of an image is the name of the folder it lies in ("." for the root) wherever that folder is; classes
-    are numbered in alphabetical order, images sorted by path. Hidden files and other suffixes are no images.
+    The class of an image is called as the folder it lies in is ("." for the root), and numbered by a table of names:
+    that of another part of the set, or its own, see ``listing.class_table``. Images are sorted by path. Hidden files
+    and other suffixes are no images.
 
     Args:
         path: a folder, or a zip archive.
         size: side of the square every image is resized and cropped to; None leaves them as they are.
         within: only images below this folder of it, e.g. "train".
         mirror: a second half of the data set holds every image flipped left to right.
+        classes: the names that classes are numbered by, of the training images say; "all" for those of all parts of
+            the set that ``within`` is one of.
 
     Attributes:
-        classes: tuple of class names. names: tuple of paths. labels: (N,) long, of the names.
+        classes: tuple of class names. names: tuple of paths. labels: (N,) long, into ``classes``.
 
     Raises:
-        ValueError: path missing, neither folder nor zip, no images in it, or a size that is no whole number >= 1.
+        ValueError: path missing, neither folder nor zip, no images in it, images of a class that is not in the table,
+            or a size that is no whole number >= 1.
     """
 
     def __init__(
-        self, path: str | os.PathLike, size: int | None = None, within: str = "", mirror: bool = False
+        self,
+        path: str | os.PathLike,
+        size: int | None = None,
+        within: str = "",
+        mirror: bool = False,
+        classes: Sequence[str] | str | None = None,
     ) -> None:
-        self.path, self._archive = Path(path), None
+        self.path, self._archive = Path(path).expanduser(), None
         if not self.path.exists():
             raise ValueError(f"{self.path} does not exist; a folder of images or a zip archive is accepted")
         if not self.path.is_dir() and not zipfile.is_zipfile(self.path):
             raise ValueError(f"{self.path} is neither a folder nor a zip archive")
-        below = within.strip("/") + "/" if within else ""
-        self.names = tuple(sorted(n for n in self._files() if n.startswith(below) and _is_image(n)))
-        if not self.names:
-            where = f"{self.path}, below {within!r}" if within else str(self.path)
-            raise ValueError(f"no images in {where}; files ending in {' '.join(SUFFIXES)} are accepted")
-        folders = [("./" + n).split("/")[-2] for n in self.names]
-        self.classes = tuple(sorted(set(folders)))
-        number = {name: i for i, name in enumerate(self.classes)}
-        super().__init__(self.path, torch.tensor([number[f] for f in folders]), size, mirror)
+        every = self._listed()
+        below = part_of([name for name, _ in every], within)
+        inside = [pair for pair in every if pair[0].startswith(below)]
+        if not inside:
+            raise ValueError(_no_images(self.path, within, [name for name, _ in every]))
+        self.names = tuple(name for name, _ in inside)
+        self._stored = {i: stored for i, (name, stored) in enumerate(inside) if name != stored}
+        folders = [folder_of(name, below) for name in self.names]
+        if classes == "all":
+            classes = table_of_all_parts([name for name, _ in every], within) if within else None
+        self.classes = class_table(folders) if classes is None else tuple(classes)
+        where = f"{self.path}, {below.rstrip('/')}," if below else self.path
+        super().__init__(self.path, torch.tensor(numbers(folders, self.classes, where)), size, mirror)
 
     def name(self, i: int) -> str:
         return self.names[i]
 
     def read(self, i: int) -> bytes:
-        name = self.names[i]
+        name = self._stored.get(i, self.names[i])
         return (self.path / name).read_bytes() if self.path.is_dir() else self._zip().read(name)
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_archive": None}
 
-    def _files(self) -> list[str]:
-        if not self.path.is_dir():
-            return self._zip().namelist()
-        return [
-            (Path(folder) / f).relative_to(self.path).as_posix()
-            for folder, _, files in os.walk(self.path, followlinks=True)
-            for f in files
-        ]
+    def _listed(self) -> list[tuple[str, str]]:
+        """Plain names of all images, sorted, each with the name as it is stored."""
+        if self.path.is_dir():  # a backslash is part of a name there
+            pairs = [("\\".join(map(plain, name.split("\\"))), name) for name in files_below(self.path)]
+        else:
+            pairs = [(plain(name), name) for name in self._zip().namelist()]
+        return sorted(pair for pair in pairs if is_image(pair[0]))
 
     def _zip(self) -> zipfile.ZipFile:
         """This process's own handle: a forked one would share its file position with the parent."""
@@ -196,8 +240,13 @@ class ImageFolder(Images):
         return self._archive[1]
 
 
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES) and not any(p.startswith((".", "__MACOSX")) for p in name.split("/"))
+def _no_images(path: Path, within: str, names: list[str]) -> str:
+    where = f"{path}, below {within!r}" if within else str(path)
+    folders = sorted({name.partition("/")[0] for name in names if "/" in name})
+    hint = f"; there are {len(names)} elsewhere in it" if names else ""
+    hint += f", in {', '.join(folders[:5])}" if folders else ""
+    hint += '; data.train="" takes all' if names else ""
+    return f"no images in {where}; files ending in {' '.join(SUFFIXES)} are accepted{hint}"
 
 
 def checked(value: int | None, what: str = "size") -> int | None:

@@ -16,9 +16,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..random import sample_generators
 from .images import UNREADABLE, Images, checked
+from .listing import plain
+from .sets import class_names
 from .writer import ShardWriter, digest, fingerprint
 
 PER_SHARD = 10_000
+LONGEST = 1 << 24  # characters of a caption in a table
 KEPT = {".jpg": "jpg", ".jpeg": "jpg", ".png": "png"}  # what every reader of webdataset decodes: packed as they are
 
 
@@ -63,10 +66,14 @@ def pack(
         raise ValueError(f"quality = {quality!r} given; None or 1 to 100 is accepted")
     if captions is not None and not isinstance(source, Images):
         raise ValueError("captions go by the names of images; the images of a folder or an archive are accepted")
+    if captions is not None:
+        captions = {plain(name): text for name, text in captions.items()}
+        _require_known(captions, source)
     count = len(source)
-    names = getattr(source, "classes", None)
+    names = class_names(source)
     plan = {"source": fingerprint(source), "images": count, "size": getattr(source, "size", None)}
     plan |= {"per_shard": per_shard, "quality": quality, "seed": seed}
+    plan["classes"] = digest(names)
     plan["captions"] = None if captions is None else digest(f"{k}\0{v}" for k, v in sorted(captions.items()))
     writer = ShardWriter(out, plan)
     order = torch.arange(count)
@@ -88,8 +95,15 @@ def pack(
                     add(f"{i:09d}", members)
                 bar.update()
     bar.close()
-    facts = {} if names is None else {"classes": [n if isinstance(n, str) else ", ".join(n) for n in names]}
-    return writer.finish(**facts)
+    return writer.finish(**({"classes": list(names)} if names else {}))
+
+
+def _require_known(captions: Mapping[str, str], source: Images) -> None:
+    """Refuse captions none of whose names is that of an image: before anything is written."""
+    names = [source.name(i) for i in range(len(source.labels))]
+    if captions.keys().isdisjoint(names):
+        told = f"the captions are of {next(iter(captions))!r}, ..." if captions else "there are no captions"
+        raise ValueError(f"no caption goes with an image: {told}; the images are called {names[0]!r}, ...")
 
 
 def in_order(items: Dataset, numbers: Sequence[int], workers: int) -> Iterator[tuple[int, object]]:
@@ -162,17 +176,22 @@ def read_captions(path: str | os.PathLike) -> dict[str, str]:
     This is the form of ``metadata.csv`` and ``metadata.jsonl`` beside Hugging Face's image folders.
 
     Raises:
-        ValueError: another suffix, a missing column, or a line that is no JSON, with its number.
+        ValueError: another suffix, a missing column, a line that is no JSON, with its number, or text that is not
+            UTF-8.
     """
     path, out = Path(path), {}
     if path.suffix not in (".csv", ".jsonl"):
         raise ValueError(f"captions in {path}; a .csv or .jsonl file with file_name and text is accepted")
+    csv.field_size_limit(LONGEST)
     with open(path, encoding="utf-8-sig", newline="") as file:
         rows = csv.DictReader(file) if path.suffix == ".csv" else map(_json, filter(str.strip, file))
-        for number, row in enumerate(rows, 1):
-            if not isinstance(row, dict) or not all(isinstance(row.get(k), str) for k in ("file_name", "text")):
-                raise ValueError(f"{path}, row {number}: a file_name and a text are expected")
-            out[row["file_name"]] = row["text"]
+        try:
+            for number, row in enumerate(rows, 1):
+                if not isinstance(row, dict) or not all(isinstance(row.get(k), str) for k in ("file_name", "text")):
+                    raise ValueError(f"{path}, row {number}: a file_name and a text are expected")
+                out[row["file_name"]] = row["text"]
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}, after row {len(out)}: {error}; a table in UTF-8 is accepted") from None
     return out
 
 

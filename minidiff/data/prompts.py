@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -128,15 +129,28 @@ def _part(data: DataRecipe, part: str) -> Dataset:
     return Emoji(data.path, data.size, part, data.hands) if data.name == "emoji" else load_dataset(data, part)
 
 
+def _good(name: str, found: Dataset, order: list[int], count: int) -> list:
+    """The first items, in an order, that can be decoded.
+
+    Raises:
+        ValueError: when there are fewer than ``count``.
+    """
+    own = getattr(found, "own", found.__getitem__)
+    items = list(islice((item for i in order if (item := own(i)) is not None), count))
+    if len(items) < count:
+        raise ValueError(f"{len(items)} pictures of {name} can be read, not {count}: ask for fewer captions")
+    return items
+
+
 def _some(name: str, found: Dataset, count: int, reader: str, seed: int) -> Sheet:
     generator = sample_generators(seed, [f"prompts {name}"])[0]
     order = torch.randperm(len(found), generator=generator).tolist()
     if isinstance(found, Emoji):  # each name once, drawn by either hand
         first = {found.texts[i]: i for i in reversed(order)}
         order = [i for i in order if first[found.texts[i]] == i]
-        images, captions = zip(*(found[i] for i in order[:count]), strict=True)
+        images, captions = zip(*_good(name, found, order, count), strict=True)
     else:
-        items = [found[i] for i in order[:count]]
+        items = _good(name, found, order, count)
         images = [item["image"] for item in items]
         captions = tokenizer(reader).decode(torch.stack([item["caption"] for item in items]))
     return Sheet(name, list(captions), [torch.stack(list(images))], False)

@@ -32,7 +32,9 @@ def find_shards(where: Location) -> tuple[list[Path], dict]:
     Raises:
         ValueError: no shards there, some missing, or a pack that was not finished.
     """
-    if isinstance(where, (list, tuple)):
+    several = isinstance(where, (list, tuple))
+    where = where if several else os.path.expanduser(where)
+    if several:
         paths = [Path(p) for p in where]
     elif Path(where).is_dir():
         paths = sorted(Path(where).glob("*.tar"))
@@ -50,7 +52,7 @@ def find_shards(where: Location) -> tuple[list[Path], dict]:
     if missing:
         raise ValueError(f"{len(missing)} of {len(paths)} shards do not exist: {', '.join(missing[:3])}")
     if not paths:
-        below = [] if isinstance(where, (list, tuple)) else sorted({p.parent.name for p in Path(where).glob("*/*.tar")})
+        below = [] if several else sorted({p.parent.name for p in Path(where).glob("*/*.tar")})
         hint = f"; there are some in its folders {', '.join(below[:5])}" if below else ""
         raise ValueError(f"no shards in {where}; a folder of .tar files, one of them, or a pattern is accepted{hint}")
     index = _index(paths[0].parent) if len({p.parent for p in paths}) == 1 else {}

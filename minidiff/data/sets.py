@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,8 +12,11 @@ from torch.utils.data import Dataset, default_collate
 
 from ..random import sample_generators
 from ..words import nearest
+from .images import ImageFolder, Images, torchvision_set
 from .recipe import DataRecipe
+from .tokenizer import Tokenizer, tokenizer
 
+log = logging.getLogger(__name__)
 SPLITS = ("train", "heldout")
 HELDOUT = 2000  # images of a held-out set that is rendered
 
@@ -51,8 +56,20 @@ class Items(Dataset):
         return len(self.found)
 
     def __getitem__(self, i: int) -> dict[str, Tensor]:
-        image, second = self.found[i]
+        return self._row(*self.found[i])
+
+    def own(self, i: int) -> dict[str, Tensor] | None:
+        """Item i itself; None where it cannot be decoded, which training fills with the next good one."""
+        item = self.found.own(i) if isinstance(self.found, Images) else self.found[i]
+        return None if item is None else self._row(*item)
+
+    def _row(self, image: Tensor, second) -> dict[str, Tensor]:
         return {"image": image, self.second: self.convert(second)}
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of their numbers; () where none are known."""
+        return class_names(self.found)
 
     @property
     def broken(self) -> list[str]:
@@ -79,22 +96,69 @@ def load_dataset(recipe: DataRecipe, split: str = "train") -> Dataset:
 
 
 def load_set(recipe: DataRecipe, split: str = "train", count: int | None = None) -> dict[str, Tensor]:
-    """Columns of a data set in memory: all rows, or ``count`` spread evenly over the set.
+    """Columns of a data set in memory: all rows, or ``count`` spread evenly over the set; broken ones are left out.
 
     Raises:
-        ValueError: as ``load_dataset``.
+        ValueError: as ``load_dataset``, or when no image can be decoded.
     """
     found = load_dataset(recipe, split)
     n = len(found)
     every = count is None or count >= n
     if isinstance(found, Columns):
         return found.columns if every else found[[i * n // count for i in range(count)]]
-    return default_collate([found[i] for i in (range(n) if every else [i * n // count for i in range(count)])])
+    items = [found.own(i) for i in (range(n) if every else [i * n // count for i in range(count)])]
+    good = [item for item in items if item is not None]
+    if not good:
+        raise ValueError(f"none of the {len(items)} images of {recipe.name} {split} can be decoded")
+    return default_collate(good)
 
 
 def second(columns: Mapping[str, Tensor]) -> Tensor:
     """What is said of the images of a batch: its labels, or the tokens of its captions."""
     return columns["label" if "label" in columns else "caption"]
+
+
+def require_classes(found: Dataset, n_classes: int) -> None:
+    """Refuse labels that a system with so many classes cannot be told, before any step is taken.
+
+    Raises:
+        ValueError: for labels out of range, or data without any.
+    """
+    held = found.columns.get("label") if isinstance(found, Columns) else getattr(found.found, "labels", None)
+    if held is None or (isinstance(found, Items) and found.second != "label"):
+        return
+    labels = torch.as_tensor(held)
+    if bool((labels < 0).all()):
+        raise ValueError(
+            f"the data have no labels, and the system is told {n_classes} classes: shards need a cls member for each "
+            "image (minidiff data pack makes some of class folders)"
+        )
+    if int(labels.max()) >= n_classes:
+        names = found.classes if isinstance(found, Items) else ()
+        called = f" ({', '.join(names[:10])}{', ...' if len(names) > 10 else ''})" if names else ""
+        raise ValueError(f"the data have classes 0 to {int(labels.max())}{called}, and the system has {n_classes}")
+
+
+def class_names(found: Dataset) -> tuple[str, ...]:
+    """What the labels of a data set stand for; () where that is not known."""
+    if isinstance(found, Images) and not getattr(found, "named", True):
+        return ()
+    names = getattr(found, "classes", ())
+    return tuple(name if isinstance(name, str) else ", ".join(name) for name in names)
+
+
+def classes_of(recipe: DataRecipe) -> tuple[str, ...]:
+    """Names of the classes of a data set, in the order of their numbers; () where they are not known or not at hand."""
+    from .cifar import CLASSES
+    from .scenes import SHAPES
+
+    known = {"digits": tuple("0123456789"), "shapes": tuple(SHAPES), "cifar10": CLASSES}
+    if recipe.name in known or recipe.name.partition(":")[0] not in ("folder", "shards", "torchvision"):
+        return known.get(recipe.name, ())
+    try:
+        return load_dataset(recipe).classes
+    except ValueError:
+        return ()
 
 
 def _digits(recipe: DataRecipe, split: str) -> Dataset:
@@ -135,25 +199,54 @@ def _cifar10(recipe: DataRecipe, split: str) -> Dataset:
 
 
 def _folder(recipe: DataRecipe, split: str) -> Dataset:
-    from .images import ImageFolder
-
-    return Items(ImageFolder(_path(recipe), recipe.size, _part(recipe, split), recipe.mirror and split == "train"))
+    """Classes are numbered as in training, whatever the held-out folder holds."""
+    if split == "train":
+        return Items(ImageFolder(_path(recipe), recipe.size, recipe.train, recipe.mirror))
+    try:
+        table = ImageFolder(_path(recipe), within=recipe.train).classes
+    except ValueError as error:
+        raise ValueError(f"held-out classes are numbered as those of training, but {error}") from None
+    return Items(ImageFolder(_path(recipe), recipe.size, recipe.heldout, classes=table))
 
 
 def _shards(recipe: DataRecipe, split: str) -> Dataset:
+    """Classes are numbered as in training, where the shards know their names."""
     from .shards import Shards
 
-    part = _part(recipe, split)
-    where, mirror = f"{_path(recipe)}/{part}" if part else _path(recipe), recipe.mirror and split == "train"
+    place = lambda part: f"{_path(recipe)}/{part}" if part else _path(recipe)
     if recipe.tokenizer:
-        read = _tokenizer(recipe)
-        return Items(Shards(where, recipe.size, mirror, "txt"), "caption", lambda caption: read([caption])[0])
-    return Items(Shards(where, recipe.size, mirror))
+        reader, mirror = _tokenizer(recipe), recipe.mirror and split == "train"
+        reader([""])  # a tokenizer without its files would refuse every caption
+        found = Shards(place(_part(recipe, split)), recipe.size, mirror, "txt", read=partial(_tokens, reader))
+        if reader.closed:
+            _refuse_captions(found, reader)
+        return Items(found, "caption")
+    if split == "train":
+        return Items(Shards(place(recipe.train), recipe.size, recipe.mirror))
+    found = Shards(place(recipe.heldout), recipe.size)
+    if found.named and recipe.heldout != recipe.train:
+        train = Shards(place(recipe.train))
+        if train.named and train.classes != found.classes:
+            found = Shards(place(recipe.heldout), recipe.size, table=train.classes)
+    return Items(found)
+
+
+def _tokens(reader: Tokenizer, caption: str) -> Tensor:
+    return reader([caption])[0]
+
+
+def _refuse_captions(found: Images, reader: Tokenizer) -> None:
+    """Leave out what a vocabulary does not cover, before training starts, and say how much that is."""
+    wrong = found.check_targets()
+    few = ", ".join(f"{name} ({why})" for name, why in list(wrong.items())[:3])
+    said = f"{len(wrong)} of {len(found.labels)} captions in {found.path} are not read by {reader.name}: {few}"
+    if len(wrong) == len(found.labels):
+        raise ValueError(said)
+    if wrong:
+        log.warning("%s; their images are skipped", said)
 
 
 def _torchvision(recipe: DataRecipe, split: str) -> Dataset:
-    from .images import torchvision_set
-
     name = recipe.name.partition(":")[2]
     return Items(torchvision_set(name, _path(recipe), _part(recipe, split), recipe.size))
 
@@ -192,8 +285,6 @@ def _path(recipe: DataRecipe) -> str:
 
 
 def _tokenizer(recipe: DataRecipe):
-    from .tokenizer import tokenizer
-
     if not recipe.tokenizer:
         raise ValueError(f"data {recipe.name!r} come with captions: name who reads them with data.tokenizer=...")
     return tokenizer(recipe.tokenizer)

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
-from .images import SUFFIXES, Images
+from .images import UNREADABLE, Images
+from .listing import SUFFIXES, same
 from .samples import Location, Samples
-from .tar import ABSENT, UNREADABLE
+from .tar import ABSENT
+from .tar import UNREADABLE as NO_CLASS
 
 IMAGES = tuple(s[1:] for s in SUFFIXES)
 
@@ -51,15 +53,19 @@ class Shards(Images):
         mirror: a second half of the data set holds every image flipped left to right.
         targets: suffixes of what an item holds after the image: one, or several.
         beside: other shards whose members join these samples, as ``Samples`` does it.
+        table: names that classes are numbered by, those of the training shards say; the index beside the shards says
+            what their own numbers are called.
+        read: what is made of a caption; samples whose caption it refuses with a ValueError are skipped too.
 
     Attributes:
-        classes: tuple of class names: those in the index beside the shards, else "0", "1", ...; () without labels.
+        classes: tuple of class names: those of the table or in the index beside the shards, else "0", "1", ...; ()
+            without labels. named: whether these are names, not only numbers.
         labels: (N,) long; -1 where there is none, or none that can be read.
         samples: the ``Samples``. shard_sizes: lengths of consecutive runs of items that lie in one file.
 
     Raises:
         ValueError: no shards, some missing or unfinished, no image in any sample, a target that no sample has or that
-            cannot be decoded, or a bad size.
+            cannot be decoded, samples of a class that is not in the table, or a bad size.
     """
 
     def __init__(
@@ -69,12 +75,15 @@ class Shards(Images):
         mirror: bool = False,
         targets: str | Sequence[str] = "cls",
         beside: Sequence[Location] = (),
+        table: Sequence[str] | None = None,
+        read: Callable[[str], object] | None = None,
     ) -> None:
         self.samples = samples = Samples(where, beside)
         self._images = [s for s in samples.suffixes if s in IMAGES]
         if not self._images:
             held = ", ".join(samples.suffixes)
             raise ValueError(f"no images in the shards of {where}: they hold {held}; {', '.join(IMAGES)} are accepted")
+        self._read = read
         self._targets = (targets,) if isinstance(targets, str) else tuple(targets)
         for target in self._targets:
             if target not in samples.suffixes and target != "cls":
@@ -84,8 +93,9 @@ class Shards(Images):
         names = samples.index.get("classes")
         codes = samples.labels.copy()
         if names is not None:
-            codes[codes >= len(names)] = UNREADABLE
-        self._codes = codes
+            codes[codes >= len(names)] = NO_CLASS
+            codes, names = _renumbered(codes, names, names if table is None else table, where)
+        self._codes, self.named = codes, names is not None
         self.classes = tuple(str(i) for i in range(max(codes.max() + 1, 0))) if names is None else tuple(names)
         super().__init__(where, torch.from_numpy(codes.clip(ABSENT)), size, mirror)
         self.shard_sizes = samples.shard_sizes * (1 + mirror)
@@ -103,7 +113,22 @@ class Shards(Images):
         return self.samples.read(i, suffix)
 
     def targets(self, i: int) -> tuple:
-        return tuple(self._label(i) if t == "cls" else decode(t, self.samples.read(i, t)) for t in self._targets)
+        return tuple(self._label(i) if t == "cls" else self._decoded(i, t) for t in self._targets)
+
+    def _decoded(self, i: int, target: str):
+        value = decode(target, self.samples.read(i, target))
+        return self._read(value) if self._read and isinstance(value, str) else value
+
+    def check_targets(self) -> dict[str, str]:
+        """Read what goes with every image, without decoding it; what is wrong, by the names of those to be skipped."""
+        wrong = {}
+        for i in range(len(self.labels)):
+            try:
+                self.targets(i)
+            except UNREADABLE as error:
+                self._broken[i] = True
+                wrong[self.name(i)] = str(error)
+        return wrong
 
     def _label(self, i: int) -> int:
         code = int(self._codes[i])
@@ -111,3 +136,17 @@ class Shards(Images):
             text = self.samples.read(i, "cls")  # raises where there is none
             raise ValueError(f"cls {text[:20]!r} is no class; 0 to {len(self.classes) - 1} are accepted")
         return code
+
+
+def _renumbered(codes: np.ndarray, names: Sequence[str], table: Sequence[str], where: Location):
+    """Labels that count names as labels that count the table."""
+    number = {same(name): i for i, name in enumerate(table)}
+    used = np.unique(codes[codes >= 0])
+    unknown = [names[i] for i in used if same(names[i]) not in number]
+    if unknown:
+        raise ValueError(
+            f"the shards of {where} hold classes that are not in the table: {', '.join(unknown[:10])}; "
+            f"there are {', '.join(table[:10])}"
+        )
+    new = np.array([number.get(same(name), ABSENT) for name in names], codes.dtype)
+    return np.where(codes >= 0, new[codes.clip(0)], codes), tuple(table)

@@ -26,8 +26,10 @@ class Tokenizer:
         name: Name.
         size: Number of tokens.
         context: Length that captions are cut or filled to.
+        closed: Whether there are words that it does not read.
     """
 
+    closed = False
     name: str
     size: int
     context: int
@@ -59,6 +61,8 @@ class WordTokenizer(Tokenizer):
         words: The vocabulary; token i is word i.
         context: Longest caption, in words.
     """
+
+    closed = True
 
     def __init__(self, name: str, words: Sequence[str], context: int):
         self.name, self.words, self.context, self.size = name, tuple(words), context, len(words)

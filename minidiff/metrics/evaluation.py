@@ -12,8 +12,9 @@ from torch.utils.data import Dataset, TensorDataset
 from tqdm import tqdm
 
 from ..data.embedder import Embedder
+from ..data.images import Images
 from ..data.recipe import DataRecipe
-from ..data.sets import SPLITS, Columns, Items, load_dataset, load_set, second
+from ..data.sets import SPLITS, Columns, Items, classes_of, load_dataset, load_set, second
 from ..random import sample_generators
 from ..recipes import Recipe
 from ..store import reference
@@ -120,7 +121,7 @@ def references(
     if name not in SPLITS:
         if not Path(name).exists():
             raise ValueError(f"the reference must be {', '.join(SPLITS)} or a folder, zip or npz file; got {name!r}")
-        return image_set(name), name, None
+        return image_set(name, classes_of(network.data) if network.data else ()), name, None
     if data is None:
         raise ValueError(f"these features belong to no data set that has a {name} part: name images with --reference")
     try:
@@ -144,18 +145,22 @@ def _pairs(found: Dataset) -> Dataset:
 def read(
     found: Dataset, here: Processes, batch: int, chosen: Tensor | None = None
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """This process's share of a set, or of the ``chosen`` indices into it.
+    """This process's share of a set, or of the ``chosen`` indices into it; broken images are left out.
 
     Raises:
         ValueError: for images of several sizes.
     """
     chosen = torch.arange(len(found)) if chosen is None else chosen
     for mine in torch.tensor(here.share(len(chosen))).split(batch):
-        images, labels = zip(*(found[i] for i in chosen[mine].tolist()), strict=True)
+        items = [found.own(i) if isinstance(found, Images) else found[i] for i in chosen[mine].tolist()]
+        good = torch.tensor([item is not None for item in items])
+        if not good.any():
+            continue
+        images, labels = zip(*(item for item in items if item is not None), strict=True)
         shapes = {tuple(image.shape) for image in images}
         if len(shapes) > 1:
             raise ValueError(f"the images have several sizes: {', '.join(map(str, sorted(shapes)))}")
-        yield mine, torch.stack(images), torch.as_tensor(labels)
+        yield mine[good], torch.stack(images), torch.as_tensor(labels)
 
 
 def some(found: Dataset, count: int, here: Processes, batch: int, seed: int) -> Parts:
@@ -176,7 +181,11 @@ def real_rows(found: Dataset | None, count: int, *args) -> list[tuple[str, None,
 
 
 def describe(parts: Parts, count: int, plan: Plan, here: Processes, what: str) -> tuple[Tensor, ...] | None:
-    """What a plan keeps of a set of images, in the first process; None in the others, which help."""
+    """What a plan keeps of a set of images, in the first process; None in the others, which help.
+
+    Raises:
+        ValueError: when no image can be decoded.
+    """
 
     def seen() -> Iterator[tuple[Tensor, ...]]:
         share = len(here.share(count))
@@ -186,6 +195,8 @@ def describe(parts: Parts, count: int, plan: Plan, here: Processes, what: str) -
                 bar.update(len(index))
 
     found = here.gathered(seen())
+    if found == ():
+        raise ValueError(f"{what}: none of the {count} images can be decoded")
     return None if found is None else tuple(tensor.to(here.device) for tensor in found)
 
 
@@ -207,10 +218,12 @@ def judge(plan: Plan, here: Processes) -> dict | None:
         found = describe(parts, plan.count, plan, here, what)
         if found is not None:
             ends = {name: interval._asdict() for name, interval in plan.measure(found, against).items()}
-            rows.append({"what": what, "scale": scale, "measures": ends})
+            judged = {"images": len(found[0]), "left_out": plan.count - len(found[0])}
+            rows.append({"what": what, "scale": scale, **judged, "measures": ends})
     if here.rank > 0:
         return None
-    reference = {"name": plan.reference_name, "images": plan.available}
+    read_of = len(against[0])
+    reference = {"name": plan.reference_name, "images": read_of, "left_out": plan.available - read_of}
     return plan.facts | {"images": plan.count, "reference": reference, "features": plan.about(), "rows": rows}
 
 

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
 from ..condition import each
+from ..data.embedder import Embedder
 from ..data.prompts import Sheet, sheets
+from ..data.recipe import DataRecipe
+from ..data.sets import classes_of
 from ..pixels import quantize
 from ..recipes import Recipe
 from .captions import ByCaption, asked
@@ -20,7 +23,7 @@ from .drawing import Drawing
 from .embedders import default_clip, default_features, embedder
 from .evaluation import ByClass, Parts, Plan, read, real_rows, references, some
 from .processes import Processes
-from .sources import image_set
+from .sources import ArrayImages, image_set
 
 IMAGES, AGAIN = 1000, 100  # drawn of a model with classes; captions that are drawn twice
 
@@ -94,10 +97,16 @@ def _by_class(drawing: Drawing, recipe: Recipe, how: Evaluation, here: Processes
     rows = real_rows(other, count, here, how.batch, how.seed)
     rows += [(f"s = {scale:g}", scale, drawn(scale)) for scale in how.scales]
     told = bool((number >= 0).all())
-    labelled = told and network.data is not None and network.data.name == data.name
+    labelled = told and network.data is not None and _alike(network.data, data)
     facts = facts | {"labels": "each class in turn" if told else "none"}
     more = {"facts": facts, "neighbours": how.neighbours}
     return [ByClass(rows, count, reference, name, network, labelled, **more, **how.common)]
+
+
+def _alike(one: DataRecipe, other: DataRecipe) -> bool:
+    """Whether two sets number the same classes alike, as far as their names are at hand."""
+    names = [classes_of(data) for data in (one, other)]
+    return one.name == other.name and (names[0] == names[1] or () in names)
 
 
 def _drawn(
@@ -159,13 +168,34 @@ def plan_of_images(source: str, how: Evaluation, here: Processes) -> Plan:
     """
     if not how.features:
         raise ValueError(f"{source} is a set of images: name the network to compare them in with --features")
-    found, network = image_set(source), embedder(how.features, here.device)
+    network = embedder(how.features, here.device)
+    known = _known(network)
+    found = image_set(source, known)
     reference, name, other = references(how.reference, network.data, network)
     count = how.images or len(found)
     if count > len(found):
         raise ValueError(f"{source} holds {len(found)} images, not {count}")
     rows = real_rows(other, count, here, how.batch, how.seed)
     rows.append((Path(source).name, None, some(found, count, here, how.batch, how.seed)))
-    classes = getattr(found, "classes", range(network.n_classes))
-    labelled = network.data is not None and len(classes) == network.n_classes
-    return ByClass(rows, count, reference, name, network, labelled, neighbours=how.neighbours, **how.common)
+    labelled, note = _labels(found, network, known)
+    more = {"facts": {"labels": note}, "neighbours": how.neighbours}
+    return ByClass(rows, count, reference, name, network, labelled, **more, **how.common)
+
+
+def _known(network: Embedder) -> tuple[str, ...]:
+    """What a network calls its classes: their numbers, where its data have no names; () where it knows no data."""
+    if network.data is None:
+        return ()
+    return classes_of(network.data) or tuple(str(i) for i in range(network.n_classes))
+
+
+def _labels(found: Dataset, network: Embedder, known: tuple[str, ...]) -> tuple[bool, str]:
+    """Whether the labels of a set of images are the classes of the network that judges it, and what to say of it."""
+    if network.data is None:
+        return False, f"not compared: what {network.name} calls its classes is not known"
+    if isinstance(found, ArrayImages):
+        return True, f"numbers of the classes of {network.name}"
+    if tuple(found.classes) == known:
+        return True, f"folders, by the names of the classes of {network.name}"
+    few = lambda names: ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+    return False, f"not compared: the folders are {few(found.classes)}; {network.name} knows {few(known)}"

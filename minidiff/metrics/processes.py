@@ -33,7 +33,7 @@ class Processes:
     def gathered(self, parts: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, ...] | None:
         """Rows of all processes in the order of their index, the first tensor of a part, which is left out.
 
-        Every process takes part, and has at least one row; the first gets the result, the others None.
+        Every process takes part; the first gets the result, () where nobody has a row, the others None.
         """
         mine = tuple(torch.cat(column).cpu() for column in zip(*parts, strict=True))
         if self.world == 1:
@@ -43,6 +43,9 @@ class Processes:
             torch.distributed.gather_object(mine, everyone)
             if everyone is None:
                 return None
+        everyone = [rows for rows in everyone if rows]
+        if not everyone:
+            return ()
         index, *columns = (torch.cat(column) for column in zip(*everyone, strict=True))
         order = index.argsort()
         return tuple(column[order] for column in columns)

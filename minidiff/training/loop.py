@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..data.sets import load_dataset
+from ..data.sets import load_dataset, require_classes
 from ..files import owned
 from ..random import per_sample, sample_generators
 from .checkpoint import save_checkpoint
@@ -22,7 +22,7 @@ from .parallel import parallel, share_of, whole
 from .plan import TrainingRecipe
 from .precision import autocast, computes_in
 from .resume import State
-from .trainable import Trainable
+from .trainable import Trainable, classes_told
 from .watch import Watch
 
 
@@ -97,6 +97,8 @@ def _train(recipe, build, folder: Path, accelerator, quiet: bool) -> dict[str, T
             "lose each other as negatives"
         )
     found = load_dataset(recipe.data)
+    if (n_classes := classes_told(system)) is not None:
+        require_classes(found, n_classes)
     order = Order(len(found), plan.batch, plan.seed, getattr(found, "shard_sizes", None))
     model, optimizer = parallel(Loss(system), plan, accelerator)
     ema = EMA(system, plan.ema)

@@ -49,3 +49,9 @@ class Trainable(nn.Module):
     def dtype(self) -> torch.dtype:
         """Precision of what it draws: that of the parameters, and single where they have less."""
         return torch.promote_types(torch.float32, next(self.parameters()).dtype)
+
+
+def classes_told(system: Trainable) -> int | None:
+    """How many classes the labels of its training data may name; None for a system that is told none."""
+    told = system.part("label") if hasattr(system, "part") else system
+    return getattr(told, "n_classes", None)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from minidiff.cli import OneLine
 from minidiff.cli.evaluate import evaluate
@@ -54,7 +55,7 @@ def test_guidance_trades_recall_for_precision(judged):
 def test_the_record_holds_what_it_takes_to_measure_again(judged):
     _, found = judged
     assert found["options"]["seed"] == 0 and found["options"]["steps"] == "8" and found["images"] == 140
-    assert found["reference"] == {"name": "digits heldout", "images": len(digits("heldout")[0])}
+    assert found["reference"] == {"name": "digits heldout", "images": len(digits("heldout")[0]), "left_out": 0}
     assert found["features"]["name"] == "digits-classifier-clean" and len(found["features"]["sha256"]) == 64
     assert found["recipe"]["name"] == "digits" and len(found["sha256"]) == 64
     assert {"minidiff", "torch", "python", "device", "processes"} <= found["versions"].keys()
@@ -147,6 +148,55 @@ def test_a_set_of_images(tmp_path):
     assert row["measures"]["fid"]["value"] < 1e-4 and row["measures"]["recall"]["value"] == 1
 
 
+WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+JUDGE = ("--features", "digits-classifier-clean", "--draws", 20, "--quiet", "--cpu")
+
+
+def digit_files(folder, names, count=300):
+    """Digits as PNG files in a folder for each class, of these names; their files."""
+    images, labels = (part[:count] for part in digits("train"))
+    files = [folder / names[label] / f"{i:03d}.png" for i, label in enumerate(labels.tolist())]
+    for image, file in zip(to_uint8(images), files, strict=True):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[0].numpy()).save(file)
+    return files
+
+
+def test_broken_images_are_left_out_and_counted(tmp_path):
+    """Half of them broken is the same as half of them there: nothing takes their place, in no number."""
+    found = []
+    for what in ("broken", "absent"):
+        for i, file in enumerate(digit_files(tmp_path / what, "0123456789")):
+            if i % 2:
+                file.write_bytes(b"no picture") if what == "broken" else file.unlink()
+        result = run("evaluate", tmp_path / what, *JUDGE, "--json", tmp_path / "x.json")
+        assert result.exit_code == 0, result.output
+        found.append(json.loads((tmp_path / "x.json").read_text())["rows"][1])
+        assert ("(150, 150 broken)" in result.output) == (what == "broken")
+    broken, absent = found
+    assert (broken["images"], broken["left_out"]) == (150, 150) and (absent["images"], absent["left_out"]) == (150, 0)
+    assert broken["measures"]["class_accuracy"] == absent["measures"]["class_accuracy"]
+    for name in MEASURES - {"fid_debiased"}:  # whose halves are drawn by the place of an image
+        measured = absent["measures"][name]
+        assert broken["measures"][name]["value"] == pytest.approx(measured["value"], rel=1e-5), name
+
+
+def test_folders_are_compared_by_their_names(tmp_path):
+    """Some classes are missing: the others keep their numbers. Names the judge does not know are not compared."""
+    digit_files(tmp_path / "numbers", "0123456789")
+    for label in "02":
+        shutil.rmtree(tmp_path / "numbers" / label)
+    digit_files(tmp_path / "words", WORDS)
+    results = {}
+    for what in ("numbers", "words"):
+        result = run("evaluate", tmp_path / what, *JUDGE, "--json", tmp_path / "x.json")
+        assert result.exit_code == 0, result.output
+        results[what] = result.output, json.loads((tmp_path / "x.json").read_text())["rows"][1]["measures"]
+    assert results["numbers"][1]["class_accuracy"]["value"] > 0.9 and "not compared" not in results["numbers"][0]
+    assert "class_accuracy" not in results["words"][1] and "fid" in results["words"][1]
+    assert "not compared: the folders are eight, five, four" in results["words"][0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -165,6 +215,7 @@ def test_a_set_of_images(tmp_path):
         (["digits", "--bits-per-dim", "9999"], "held-out images for the bound"),
         (["few.npz"], "--features"),
         (["few.npz", "--features", "digits-classifier-clean"], "5 images are too few"),
+        (["wrong.npz", "--features", "digits-classifier-clean"], "1 labels are no classes, 17 say; from 0 to 9 are"),
         (["few.npz", "--features", "digits-classifier-clean", "--images", "6"], "holds 5 images, not 6"),
         (["few.npz", "--features", "digits-classifier-clean", "--scale", "2"], "set of images"),
         (["adm-imagenet64"], "adm-imagenet64"),
@@ -177,6 +228,7 @@ def test_bad_usage_is_one_line_and_exit_code_2(arguments, message, monkeypatch, 
     monkeypatch.delenv("MINIDIFF_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
     np.savez("few.npz", np.zeros((5, 8, 8, 1), np.uint8))
+    np.savez("wrong.npz", np.zeros((3, 8, 8, 1), np.uint8), np.array([3, 17, 0]))
     result = run("evaluate", *arguments, "--quiet", "--cpu")
     assert result.exit_code == 2, result.output
     assert message in result.output and len(result.output.strip().splitlines()) == 1

@@ -5,10 +5,12 @@ import itertools
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from minidiff.data.sets import load_set
 from minidiff.files import write_atomically
@@ -183,8 +185,6 @@ def test_importance_of_levels_is_saved_and_resumed(tmp_path):
 
 
 def test_a_folder_trains_through_workers_and_resumes_inside_an_epoch(tmp_path):
-    from PIL import Image
-
     generator = torch.Generator().manual_seed(0)
     for i in range(20):
         pixels = (torch.rand(8, 8, 3, generator=generator) * 255).byte().numpy()
@@ -279,3 +279,20 @@ def test_heldout_losses_are_measured_in_parts_no_larger_than_a_batch():
     assert torch.equal(torch.cat(seen), heldout["image"].repeat(2, 1, 1, 1)), "every image, in every pass"
     simple = torch.cat([part["simple"] for part in losses])
     assert found["heldout_simple"] == pytest.approx(simple.mean().item(), abs=1e-5)
+
+
+def test_labels_that_do_not_fit_are_found_before_the_first_step(tmp_path):
+    """Twelve classes for a system of ten, with their names; and pictures without labels."""
+    for i in range(12):
+        (tmp_path / "images" / f"{i}").mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / "images" / f"{i}" / "x.png")
+    at = ["data.train=", "data.heldout=", f"data.path={tmp_path / 'images'}"]
+    recipe = load_recipe(TINY, ["data.name=folder", *at])
+    with pytest.raises(ValueError, match=r"classes 0 to 11 \(0, 1, 2, .*, and the system has 10"):
+        train(recipe, begun, tmp_path / "run", cpu=True, quiet=True)
+    with tarfile.open(tmp_path / "images" / "x.tar", "w") as archive:
+        archive.add(tmp_path / "images" / "3", "3")
+    recipe = load_recipe(TINY, ["data.name=shards", *at])
+    with pytest.raises(ValueError, match="the data have no labels, and the system is told 10 classes"):
+        train(recipe, begun, tmp_path / "run", cpu=True, quiet=True)
+    assert not list(tmp_path.glob("run/*"))
