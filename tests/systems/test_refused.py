@@ -8,8 +8,9 @@ import torch
 
 from minidiff import load
 from minidiff.data.tokenizer import tokenizer
+from minidiff.schedule import DATA
 from minidiff.systems.diffusion import Diffusion
-from minidiff.systems.draw import draw
+from minidiff.systems.draw import cascade, draw, drawn, truncated
 from minidiff.systems.parts import Caption, Known, Label, LowRes
 
 SHAPE = (3, 8, 8)
@@ -104,3 +105,53 @@ def test_a_system_in_double_precision_takes_values_in_single():
         ours = draw(double, 1, levels=3, x_T=x_T.double(), label=1, low_res=low_res)
         assert ours.dtype == torch.float64
         torch.testing.assert_close(ours.float(), draw(single, 1, levels=3, x_T=x_T, label=1, low_res=low_res))
+
+
+@pytest.mark.parametrize("n", [0, -1, 1.5, NAN, "3", None, True])
+def test_samples_are_counted(n):
+    with pytest.raises(ValueError, match="number of samples must be at least 1"):
+        draw(load("digits"), n)
+
+
+@pytest.mark.parametrize("temperature", [NAN, float("inf"), -1.0])
+def test_a_temperature_is_finite_and_not_negative(temperature):
+    with pytest.raises(ValueError, match="temperature is a finite number >= 0"):
+        draw(load("digits"), 1, temperature=temperature)
+
+
+@pytest.mark.parametrize("levels", [[], (), [1, 2], [None], [DATA]])
+def test_what_is_no_chain(levels):
+    with pytest.raises(ValueError, match="two noise levels or more"):
+        draw(load("digits"), 1, levels=levels)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.long, torch.complex64])
+def test_a_start_of_another_precision(dtype):
+    with pytest.raises(ValueError, match=r"x_T must be of torch.float32, as the system, got"):
+        draw(load("digits"), 1, x_T=torch.zeros(1, 1, 8, 8, dtype=dtype))
+
+
+@pytest.mark.parametrize("sigma", [NAN, -0.1, 0.0])
+def test_a_chain_is_not_cut_below_the_data(sigma):
+    with pytest.raises(ValueError, match="a chain is cut at a sigma > 0"):
+        truncated(load("digits").schedule, 5, sigma)
+
+
+@pytest.mark.parametrize("level", [NAN, -0.1])
+def test_a_truncated_cascade_refuses_the_same_levels(level):
+    stages = [(load("shapes8"), {"levels": 2}), (load("shapes8-16"), {"levels": 2, "aug_level": level})]
+    for truncate in (False, True):
+        with pytest.raises(ValueError, match="sigma"):
+            cascade(stages, 1, truncate=truncate, label=1)
+
+
+def test_the_base_of_a_cascade_enlarges_nothing():
+    stages = [(load("shapes8"), {"levels": 2, "aug_level": 0.2}), (load("shapes8-16"), {"levels": 2})]
+    with pytest.raises(ValueError, match="the base has none"):
+        cascade(stages, 1, label=1)
+
+
+@pytest.mark.parametrize(("stages", "n"), [([], 1), ([(None, None)], 0), ([(None, None)], -1)])
+def test_at_least_one_picture_of_one_stage(stages, n):
+    with pytest.raises(ValueError, match="at least one picture of one stage"):
+        list(drawn(stages, {}, n))
