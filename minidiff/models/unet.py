@@ -312,7 +312,8 @@ class UNet(Encoder):
 
     def embed_image_level(self, time: Tensor) -> Tensor:
         """Network times (B,) of the noise in the image door -> (B, 4 channels), to be added to the vector."""
-        return self.image_level_embed(timestep_embedding(time, self.config.channels))
+        weight = self.image_level_embed[0].weight
+        return self.image_level_embed(timestep_embedding(time, self.config.channels).to(weight.dtype))
 
 
 def check_tokens(tokens: Tensor | None, config: UNetConfig) -> None:

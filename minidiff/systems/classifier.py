@@ -16,6 +16,7 @@ from ..random import randn
 from ..schedule import DATA, DiscreteSchedule, NoiseLevel
 from ..training.levels import Uniform
 from ..training.trainable import Trainable
+from .parts import Label
 from .registry import system
 
 
@@ -70,21 +71,21 @@ class NoisyClassifier(Trainable):
         """``(x, level) -> (B,)`` log p(label | x_t), the form that guidance takes.
 
         Raises:
-            ValueError: for a label that is out of range.
+            ValueError: for a label that is out of range; in the call, for neither one label nor as many as images.
         """
-        label = torch.as_tensor(label)
-        if bool(((label < 0) | (label >= self.n_classes)).any()):
-            raise ValueError(f"labels must be from 0 to {self.n_classes - 1}, got {label}")
+        labels = Label(self.n_classes).read(label, self.shape)
 
         def log_prob(x: Tensor, level: NoiseLevel) -> Tensor:
-            chosen = label.to(x.device).expand(len(x))
+            if len(labels) not in (1, len(x)):
+                raise ValueError(f"{len(labels)} labels for {len(x)} images; one for all, or one for each is accepted")
+            chosen = labels.to(x.device).expand(len(x))
             return self.log_prob_label(x, level).gather(1, chosen[:, None])[:, 0]
 
         return log_prob
 
     def loss(self, batch: Mapping[str, Tensor], generator=None, level: NoiseLevel | None = None) -> dict[str, Tensor]:
         """(B,) cross entropy at the level, drawn uniformly when left out; also whether the label was right."""
-        images, labels = column(batch, "image"), column(batch, "label")
+        images, labels = column(batch, "image"), Label(self.n_classes).observe(batch)
         if not self.noise_aware:
             level = DATA
         elif level is None:

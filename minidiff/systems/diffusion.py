@@ -66,7 +66,8 @@ class Diffusion(Trainable):
         bins: Number of values a pixel can take, for the bound.
 
     Raises:
-        ValueError: for a network that lacks what a part needs, or takes another number of channels than it is shown.
+        ValueError: for a network that lacks what a part needs, or takes another number of channels than it is
+            shown, or for two parts of the same key.
     """
 
     subject = "image"  # the column of data that x_0 is
@@ -86,6 +87,9 @@ class Diffusion(Trainable):
         self.network, self.schedule, self.parts = network, schedule, tuple(parts)
         self.predicts, self.variance, self.bins = predicts, variance, bins
         self.level_sampler = level_sampler or Uniform()
+        keys = [part.key for part in self.parts]
+        if len(set(keys)) < len(keys):
+            raise ValueError(f"every part has a key of its own, got {', '.join(keys)}")
         shown = self.shape[0] + sum(part.channels for part in self.parts)
         if network.config.in_channels != shown:
             raise ValueError(f"this system needs {shown} input channels, got {network.config.in_channels}")
@@ -124,7 +128,7 @@ class Diffusion(Trainable):
                     f"this system is told no {key!r}: {nearest(key, keys) if keys else 'it is told nothing'}"
                 )
         given = {
-            part.key: each(lambda t: t.to(self.device), part.read(values[part.key], self.shape))
+            part.key: each(self._here, part.read(values[part.key], self.shape))
             for part in self.parts
             if values.get(part.key) is not None
         }
@@ -133,8 +137,12 @@ class Diffusion(Trainable):
             if part.key not in given:
                 if not part.nullable:
                     raise ValueError(f"this system is told its {part.key!r}, which has no null: name it")
-                given[part.key] = each(lambda t: t.to(self.device), part.nothing(self.network, n))
+                given[part.key] = each(self._here, part.nothing(self.network, n))
         return {part.key: self._repeated(part.key, given[part.key], n) for part in self.parts}
+
+    def _here(self, value: Tensor) -> Tensor:
+        """On the device of the network; numbers that are not counted also in its precision."""
+        return value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
 
     @staticmethod
     def _repeated(key: str, value: Value, n: int) -> Value:
@@ -173,8 +181,14 @@ class Diffusion(Trainable):
         return self.encode(self.nulls(self.read(values, n)))
 
     def forward(self, x: Tensor, level: NoiseLevel, condition: Condition | None = None) -> Prediction:
-        """The prediction for x (B, C, H, W); given nothing, where the condition is left out."""
+        """The prediction for x (B, C, H, W); given nothing, where the condition is left out.
+
+        Raises:
+            ValueError: for what is no condition, or one that was left out where a part has no null.
+        """
         condition = self.null(len(x)) if condition is None else condition
+        if not isinstance(condition, Condition):
+            raise ValueError(f"a model is asked with what its condition(...) returns, got {type(condition).__name__}")
         return predict(self.network, x, level, condition, self.predicts, self.variance)
 
     def loss(self, batch: Mapping[str, Tensor], generator=None, level: NoiseLevel | None = None) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
@@ -37,7 +38,8 @@ def draw(
 ) -> Tensor:
     """Draw n samples. What is told enters the network once, at the start.
 
-    Gradients are recorded only where x_T or a value asks for them.
+    Gradients are recorded only where x_T or a value asks for them; that of a classifier or CLIP that guides is a
+    constant to them.
 
     Args:
         system: What draws.
@@ -58,16 +60,20 @@ def draw(
         ValueError: for values that the system cannot be told, a guide that it has no null for, or levels that its
             schedule does not have.
     """
-    if n < 1:
-        raise ValueError(f"the number of samples must be at least 1, got {n}")
+    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+        raise ValueError(f"the number of samples must be at least 1, got {n!r}")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"the temperature is a finite number >= 0, got {temperature}")
     given = system.read(values, n)
     tensors = [x_T, *(t for value in given.values() for t in ((value,) if isinstance(value, Tensor) else value))]
     gradients = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    chain = respaced(system.schedule, levels)
+    chain = _chain(system.schedule, levels)
     if x_T is None:
         x_T = temperature * start_std(chain[0]) * randn((n, *system.shape), generator, system.dtype, system.device)
     elif tuple(x_T.shape) != (n, *system.shape):
         raise ValueError(f"x_T must be {(n, *system.shape)}, got {tuple(x_T.shape)}")
+    elif x_T.dtype != system.dtype:
+        raise ValueError(f"x_T must be of {system.dtype}, as the system, got {x_T.dtype}")
     with torch.set_grad_enabled(gradients):
         condition = system.encode(given)
         null = system.encode(system.nulls(given)) if system.has_null else condition
@@ -76,6 +82,14 @@ def draw(
         for part in system.parts:
             denoiser = part.impose(denoiser, given[part.key])
         return sample(sampler or ddim(), denoiser, chain, x_T, generator, gradients)
+
+
+def _chain(schedule, levels: Levels) -> Sequence[NoiseLevel]:
+    """The chain of ``levels``, checked: one's own may be anything."""
+    chain = respaced(schedule, levels)
+    if len(chain) < 2 or not all(isinstance(level, NoiseLevel) for level in chain):
+        raise ValueError(f"a chain holds two noise levels or more, from noise to data, got {chain!r}")
+    return chain
 
 
 def truncated(schedule, levels: Levels, sigma: float) -> list[NoiseLevel]:
@@ -87,11 +101,13 @@ def truncated(schedule, levels: Levels, sigma: float) -> list[NoiseLevel]:
         sigma: Where to stop: at the level of the schedule that is nearest to it.
 
     Raises:
-        ValueError: when nothing of the chain is left.
+        ValueError: when nothing of the chain is left, or sigma is not positive.
     """
+    if not sigma > 0:
+        raise ValueError(f"a chain is cut at a sigma > 0, got {sigma}")
     deviations = (1 - schedule.alpha_bar).sqrt()
     end = schedule.level(int((deviations - sigma).abs().argmin()))
-    chain = [level for level in respaced(schedule, levels) if level.sigma > end.sigma]
+    chain = [level for level in _chain(schedule, levels) if level.sigma > end.sigma]
     if not chain:
         raise ValueError(f"a chain cut at sigma = {sigma:g} has no step left")
     return [*chain, end]
@@ -116,10 +132,12 @@ def cascade(stages: Sequence[Stage], n: int, generator=None, truncate: bool = Fa
         (n, C, H, W) in the size of the last stage.
 
     Raises:
-        ValueError: when a stage does not take what the one before draws, or no stage is given.
+        ValueError: when a stage does not take what the one before draws, no stage is given, or the base an aug_level.
     """
     if not stages:
         raise ValueError("a cascade needs at least one stage, its base")
+    if "aug_level" in stages[0][1]:
+        raise ValueError("aug_level is of the image that a stage enlarges; the base has none, name it with the next")
     for (before, _), (after, _) in pairwise(stages):
         small = after.part("low_res")
         if small is None or before.shape != small.small_shape(after.shape):
@@ -177,8 +195,10 @@ def drawn(
         (b,) indices and (b, C, H, W) images on the CPU, until this process has drawn its share.
 
     Raises:
-        ValueError: unless 0 <= rank < world, or when batch is no positive number, or a stage does not fit.
+        ValueError: unless 0 <= rank < world, when batch or n is no positive number, or a stage does not fit.
     """
+    if n < 1 or not stages:
+        raise ValueError(f"at least one picture of one stage is drawn, got {n} of {len(stages)}")
     if not 0 <= rank < world or batch < 1:
         raise ValueError(f"need 0 <= rank < world and batch >= 1, got rank {rank}, world {world}, batch {batch}")
     for mine in torch.arange(rank, n, world).split(batch):

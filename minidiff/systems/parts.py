@@ -19,6 +19,7 @@ from ..process import as_known, diffuse
 from ..random import rand, randn
 from ..schedule import NoiseLevel
 
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 TOLD = 1000  # a level in [0, 1] is told times this: the fastest sinusoid of a time embedding has the frequency one
 
 
@@ -29,12 +30,18 @@ class Label(Part):
         n_classes: Number of classes.
         nullable: Whether the embedding has one more row, for the null.
         p_drop: Probability of the null in training.
+
+    Raises:
+        ValueError: for no classes, what is no probability, or dropout without a row for the null.
     """
 
     key, judge = "label", "class"
     questions = (Question("label", "integer", "Class to draw (default: all of them in turn).", many=True),)
 
     def __init__(self, n_classes: int, nullable: bool = False, p_drop: float = 0.0):
+        if type(n_classes) is not int or n_classes < 1:
+            raise ValueError(f"the number of classes is a whole number >= 1, got {n_classes!r}")
+        _require_probability(p_drop)
         if p_drop and not nullable:
             raise ValueError(f"labels are dropped with probability {p_drop}, but the embedding has no row for the null")
         self.n_classes, self.nullable, self.p_drop = n_classes, nullable, p_drop
@@ -51,13 +58,26 @@ class Label(Part):
         Raises:
             ValueError: for a label that is out of range, or a null that the network was not built with.
         """
-        labels = torch.as_tensor(value)
-        labels = labels[None] if labels.ndim == 0 else labels
         lowest = -1 if self.nullable else 0
-        wrong = labels.ndim != 1 or labels.is_floating_point()
-        if wrong or bool(((labels < lowest) | (labels >= self.n_classes)).any()):
-            raise ValueError(f"labels must be (B,) integers from {lowest} to {self.n_classes - 1}, got {value}")
+        accepted = f"labels must be (B,) integers from {lowest} to {self.n_classes - 1}, got {value!r}"
+        try:
+            labels = torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(accepted) from None
+        labels = labels[None] if labels.ndim == 0 else labels
+        whole = labels.ndim == 1 and labels.dtype in INTEGERS
+        if not whole or bool(((labels < lowest) | (labels >= self.n_classes)).any()):
+            raise ValueError(accepted)
         return labels.long()
+
+    def observe(self, batch: Mapping[str, Tensor], generator=None) -> Tensor:
+        """The labels of a batch.
+
+        Raises:
+            ValueError: on the CPU, for a label that is out of range; on other devices the check would make steps wait.
+        """
+        labels = column(batch, self.key)
+        return self.read(labels, ()) if labels.device.type == "cpu" else labels
 
     def encode(self, network: nn.Module, value: Tensor) -> Condition:
         """Rows of the label embedding."""
@@ -83,12 +103,16 @@ class Caption(Part):
     Args:
         tokenizer: Reads captions.
         p_drop: Probability of the empty caption in training; GLIDE's fine-tuning for guidance takes .2.
+
+    Raises:
+        ValueError: for what is no probability.
     """
 
     key, judge, nullable = "caption", "caption", True
     questions = (Question("caption", "text", "What to draw; several are drawn in turn.", many=True, first=True),)
 
     def __init__(self, tokenizer: Tokenizer, p_drop: float = 0.0):
+        _require_probability(p_drop)
         self.tokenizer, self.p_drop = tokenizer, p_drop
 
     def check(self, network: nn.Module, shape: tuple[int, ...]) -> None:
@@ -106,11 +130,16 @@ class Caption(Part):
         """A caption, B captions, or their tokens (B, L).
 
         Raises:
-            ValueError: for what the tokenizer refuses.
+            ValueError: for anything else, or what the tokenizer refuses.
         """
         if isinstance(value, Tensor):
-            return value
-        return self.tokenizer([value] if isinstance(value, str) else list(value))
+            if value.ndim != 2 or value.dtype not in INTEGERS:
+                raise ValueError(f"tokens must be (B, L) integers, got {tuple(value.shape)} of {value.dtype}")
+            return value.long()
+        captions = [value] if isinstance(value, str) else value
+        if not isinstance(captions, (list, tuple)) or not all(isinstance(caption, str) for caption in captions):
+            raise ValueError(f"a caption, a list of captions or their tokens (B, L) are accepted, got {value!r}")
+        return self.tokenizer(list(captions))
 
     def encode(self, network: nn.Module, value: Tensor) -> Condition:
         """Tokens (B, L), -1 for none, through the vector door and the tokens door."""
@@ -167,7 +196,7 @@ class LowRes(Part):
         augment: float = 0.0,
         rounding: Callable[[Tensor], Tensor] = torch.round,
     ):
-        if factor < 1 or mode not in ("bilinear", "bicubic"):
+        if type(factor) is not int or factor < 1 or mode not in ("bilinear", "bicubic"):
             raise ValueError(f"a factor >= 1 and mode 'bilinear' or 'bicubic' are accepted, got {factor} and {mode!r}")
         if not 0 <= augment <= 1:
             raise ValueError(f"augment is a standard deviation in [0, 1], got {augment}")
@@ -192,18 +221,25 @@ class LowRes(Part):
         Raises:
             ValueError: for another shape, or a sigma that training did not show.
         """
-        image, *sigma = value if isinstance(value, (tuple, list)) else (value,)
-        if tuple(image.shape[1:]) != self.small_shape(shape):
-            expected = ", ".join(map(str, self.small_shape(shape)))
-            raise ValueError(f"this upsampler enlarges (B, {expected}), got {tuple(image.shape)}")
+        given = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+        if not 1 <= len(given) <= 2:
+            raise ValueError(f"a small image, or it and the sigma of its noise, are accepted; got {len(given)} values")
+        image, *sigma = given
+        expected = f"(B, {', '.join(map(str, self.small_shape(shape)))})"
+        if not _is_image(image, self.small_shape(shape)):
+            raise ValueError(f"this upsampler enlarges {expected}, got {_described(image)}")
         if not self.augment:
             if sigma:
                 raise ValueError("this upsampler was trained without noise in the small image: it is told no level")
             return (image,)
-        level = torch.as_tensor(sigma[0] if sigma else 0.0, dtype=image.dtype, device=image.device)
+        accepted = f"sigma is a standard deviation from 0 to {self.augment}, as in training, or (B,) of them"
+        try:
+            level = torch.as_tensor(sigma[0] if sigma else 0.0, dtype=image.dtype, device=image.device)
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"{accepted}; got {sigma[0]!r}") from None
         level = level if level.ndim else level.expand(len(image))
-        if not bool(((level >= 0) & (level <= self.augment)).all()):
-            raise ValueError(f"sigma is a standard deviation from 0 to {self.augment}, as in training; got {sigma[0]}")
+        if level.ndim > 1 or not bool(((level >= 0) & (level <= self.augment)).all()):
+            raise ValueError(f"{accepted}; got {sigma[0]}")
         return image, level
 
     def encode(self, network: nn.Module, value: tuple[Tensor, ...]) -> Condition:
@@ -275,13 +311,13 @@ class Known(Part):
         Raises:
             ValueError: for another shape, or a mask of anything but 0 and 1.
         """
+        sides = ", ".join(map(str, shape[1:]))
+        accepted = f"this inpainter takes images (B, {shape[0]}, {sides}) and masks (B, 1, {sides})"
+        if not isinstance(value, (tuple, list)) or len(value) != 2:
+            raise ValueError(f"{accepted}, as a pair; got {type(value).__name__}")
         image, mask = value
-        area = shape[1:]
-        if tuple(image.shape[1:]) != tuple(shape) or tuple(mask.shape[1:]) != (1, *area):
-            raise ValueError(
-                f"this inpainter takes images (B, {', '.join(map(str, shape))}) and masks (B, 1, {area[0]}, {area[1]}),"
-                f" got {tuple(image.shape)} and {tuple(mask.shape)}"
-            )
+        if not (_is_image(image, shape) and isinstance(mask, Tensor) and tuple(mask.shape[1:]) == (1, *shape[1:])):
+            raise ValueError(f"{accepted}, got {_described(image)} and {_described(mask)}")
         return image, as_known(mask).to(image.dtype)
 
     def encode(self, network: nn.Module, value: tuple[Tensor, Tensor]) -> Condition:
@@ -304,6 +340,23 @@ class Known(Part):
             raise ValueError("this system edits a picture: name it with --edit")
         picture, mask = read_edit(given["edit"], shape[1], given.get("mask"))
         return (_in_channels(picture, shape[0]), mask), None
+
+
+def _require_probability(p_drop: float) -> None:
+    if not 0 <= p_drop <= 1:
+        raise ValueError(f"p_drop is a probability from 0 to 1, got {p_drop}")
+
+
+def _is_image(value, shape: tuple[int, ...]) -> bool:
+    """Whether a value is a tensor (B, *shape) of floating-point numbers."""
+    return isinstance(value, Tensor) and value.is_floating_point() and tuple(value.shape[1:]) == tuple(shape)
+
+
+def _described(value) -> str:
+    """What a value is, in a message: a shape, and a type where it is no usual one."""
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"{tuple(value.shape)}" + ("" if value.is_floating_point() else f" of {value.dtype}")
 
 
 def _in_channels(picture: Tensor, channels: int) -> Tensor:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,7 +75,7 @@ class Tilted(LevelSampler):
     power: float = 1.0
 
     def __post_init__(self):
-        _require(self.power > -1, "power > -1", self.power)
+        _require(-1 < self.power < math.inf, "a finite power > -1", self.power)
 
     def draw(self, schedule, n: int, generator=None, device=None) -> Drawn:
         """Levels by that density, weights 1."""
@@ -151,7 +152,8 @@ class LogNormal(LevelSampler):
     std: float = 1.2
 
     def __post_init__(self):
-        _require(self.std > 0, "std > 0", self.std)
+        _require(math.isfinite(self.mean), "a finite mean", self.mean)
+        _require(0 < self.std < math.inf, "a finite std > 0", self.std)
 
     def draw(self, schedule, n: int, generator=None, device=None) -> Drawn:
         """Levels with alpha = 1, weights 1."""
@@ -166,7 +168,7 @@ class Importance(LevelSampler):
     """p_t proportional to sqrt(E[L_t^2]), weight 1 / (T p_t) (Nichol and Dhariwal 2021, equation 18).
 
     The expectation is that of the last ``history`` losses seen at each time of a discrete schedule; until every time
-    has been seen that often, times are uniform.
+    has been seen that often, or when all losses are zero, times are uniform. Losses that are not finite are forgotten.
 
     Attributes:
         history: Losses remembered per time.
@@ -188,6 +190,8 @@ class Importance(LevelSampler):
         if self.seen is None or bool((self.seen < self.history).any()):
             return torch.full((T,), 1 / T, dtype=torch.float64)
         p = self.losses.square().mean(1).sqrt()
+        if not bool(p.sum() > 0):
+            return torch.full((T,), 1 / T, dtype=torch.float64)
         return (1 - self.uniform) * p / p.sum() + self.uniform / T
 
     def draw(self, schedule, n: int, generator=None, device=None) -> Drawn:
@@ -212,7 +216,8 @@ class Importance(LevelSampler):
             return
         times, losses = (everyones(torch.cat(column)) for column in zip(*self.noted, strict=True))
         self.noted.clear()
-        for t, loss in zip(times.tolist(), losses.double().tolist(), strict=True):
+        finite = losses.isfinite()
+        for t, loss in zip(times[finite].tolist(), losses[finite].double().tolist(), strict=True):
             self.losses[t, self.seen[t] % self.history] = loss
             self.seen[t] += 1
 
@@ -247,11 +252,11 @@ def level_sampler(spec: Any) -> LevelSampler:
         ValueError: for an unknown name or option, naming the nearest.
     """
     values = {"name": spec} if isinstance(spec, str) else spec
-    if not isinstance(values, dict) or "name" not in values:
+    if not isinstance(values, dict) or not isinstance(values.get("name"), str):
         raise ValueError(f"a level sampler is a name, or a mapping with a name; got {spec!r}")
     options = {k: v for k, v in values.items() if k != "name"}
     if values["name"] not in SAMPLERS:
-        raise ValueError(f"unknown level sampler {values['name']!r}: {nearest(str(values['name']), SAMPLERS)}")
+        raise ValueError(f"unknown level sampler {values['name']!r}: {nearest(values['name'], SAMPLERS)}")
     return from_plain(SAMPLERS[values["name"]], options, "level_sampler")
 
 

@@ -269,3 +269,27 @@ def test_log_normal_is_for_levels_that_explode():
     for schedule in (clipped_cosine_schedule(), vp_schedule()):
         with pytest.raises(ValueError, match="variance-exploding"):
             LogNormal().draw(schedule, 3)
+
+
+@pytest.mark.parametrize("loss", [0.0, float("nan"), float("inf")])
+def test_losses_that_say_nothing_leave_times_uniform(loss):
+    """All zero, or not finite: the weights of the next draw are those of uniform times, which are 1."""
+    schedule, sampler = clipped_cosine_schedule(10), Importance(history=1)
+    sampler.draw(schedule, 1)
+    sampler.update(schedule.level(torch.arange(10)), torch.full((10,), loss))
+    sampler.learn()
+    assert torch.equal(sampler.draw(schedule, 5)[1], torch.ones(5))
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: Tilted(float("inf")), lambda: LogNormal(float("nan")), lambda: LogNormal(0, float("inf"))]
+)
+def test_numbers_of_a_level_sampler_are_finite(make):
+    with pytest.raises(ValueError, match="finite"):
+        make()
+
+
+@pytest.mark.parametrize("spec", [{"name": ["a"]}, {"name": 3}, {"name": None}])
+def test_a_level_sampler_has_a_name(spec):
+    with pytest.raises(ValueError, match="a level sampler is a name"):
+        level_sampler(spec)
