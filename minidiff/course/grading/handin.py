@@ -9,7 +9,9 @@ from __future__ import annotations
 import __future__
 
 import ast
+import asyncio
 import builtins
+import inspect
 import json
 import linecache
 import re
@@ -20,12 +22,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from minidiff.course.grading.dialect import decode, exported_cells, parse, session
 from minidiff.course.grading.wire import describe
 
 MAX_FILE_BYTES = 20 << 20
 LIGHT = {"check", "claim", "live"}  # tags of cells that never run whole, but may hold a function that an answer uses
 WHOLE = {"setup", "exercise", "whole"}  # tags of cells that run from the first to the last line
 MUTATORS = {"append", "add", "update", "extend", "insert", "setdefault", "eval", "load_state_dict", "set_default_dtype"}
+REORDERING = {"sort", "reverse", "pop", "popitem", "remove", "clear", "discard", "appendleft", "extendleft", "rotate"}
 
 
 @dataclass(frozen=True)
@@ -48,13 +52,14 @@ def read(path: Path) -> HandIn:
     """Read a .ipynb (nbformat 4) or .py file.
 
     Raises:
-        ValueError: the file is too large, not UTF-8, or not a notebook.
+        ValueError: the file is too large, not text, or not a notebook.
     """
     if path.stat().st_size > MAX_FILE_BYTES:
         raise ValueError(f"the file has {path.stat().st_size} bytes, at most {MAX_FILE_BYTES} are accepted")
-    text = path.read_text(encoding="utf-8")
+    text = decode(path.read_bytes(), path.suffix)
     if path.suffix == ".py":
-        return HandIn([Block(text, ("whole",))])
+        cells = exported_cells(text)
+        return HandIn([Block(text, ("whole",))] if cells is None else [Block(cell) for cell in cells])
     try:
         notebook = json.loads(text)
         cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
@@ -104,6 +109,7 @@ class _Statement:
 class _Cell:
     statements: list[_Statement]
     whole: bool
+    stops: bool  # at its first failure
     file: str  # what tracebacks call it
     run: set[int] = field(default_factory=set)  # indices of the statements to run
 
@@ -135,24 +141,26 @@ def mutated(node: ast.stmt) -> set[str]:
     elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
         call = node.value.func
         targets = [call.value] if isinstance(call, ast.Attribute) and call.attr in MUTATORS else []
-    roots = set()
-    for target in targets:
-        while isinstance(target, ast.Attribute | ast.Subscript):
-            target = target.value
-        if isinstance(target, ast.Name):
-            roots.add(target.id)
-    return roots
+    return set().union(*map(_root, targets))
 
 
-def parse(source: str) -> ast.Module:
-    """Parse a cell; IPython magics and shell lines do nothing when it is not Python as it stands."""
-    try:
-        return ast.parse(source)
-    except SyntaxError:
-        lines = source.splitlines()
-        if lines[0].startswith("%%") and lines[0].split()[0] not in ("%%time", "%%timeit", "%%capture"):
-            return ast.Module([], [])  # another language
-        return ast.parse("\n".join(re.sub(r"^(\s*)([%!?].*|.*\?\s*)$", r"\1pass", line) for line in lines))
+def changed(node: ast.AST) -> set[str]:
+    """As :func:`mutated`, also by other methods (``x.sort()``, ``x.mul_(2)``), and inside loops and other blocks."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
+        return set()
+    found = mutated(node) if isinstance(node, ast.stmt) else set()
+    call = node.value.func if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) else None
+    if isinstance(call, ast.Attribute) and (call.attr in REORDERING or call.attr.endswith("_")):
+        found |= _root(call)
+    if isinstance(node, ast.Attribute | ast.Subscript) and not isinstance(node.ctx, ast.Load):
+        found |= _root(node)
+    return found.union(*map(changed, ast.iter_child_nodes(node)))
+
+
+def _root(target: ast.expr) -> set[str]:
+    while isinstance(target, ast.Attribute | ast.Subscript):
+        target = target.value
+    return {target.id} if isinstance(target, ast.Name) else set()
 
 
 def _bound_by_pattern(block: Block) -> set[str]:
@@ -161,14 +169,22 @@ def _bound_by_pattern(block: Block) -> set[str]:
     return tagged | set(re.findall(r"^(?:def |class )?(\w+)(?=\s*[(=:])", block.source, re.M))
 
 
-def _is_import(statement: _Statement) -> bool:
-    return isinstance(statement.node, ast.ImportFrom) and any(a.name == "*" for a in statement.node.names)
+def _statement(node: ast.stmt) -> _Statement:
+    binds, needs = names_of(node)
+    return _Statement(node, binds | changed(node), needs)
+
+
+def _always(statement: _Statement) -> bool:
+    """Whether a statement could define anything: a star, or a file that another cell imports."""
+    node = statement.node
+    star = isinstance(node, ast.ImportFrom) and any(a.name == "*" for a in node.names)
+    return star or "__write_file__" in statement.needs
 
 
 def _select(cells: list[_Cell]) -> None:
     """Mark what to run: whole cells, and everything they need, backwards through the names."""
     for cell in cells:
-        cell.run = {i for i, s in enumerate(cell.statements) if cell.whole or _is_import(s)}
+        cell.run = {i for i, s in enumerate(cell.statements) if cell.whole or _always(s)}
     needed: set[str] = set()
     grown = True
     while grown:
@@ -182,7 +198,8 @@ def _select(cells: list[_Cell]) -> None:
 def execute(blocks: Iterable[Block], answers: Iterable[str]) -> tuple[dict, dict[str, list[str]]]:
     """Run what the answers need, in order.
 
-    A failing statement costs what it defines; a whole cell stops at its first failure, as in a notebook.
+    A failing statement costs what it defines; a whole cell stops at its first failure, as in a notebook, a .py file
+    does not: there it is the only cell.
 
     Args:
         answers: names of the objects that answer exercises.
@@ -194,19 +211,19 @@ def execute(blocks: Iterable[Block], answers: Iterable[str]) -> tuple[dict, dict
     cells = []
     for block in blocks:
         try:
-            statements = [_Statement(node, *names_of(node)) for node in parse(block.source).body]
+            statements = [_statement(node) for node in parse(block.source).body]
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             errors.update(dict.fromkeys(_bound_by_pattern(block), describe(error)))
             continue
         whole = bool(WHOLE & set(block.tags)) or any(s.binds & answers for s in statements)
-        cells.append(
-            _Cell(statements, whole and not LIGHT & set(block.tags), f"<cell {len(cells) + 1} of the hand-in>")
-        )
+        whole = whole and not LIGHT & set(block.tags)
+        stops = whole and "whole" not in block.tags
+        cells.append(_Cell(statements, whole, stops, f"<cell {len(cells) + 1} of the hand-in>"))
         linecache.cache[cells[-1].file] = (len(block.source), None, block.source.splitlines(True), cells[-1].file)
     _select(cells)
     module = types.ModuleType("handin")
     sys.modules["handin"] = module  # dataclasses look their module up
-    module.__dict__.update(display=lambda *args, **kwargs: None, __builtins__=builtins)
+    module.__dict__.update(**(names := session()), __builtins__=builtins)
     # ``from __future__ import annotations`` in a first cell holds for the notebook, so it is compiled in everywhere
     future = any(getattr(s.node, "module", "") == "__future__" for cell in cells for s in cell.statements)
     flags = __future__.annotations.compiler_flag if future else 0
@@ -214,8 +231,9 @@ def execute(blocks: Iterable[Block], answers: Iterable[str]) -> tuple[dict, dict
         failed = None
         for i in sorted(cell.run):
             statement = cell.statements[i]
-            if failed is None or not cell.whole:
+            if failed is None or not cell.stops:
                 failed = _run(statement.node, module.__dict__, flags, cell.file)
+                module.__dict__["get_ipython"] = names["get_ipython"]  # the one that IPython has gives None here
             for name in statement.binds:
                 if failed is not None:
                     errors[name] = failed
@@ -225,7 +243,10 @@ def execute(blocks: Iterable[Block], answers: Iterable[str]) -> tuple[dict, dict
 def _run(node: ast.stmt, namespace: dict, flags: int, file: str) -> list[str] | None:
     code = ast.fix_missing_locations(ast.Module([node], []))
     try:
-        exec(compile(code, file, "exec", flags, dont_inherit=True), namespace)
+        compiled = compile(code, file, "exec", flags | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+        waiting = eval(compiled, namespace)
+        if compiled.co_flags & inspect.CO_COROUTINE:
+            asyncio.run(waiting)
     except BaseException as error:  # also SystemExit: it ends this statement, nothing else
         return describe(error)
     return None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
+import sys
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ def main(config: dict, layers: list[str], writable: list[str]) -> None:
     limits = (config["memory_mb"], config["cpu_seconds"], "seccomp" not in layers, config.get("status_fd"))
     layers.append(sandbox.limit_resources(*limits))
     layers.append(sandbox.add_audit_hook(config["readable"], writable))
+    sys.path.append(os.getcwd())  # its own folder: what ``%%writefile`` puts there can be imported
     namespace = {}
 
     def ready() -> list[str]:
