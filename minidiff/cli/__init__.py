@@ -16,6 +16,16 @@ from .info import info
 from .sample import sample
 from .train import train
 
+TOO_LARGE = (
+    "out of memory: lower --batch; in training raise training.accumulate, the parts that a batch is cut into, or lower "
+    "training.batch (see minidiff train RECIPE --dry-run)"
+)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    said = str(error).lower()  # torch's allocator of the CPU raises a plain RuntimeError
+    return isinstance(error, MemoryError) or any(words in said for words in ("out of memory", "can't allocate memory"))
+
 
 class OneLine(click.Group):
     """A group that answers bad usage with one line and exit code 2."""
@@ -32,6 +42,11 @@ class OneLine(click.Group):
             message = error.format_message() if isinstance(error, click.ClickException) else str(error)
             click.echo(f"minidiff: {' '.join(message.split())}", err=True)
             sys.exit(2)
+        except (RuntimeError, MemoryError) as error:
+            if not _out_of_memory(error):
+                raise
+            click.echo(f"minidiff: {TOO_LARGE}", err=True)
+            sys.exit(1)
         sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -30,6 +30,24 @@ def _source(where: str, size: int | None, split: str | None, root: str | None, d
     return torchvision_set(where, root or os.environ.get("MINIDIFF_DATA", "."), split or "train", size, download)
 
 
+def _device(name: str | None) -> str:
+    """A device of this machine: the one that is named, or a GPU if there is one.
+
+    Raises:
+        ValueError: for one that is not here.
+    """
+    import torch
+
+    here = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    name = name or ("cuda" if here else "cpu")
+    try:
+        torch.empty(1, device=name).cpu()  # "meta" computes nothing
+    except (RuntimeError, AssertionError, NotImplementedError):
+        found = ", ".join(["cpu", *here])
+        raise ValueError(f"there is no device {name!r} here; {found} {'are' if here else 'is'}") from None
+    return name
+
+
 def _done(index: dict, out: str) -> None:
     skipped = [name for shard in index["shards"] for name in shard["skipped"]]
     click.echo(
@@ -140,12 +158,10 @@ def embed(source, encoder, out, text, suffix, batch, per_shard, split, root, dev
       minidiff data embed shards/train ViT-L-14:/weights/clip.safetensors embeddings/clip --suffix clip.npy
       minidiff data embed shards/train ViT-L-14:openai embeddings/text --text --suffix text.npy
     """
-    import torch
-
     from ..data.embed import embed as run
     from ..metrics.embedders import embedder
 
-    found = embedder(encoder, device or ("cuda" if torch.cuda.is_available() else "cpu"), raw=True)
+    found = embedder(encoder, _device(device), raw=True)
     images = _source(source, found.size, split, root, False)
     index = run(images, found, out, text, batch, per_shard, suffix, workers, progress=not quiet)
     _done(index, out)

@@ -124,10 +124,9 @@ def require_classes(found: Dataset, n_classes: int) -> None:
     Raises:
         ValueError: for labels out of range, or data without any.
     """
-    held = found.columns.get("label") if isinstance(found, Columns) else getattr(found.found, "labels", None)
-    if held is None or (isinstance(found, Items) and found.second != "label"):
+    labels = _labels(found)
+    if labels is None:
         return
-    labels = torch.as_tensor(held)
     if bool((labels < 0).all()):
         raise ValueError(
             f"the data have no labels, and the system is told {n_classes} classes: shards need a cls member for each "
@@ -137,6 +136,17 @@ def require_classes(found: Dataset, n_classes: int) -> None:
         names = found.classes if isinstance(found, Items) else ()
         called = f" ({', '.join(names[:10])}{', ...' if len(names) > 10 else ''})" if names else ""
         raise ValueError(f"the data have classes 0 to {int(labels.max())}{called}, and the system has {n_classes}")
+
+
+def _labels(found: Dataset) -> Tensor | None:
+    """All labels of a data set, where they are known without decoding its images."""
+    if isinstance(found, Columns):
+        return found.columns.get("label")
+    if found.second != "label":
+        return None
+    images = found.found
+    held = images.labels if isinstance(images, Images) else getattr(images, "targets", getattr(images, "labels", None))
+    return None if held is None else torch.as_tensor(held)
 
 
 def class_names(found: Dataset) -> tuple[str, ...]:

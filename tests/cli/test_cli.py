@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 
@@ -164,3 +165,32 @@ def test_what_a_system_is_told(name, expected):
 def test_the_help_is_that_of_the_options():
     assert "--label INTEGER" not in run("sample", "--help").output, "options of systems are their own"
     assert "--label INTEGER" not in run("sample", "--help-system", "glide").output
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),
+    ],
+    ids=["python", "cuda", "cpu"],
+)
+def test_out_of_memory_says_what_to_lower(error, monkeypatch):
+    def too_large(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr("minidiff.recipes.load_recipe", too_large)
+    result = run("train", "digits")
+    assert result.exit_code == 1 and "lower --batch" in result.output and len(result.output.splitlines()) == 1
+
+
+def test_other_faults_are_not_taken_for_it(monkeypatch):
+    monkeypatch.setattr("minidiff.recipes.load_recipe", lambda *args: torch.ones(2) @ torch.ones(3))
+    assert isinstance(run("train", "digits").exception, RuntimeError)
+
+
+@pytest.mark.parametrize("device", ["nosuch", "cuda:99", "meta"])
+def test_a_device_that_is_not_here(device, tmp_path):
+    result = run("data", "embed", tmp_path, "digits-classifier-clean", tmp_path / "out", "--device", device)
+    assert result.exit_code == 2 and f"there is no device {device!r} here; cpu" in result.output

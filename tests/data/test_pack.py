@@ -304,3 +304,19 @@ def test_cifar10(tmp_path, run):
     assert index["samples"] == 200 and index["skipped"] == 0
     data = Shards(tmp_path / "out")
     assert all(torch.equal(data[i][0], source[int(data.samples.key(i))][0]) for i in range(0, 200, 11))
+
+
+def test_a_caption_of_200_kilobytes(folder, tmp_path):
+    (tmp_path / "metadata.csv").write_text(f"file_name,text\ncat/000.png,{'long ' * 40_000}\n")
+    assert len(read_captions(tmp_path / "metadata.csv")["cat/000.png"]) == 200_000
+    (tmp_path / "latin.csv").write_bytes("file_name,text\ncat/000.png,Käfer\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin.csv, after row 0: .*UTF-8 is accepted"):
+        read_captions(tmp_path / "latin.csv")
+
+
+def test_captions_go_by_the_name_however_it_is_written(folder, tmp_path):
+    """Wrong names leave nothing behind, so the corrected command runs."""
+    with pytest.raises(ValueError, match=r"no caption goes with an image: .*'pictures/cat/000.png'.*'cat/000.png'"):
+        pack(ImageFolder(folder), tmp_path / "out", captions={"pictures/cat/000.png": "a cat"})
+    index = pack(ImageFolder(folder), tmp_path / "out", captions={"./cat\\000.png": "a cat"})
+    assert index["samples"] == 1 and index["complete"]

@@ -10,7 +10,7 @@ from PIL import Image
 from minidiff.data.cifar import CLASSES, cifar10
 from minidiff.data.images import ImageFolder
 from minidiff.data.recipe import DataRecipe
-from minidiff.data.sets import Columns, load_dataset, load_set, second
+from minidiff.data.sets import Columns, Items, load_dataset, load_set, require_classes, second
 
 REAL = os.environ.get("MINIDIFF_DATA")
 
@@ -125,3 +125,25 @@ def test_cifar_reduced_is_the_average_picture_of_cifar():
     blocks = torch.nn.functional.avg_pool2d(full, 2)
     assert (small - blocks).abs().mean() < 0.03, "close to the mean of each 2x2 block"
     assert torch.corrcoef(torch.stack([small.flatten(), blocks.flatten()]))[0, 1] > 0.99
+
+
+class Held(torch.utils.data.Dataset):
+    """Two grey pictures whose labels lie in an attribute, as torchvision's sets have them."""
+
+    def __init__(self, **labels):
+        vars(self).update(labels)
+
+    def __len__(self):
+        return 2
+
+
+def test_labels_out_of_range_are_refused_wherever_they_lie():
+    image, label = torch.zeros(2, 1, 8, 8), torch.tensor([0, 7])
+    for found in (Columns(image=image, label=label), Items(Held(targets=[0, 7])), Items(Held(labels=label.numpy()))):
+        require_classes(found, 8)
+        with pytest.raises(ValueError, match="classes 0 to 7, and the system has 7"):
+            require_classes(found, 7)
+    with pytest.raises(ValueError, match="no labels"):
+        require_classes(Columns(image=image, label=torch.tensor([-1, -1])), 10)
+    for found in (Columns(image=image, caption=label), Items(Held(targets=[99, 99]), "caption"), Items(Held())):
+        require_classes(found, 10)
