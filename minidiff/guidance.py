@@ -39,8 +39,8 @@ def grad_log_prob(log_prob: LogProb, x: Tensor, level: NoiseLevel) -> Tensor:
     Raises:
         ValueError: when log_prob does not return one number per sample.
     """
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
+    with torch.inference_mode(False), torch.enable_grad():
+        x = (x.clone() if x.is_inference() else x.detach()).requires_grad_()
         value = log_prob(x, level)
         if value.shape != x.shape[:1]:
             raise ValueError(f"log_prob must return shape ({len(x)},), one number per sample, not {tuple(value.shape)}")

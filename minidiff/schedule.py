@@ -171,12 +171,12 @@ def respaced(schedule, steps: int | str | Sequence[NoiseLevel]) -> Sequence[Nois
     """
     if not isinstance(steps, str):
         return steps if isinstance(steps, Sequence) else schedule.levels(steps)
-    if not isinstance(schedule, DiscreteSchedule) and not steps.isdigit():
+    if not isinstance(schedule, DiscreteSchedule) and not steps.isdecimal():
         raise ValueError(f"steps of a continuous schedule are a number, got {steps!r}")
     if steps == "fast27":
         return schedule.levels(spacing=steps)
     text = steps.removeprefix("ddim")
-    if not text.replace(",", "").isdigit() or (text != steps and "," in text):
+    if not text.replace(",", "").isdecimal() or (text != steps and "," in text):
         accepted = "a number, '250', 'ddim25', 'fast27' or sections such as '90,60,60,20,20'"
         raise ValueError(f"steps must be {accepted}, got {steps!r}")
     if text != steps:

@@ -62,9 +62,16 @@ def card(name: str) -> dict:
     """The card of a checkpoint: its recipe, seed, steps, time and metrics; see ``weights_path`` for its name.
 
     Raises:
-        ValueError: when there is no such checkpoint, naming the nearest.
+        ValueError: when there is no such checkpoint, naming the nearest, or its card cannot be read.
     """
-    return json.loads(weights_path(name).with_name("card.json").read_text(encoding="utf-8"))
+    path = weights_path(name).with_name("card.json")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, or no text in UTF-8
+        raise ValueError(f"{path} is no card: {error}") from None
+    if not isinstance(found, dict) or "recipe" not in found:
+        raise ValueError(f"{path} is no card: a mapping with a recipe is accepted")
+    return found
 
 
 def recipe_of(name: str) -> Recipe:
@@ -129,6 +136,8 @@ def _found(ref: str, device: str) -> Found:
 def _run(last: Path) -> Found:
     """The averaged weights of a run."""
     tensors, meta = load_checkpoint(last)
+    if "recipe" not in meta:
+        raise ValueError(f"{last} is no checkpoint of a run: it does not say its recipe")
     recipe = Recipe.from_plain(meta["recipe"])
     system = recipe.build()
     weights = averaged(tensors, recipe.training.ema[0])
@@ -153,7 +162,10 @@ def begun(recipe: Recipe) -> nn.Module:
     tensors, _ = load_checkpoint(path)
     own = system.state_dict()
     if FIRST in tensors and FIRST in own:
-        tensors[FIRST] = widened(tensors[FIRST], own[FIRST].shape[1], system.shape[0])
+        try:
+            tensors[FIRST] = widened(tensors[FIRST], own[FIRST].shape[1], system.shape[0])
+        except ValueError as error:
+            raise ValueError(f"{recipe.name!r} cannot start from {path}: {error}") from None
     for part in recipe.fresh:
         untrained = {name: tensor for name, tensor in own.items() if name.startswith(f"{part}.")}
         if not untrained:

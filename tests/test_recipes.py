@@ -165,7 +165,7 @@ def test_overrides_reach_every_depth():
         ("training.ema=1", "training.ema holds one decay in [0, 1) or more, got [1.0]"),
         ("training.ema=[]", "training.ema holds one decay in [0, 1) or more, got []"),
         ("training.ema=.nan", "training.ema holds one decay in [0, 1) or more"),
-        ("training.betas=[0.9]", "training.betas are two numbers, got [0.9]"),
+        ("training.betas=[0.9]", "training.betas are two numbers in [0, 1), got [0.9]"),
         ("training.clip=-1", "training.clip is a norm > 0 or null, got -1"),
         ("training.clip=0", "training.clip is a norm > 0 or null, got 0"),
         ("training.precision=fp16", "training.precision must be one of no, bf16, got 'fp16'"),

@@ -60,7 +60,10 @@ def sample(context, system, words, scale, count, out, cpu, **options) -> None:
     path = Path(out or f"samples-{Path(system).name}.png")
     if path.suffix not in (".png", ".npz"):
         raise click.UsageError(f"--out must end in .png or .npz, got {path.name}")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise click.UsageError(f"--out lies in {path.parent}, which cannot be a folder ({error})") from None
     with processes(cpu) as here:
         drawing, _ = drawing_of(system, options, here.device)
         given = answers(drawing, system, words, [name for option in context.command.params for name in option.opts])

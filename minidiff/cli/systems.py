@@ -56,7 +56,7 @@ def drawing_of(name: str, options: dict, device) -> tuple[Drawing, Found]:
     larger = [_drawer(ref, device, "--upsample takes systems that enlarge") for ref in options["upsamplers"]]
     names = [name, *(ref.partition("=")[0] for ref in options["upsamplers"])]
     guides = {who: load(options[who], device, can) for who, can in CAN.items() if options[who]}
-    steps = int(options["steps"]) if options["steps"].isdigit() else options["steps"]
+    steps = int(options["steps"]) if options["steps"].isdecimal() else options["steps"]
     same = {key: options[key] for key in ("sampler", "guide", "aug_levels", "temperature", "seed", "batch")}
     return Drawing([base.system, *(found.system for found in larger)], steps, names=names, **same, **guides), base
 

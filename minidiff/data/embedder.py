@@ -72,11 +72,14 @@ class Embedder:
         that sees colour, colours are averaged for one that sees grey.
 
         Raises:
-            ValueError: for images of another size.
+            ValueError: for images of another size, with other than one or three channels, or that are no floats.
         """
+        if images.ndim != 4 or not images.is_floating_point() or images.shape[1] not in (1, 3, self.channels):
+            given = f"{tuple(images.shape)} of {images.dtype}"
+            raise ValueError(f"images are (B, 1 or 3, H, W), floats in [-1, 1]; got {given}")
         height, width = images.shape[2:]
         if self.size is not None and (height, width) != (self.size, self.size):
-            if height != width or height % self.size:
+            if height != width or height % self.size or not height:
                 raise ValueError(f"{self.name} sees images of {self.size}x{self.size}, got {height}x{width}")
             images = F.avg_pool2d(images, height // self.size)
         if images.shape[1] != self.channels:

@@ -145,7 +145,7 @@ class Emoji(Images):
             the environment variable ``MINIDIFF_DATA`` when left out.
         size: Side in pixels; None leaves the files' own.
         split: "train", "heldout" (see ``heldout``), or "all".
-        hands: Whose pictures, of ``HANDS``.
+        hands: Whose pictures, of ``HANDS``, each once.
 
     Attributes:
         texts: (N,) captions. spoken: the same with the hand, "rendered red apple".
@@ -161,13 +161,16 @@ class Emoji(Images):
         path: str | os.PathLike | None = None,
         size: int | None = None,
         split: str = "all",
-        hands: Sequence[str] = ("noto",),
+        hands: str | Sequence[str] = ("noto",),
     ):
         if split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
+        hands = (hands,) if isinstance(hands, str) else hands
         for hand in hands:
             if hand not in HANDS:
                 raise ValueError(f"nobody called {hand!r} drew emoji: {nearest(hand, HANDS)}")
+        if len(set(hands)) < len(hands):
+            raise ValueError(f"each hand is named once, got {', '.join(hands)}")
         if not hands:
             raise ValueError(f"name at least one hand of {', '.join(HANDS)}")
         self.classes, vocabulary = tuple(hands), set(words())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -40,8 +41,8 @@ class Drawing:
         names: Of the systems, for messages.
 
     Raises:
-        ValueError: for systems that do not go together, a guide without what it guides by, or a level that a system was
-            not trained with.
+        ValueError: for no systems or such that do not go together, another sampler or guide, a guide without what it
+            guides by, a temperature that is none, or a level that a system was not trained with.
     """
 
     systems: Sequence[Diffusion]
@@ -57,6 +58,13 @@ class Drawing:
     names: Sequence[str] = ()
 
     def __post_init__(self):
+        if not self.systems:
+            raise ValueError("something has to draw: name a system")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"the temperature is a finite number >= 0, got {self.temperature}")
+        for name, given, known in (("sampler", self.sampler, SAMPLERS), ("guide", self.guide, GUIDES)):
+            if given is not None and given not in known:
+                raise ValueError(f"the {name} is one of {', '.join(known)}, got {given!r}")
         self._require_stages()
         self._require_guide()
 

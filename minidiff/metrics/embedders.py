@@ -123,7 +123,7 @@ def _inception(weights: str, device: torch.device | str) -> Embedder:
     try:
         torch.load(path, map_location="cpu", weights_only=True)  # the library's own loader would run what it unpickles
         network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], str(path)).to(device)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, TypeError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, TypeError, LookupError) as error:
         raise ValueError(f"{path} does not hold torch-fidelity's Inception-v3 weights ({error})") from None
 
     pixels = lambda images: to_uint8(images.to(device))

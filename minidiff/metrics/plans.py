@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -44,6 +45,9 @@ class Evaluation:
         draws: Resamples of an interval.
         batch: Images at a time.
         quiet: No progress bar.
+
+    Raises:
+        ValueError: for fewer of something than can be judged, or a scale that is not finite.
     """
 
     scales: tuple[float, ...] = (1.0,)
@@ -57,6 +61,21 @@ class Evaluation:
     draws: int = field(default=200, kw_only=True)
     batch: int = field(default=64, kw_only=True)
     quiet: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self):
+        for name, least in (
+            ("images", 1),
+            ("captions", 2),
+            ("again", 0),
+            ("neighbours", 1),
+            ("draws", 20),
+            ("batch", 1),
+        ):
+            given = getattr(self, name)
+            if given is not None and given < least:
+                raise ValueError(f"{name} must be at least {least}, got {given}")
+        if not self.scales or not all(map(math.isfinite, self.scales)):
+            raise ValueError(f"one guidance scale or more, each finite, is accepted, got {list(self.scales)}")
 
     @property
     def common(self) -> dict:

@@ -69,6 +69,9 @@ class UNetConfig:
     token_width: int | None = None
 
     def __post_init__(self):
+        for name in ("size", "channels", "groups"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         deepest = 2 ** (len(self.channel_mult) - 1)
         if not self.channel_mult or self.size % deepest:
             raise ValueError(f"size {self.size} must be divisible by 2 for each of {len(self.channel_mult)} levels")

@@ -36,7 +36,7 @@ class ScheduleRecipe:
         betas: First and last beta of a linear schedule; those of its paper when left out.
 
     Raises:
-        ValueError: for an unknown schedule, or betas of one that has none.
+        ValueError: for an unknown schedule, betas of one that has none, or other than two of them.
     """
 
     name: str = "clipped_cosine"
@@ -48,6 +48,8 @@ class ScheduleRecipe:
             raise ValueError(f"unknown schedule {self.name!r}: {nearest(self.name, SCHEDULES)}")
         if self.betas is not None and not self.name.endswith("linear"):
             raise ValueError(f"betas are those of a linear schedule, not of {self.name!r}")
+        if self.betas is not None and len(self.betas) != 2:
+            raise ValueError(f"betas are two numbers, the first and the last, got {list(self.betas)}")
 
     def build(self) -> schedules.DiscreteSchedule:
         """The schedule."""
@@ -71,7 +73,7 @@ class Recipe:
         fresh: Parts, such as "network.text", that do not take the weights of the start.
 
     Raises:
-        ValueError: for fresh parts without a start.
+        ValueError: for fresh parts without a start, or no name.
     """
 
     name: str
@@ -85,6 +87,8 @@ class Recipe:
     fresh: tuple[str, ...] = ()
 
     def __post_init__(self):
+        if not self.name:
+            raise ValueError("a recipe needs a name: its folder and its checkpoint are called by it")
         if self.fresh and not self.start:
             raise ValueError(f"fresh {list(self.fresh)} without a start: everything begins anew")
 
@@ -181,6 +185,8 @@ def load_recipe(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Recip
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {error}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8: {error}") from None
     if not isinstance(values, dict) or "system" not in values:
         raise ValueError(f"{path} is no recipe: a mapping with a system is accepted")
     values = {"name": path.stem, **values, "system": _options(values["system"])}

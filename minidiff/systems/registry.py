@@ -100,10 +100,19 @@ def _import(name: str) -> None:
     """Import the module that registers a system: ours, or one of that name."""
     if name in HOMES:
         importlib.import_module(f"{__package__}.{HOMES[name]}")
-    elif name.isidentifier() and (Path(f"{name}.py").is_file() or importlib.util.find_spec(name)):
+    elif (
+        name.isidentifier()
+        and name not in sys.stdlib_module_names
+        and (Path(f"{name}.py").is_file() or importlib.util.find_spec(name))
+    ):
         here = str(Path.cwd())
         sys.path.insert(0, here)
         try:
             importlib.import_module(name)
         finally:
             sys.path.remove(here)
+
+
+def _importable(name: str) -> bool:
+    """Whether a module of that name can be found; those of Python itself are no systems, and some act when imported."""
+    return name.isidentifier() and name not in sys.stdlib_module_names and importlib.util.find_spec(name) is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from .precision import PRECISIONS
@@ -56,12 +57,17 @@ class TrainingRecipe:
         for name in ("steps", "batch", "checkpoint_every", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"training.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("warmup", "seed", "final_lr", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"training.{name} is a finite number >= 0, got {getattr(self, name)}")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"training.lr is a finite number > 0, got {self.lr}")
         for name, known in (("precision", PRECISIONS), ("sharding", SHARDINGS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"training.{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         if not self.ema or not all(0 <= decay < 1 for decay in self.ema):
             raise ValueError(f"training.ema holds one decay in [0, 1) or more, got {list(self.ema)}")
-        if len(self.betas) != 2:
-            raise ValueError(f"training.betas are two numbers, got {list(self.betas)}")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"training.betas are two numbers in [0, 1), got {list(self.betas)}")
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"training.clip is a norm > 0 or null, got {self.clip}")
