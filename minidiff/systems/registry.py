@@ -97,7 +97,7 @@ def find(name: str) -> System:
 
 
 def _import(name: str) -> None:
-    """Import the module that registers a system: ours, or one of that name; none of Python itself, some of which act."""
+    """Import the module that registers a system: ours, or one of that name, but none of Python itself."""
     if name in HOMES:
         importlib.import_module(f"{__package__}.{HOMES[name]}")
     elif (
