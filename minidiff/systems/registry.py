@@ -97,7 +97,7 @@ def find(name: str) -> System:
 
 
 def _import(name: str) -> None:
-    """Import the module that registers a system: ours, or one of that name."""
+    """Import the module that registers a system: ours, or one of that name, but none of Python itself."""
     if name in HOMES:
         importlib.import_module(f"{__package__}.{HOMES[name]}")
     elif (
@@ -111,8 +111,3 @@ def _import(name: str) -> None:
             importlib.import_module(name)
         finally:
             sys.path.remove(here)
-
-
-def _importable(name: str) -> bool:
-    """Whether a module of that name can be found; those of Python itself are no systems, and some act when imported."""
-    return name.isidentifier() and name not in sys.stdlib_module_names and importlib.util.find_spec(name) is not None
