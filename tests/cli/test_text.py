@@ -207,7 +207,7 @@ def test_the_record_says_what_was_asked(judged):
     _, found = judged
     assert found["captions"] == 12 and found["drawn_twice"] == 6 and found["images"] == 18
     assert found["asked"]["heldout"]["all"] == 12 and found["asked"]["heldout"]["binding"] == 6
-    assert found["reference"] == {"name": "real pictures of the same scenes captions", "images": 24}
+    assert found["reference"] == {"name": "real pictures of the same scenes captions", "images": 24, "left_out": 0}
     assert found["recipe"]["name"] == "tiny-glide" and len(found["sha256"]) == 64
 
 
@@ -234,7 +234,7 @@ def test_captions_of_shards(systems, tmp_path):
     assert result.exit_code == 0, result.output
     found = json.loads(out.read_text())
     assert [row["what"] for row in found["rows"]] == ["all, s = 1"] and found["captions"] == 8
-    assert found["reference"] == {"name": "real pictures of the same shards captions", "images": 8}
+    assert found["reference"] == {"name": "real pictures of the same shards captions", "images": 8, "left_out": 0}
     assert found["rows"][0]["measures"].keys() == {"diversity"}, "the oracle knows scenes, not shards"
 
 

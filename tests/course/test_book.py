@@ -78,7 +78,11 @@ def test_what_was_graded_is_never_lost(tmp_path, end):
     code = f"import sys; sys.path[:] = {sys.path!r}; from minidiff.cli import main; main(sys.argv[1:])"
     arguments = [folder, "--csv", tmp_path / "new/grades.csv", "--time-limit", "600"]
     grader = subprocess.Popen(
-        [sys.executable, "-c", code, "grade", *map(str, arguments)], stdout=write, stderr=subprocess.PIPE, cwd=tmp_path
+        [sys.executable, "-c", code, "grade", *map(str, arguments)],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     os.close(write)
     written = tmp_path / "new/grades.csv"
