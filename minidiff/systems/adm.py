@@ -35,9 +35,11 @@ def channels(network: UNet, options: DenoiserOptions) -> int:
     return network.config.out_channels // (1 + (options.variance == "learned"))
 
 
-def denoiser(network, schedule, parts, options: DenoiserOptions, data, kind=Diffusion, levels=None) -> Diffusion:
-    """A system of the options that all of them share."""
-    return kind(network, schedule, parts, options.predicts, options.variance, options.levels(levels), data.bins)
+def denoiser(network, schedule, parts, options: DenoiserOptions, data, kind=None, levels=None) -> Diffusion:
+    """A system of the options that all of them share; ``kind`` is a subclass of Diffusion, where it is one."""
+    return (kind or Diffusion)(
+        network, schedule, parts, options.predicts, options.variance, options.levels(levels), data.bins
+    )
 
 
 @system("class_conditional", network=UNet, options=DenoiserOptions)
