@@ -66,7 +66,7 @@ class Uniform(LevelSampler):
 class Tilted(LevelSampler):
     """Noisy times of a discrete schedule more often: the density of t / T is (1 + power) (t / T)^power.
 
-    Where things stand in a picture is decided at noisy times, and the loss there is small beside that of details.
+    For what is decided at noisy times, such as where things stand in a picture.
 
     Attributes:
         power: 0 is uniform.
