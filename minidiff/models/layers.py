@@ -134,9 +134,9 @@ def zeroed(module: nn.Module) -> nn.Module:
     return module
 
 
-def pointwise(conv: nn.Conv1d, x: Tensor) -> Tensor:
-    """A 1x1 convolution applied to (B, L, C), channels last: a matrix product without a transpose."""
-    return F.linear(x, conv.weight[..., 0], conv.bias)
+def pointwise(layer: nn.Conv1d | nn.Conv2d | nn.Linear, x: Tensor) -> Tensor:
+    """A 1x1 convolution or a linear layer on (B, L, C), channels last: a matrix product without a transpose."""
+    return F.linear(x, layer.weight.flatten(1), layer.bias)
 
 
 def residual(x: Tensor, branch: Tensor, factor: float) -> Tensor:
@@ -202,7 +202,11 @@ class ResBlock(nn.Module):
         return residual(self.skip_connection(self._resampled(x)), h, self.factor)
 
 
-class AttentionBlock(nn.Module):
+class Reader(nn.Module):
+    """A layer of a stage that reads tokens beside the pixels: called with (x, tokens, mask)."""
+
+
+class AttentionBlock(Reader):
     """Self-attention over the pixels, residual, zero at the start (Dhariwal and Nichol 2021).
 
     The pixels may attend to tokens as well, whose keys and values stand before their own (Nichol et al. 2022, 2.2). The
@@ -311,5 +315,5 @@ class Stage(nn.Sequential):
             if isinstance(layer, ResBlock):
                 x = layer(x, embedding)
             else:
-                x = layer(x, tokens, mask) if isinstance(layer, AttentionBlock) else layer(x)
+                x = layer(x, tokens, mask) if isinstance(layer, Reader) else layer(x)
         return x
