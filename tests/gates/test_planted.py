@@ -1,0 +1,78 @@
+"""Alarms of the gates in test_sources.py: a fault is planted in a copy of one file, and its gate names it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tools import claimed, lessons, measured, prose
+from tools.lessons import ROOT
+
+
+@pytest.fixture
+def spoilt(tmp_path):
+    """Copies one file of the project with one piece of text replaced; says where the copy is."""
+
+    def copy(path: str, right: str, wrong: str) -> Path:
+        text = (ROOT / path).read_text(encoding="utf-8")
+        assert right in text, f"{path} is written differently now: plant the fault in its new form"
+        here = tmp_path / path
+        here.parent.mkdir(parents=True, exist_ok=True)
+        here.write_text(text.replace(right, wrong, 1), encoding="utf-8")
+        return here
+
+    return copy
+
+
+FORWARD, SAMPLERS, CLASSIFIER = "01_forward_and_reverse", "02_samplers", "03_classifier_guidance"
+VALUE = "    composition_error(lambda b: b),\n"
+CONTROL = "composition_error(lambda b: b**2)"
+LESSON_FAULTS = {
+    "value": (measured.unmeasured, FORWARD, VALUE, "    3e-16,\n", "value 3e-16 is typed"),
+    "value by a function": (measured.unmeasured, FORWARD, VALUE, "    (lambda b: 3e-16)(1),\n", "is typed"),
+    "value from arithmetic": (measured.unmeasured, FORWARD, VALUE, "    float(2.0**-52 * 3),\n", "is typed"),
+    "negative": (measured.unmeasured, FORWARD, CONTROL, "1e9", "negative 1000000000.0 is typed"),
+    "interval": (measured.unmeasured, FORWARD, "    interval=lost_interval,", "    interval=(0.0, 0.01),", "is typed"),
+    "control": (measured.unmeasured, SAMPLERS, "control=shuffled[25]", "control=(0.0, -0.1, 0.1)", "is typed"),
+    "loosened": (claimed.criteria, FORWARD, "below=1e-6", "below=1e-3", "accepts 'below 0.001'"),
+    "loosened though it has a reason": (claimed.criteria, SAMPLERS, "below=0.5,", "below=5,", "'below 0.5' there"),
+    "an order's range widened": (claimed.criteria, CLASSIFIER, "(1.9, 2.1)", "(0.9, 3.1)", "accepts 'between"),
+    "source": (claimed.sources, FORWARD, "Ho et al. 2020, equation 4", "Ho et al. 2031, equation 4", "not in book/"),
+    "source without a paper": (claimed.sources, FORWARD, "Ho et al. 2020, equation 4", "nobody", "neither a paper"),
+    "citation": (claimed.sources, CLASSIFIER, "`dhariwal2021adm`", "`dhariwal2012adm`", "'dhariwal2012adm' is not in"),
+    "typed percentage": (prose.typed, CLASSIFIER, "## Production\n", "## Production\n\nIt wins in 62 %.\n", "62 % is"),
+    "typed decimal": (prose.typed, CLASSIFIER, "## Production\n", "## Production\n\nThe gain is 0.37.\n", "0.37 is"),
+    "typed caption": (
+        prose.typed,
+        FORWARD,
+        "    caption: |\n",
+        "    caption: |\n      Off by 0.37.\n",
+        "0.37 is typed",
+    ),
+    "alt text": (prose.idle_alt_text, FORWARD, "    alt: ", "    alt: figure # ", "the alt text 'figure' does not"),
+}
+
+
+@pytest.mark.parametrize("gate, stem, right, wrong, message", LESSON_FAULTS.values(), ids=LESSON_FAULTS)
+def test_a_fault_in_a_lesson_is_named(spoilt, gate, stem, right, wrong, message):
+    found = list(gate(lessons.read(spoilt(f"lessons/{stem}.md", right, wrong))))
+    assert found and all(message in line for line in found), found
+
+
+def test_a_name_for_a_typed_number_is_followed(spoilt):
+    path = spoilt(f"lessons/{FORWARD}.md", VALUE, "    found,\n")
+    path.write_text(
+        path.read_text().replace('claim(\n    "forward-composes"', 'found = 3e-16\nclaim(\n    "forward-composes"')
+    )
+    assert "value found is typed" in "\n".join(measured.unmeasured(lessons.read(path)))
+
+
+def test_a_reason_without_its_claim_is_named(monkeypatch):
+    monkeypatch.setitem(claimed.CRITERIA, "never-made", ("below 1", "no reason"))
+    assert "no lesson makes the claim 'never-made'" in "\n".join(claimed.unused_criteria([]))
+
+
+def test_a_picture_of_the_readme_is_called_figure(spoilt):
+    page = spoilt("README.md", "![Sixteen columns", "![figure](a.png)\n![Sixteen columns")
+    assert "'figure'" in "\n".join(prose.idle_pictures(page))
