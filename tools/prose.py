@@ -2,8 +2,8 @@
 
 Decimals and percentages in prose, captions and verdicts come from `glue`, unless they are published (the sentence cites
 its paper, or stands in a box "as published") or chosen (a line `% given: why` or `% published: where` stands above the
-paragraph). Not looked at are maths, code, whole numbers, and exercises, which are told in numbers: a result that is typed
-there is not seen.
+paragraph). Not looked at are maths, code, whole numbers, and exercises, which are told in numbers: a result that is
+typed there is not seen.
 """
 
 from __future__ import annotations

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
-from tools import claimed, lessons, measured, prose
+from tools import claimed, lessons, measured, prose, run_gates, tested
 from tools.lessons import ROOT
 
 
@@ -76,3 +77,72 @@ def test_a_reason_without_its_claim_is_named(monkeypatch):
 def test_a_picture_of_the_readme_is_called_figure(spoilt):
     page = spoilt("README.md", "![Sixteen columns", "![figure](a.png)\n![Sixteen columns")
     assert "'figure'" in "\n".join(prose.idle_pictures(page))
+
+
+LOOSE = """
+expect(got, right, say, {option}){comment}
+"""
+
+
+@pytest.mark.parametrize("option", ["rtol=1e-3", "atol=2e-6", "rtol=0, atol=1e-3"])
+def test_a_loose_case_is_named(tmp_path, option):
+    path = tmp_path / "checks.py"
+    path.write_text(LOOSE.format(option=option, comment=""))
+    assert "say why" in "".join(tested.loose(path))
+    path.write_text(LOOSE.format(option=option, comment="  # float32 knows no better"))
+    assert list(tested.loose(path)) == []
+
+
+def test_a_real_case_loosened_is_named(spoilt):
+    right = "expect(answer(t, s), (ratio - 1) / 2, say, wrong)"
+    path = spoilt(f"minidiff/course/checks/l{FORWARD}.py", right, right[:-1] + ", rtol=1e-3)")
+    assert "rtol 0.001 is more than" in "".join(tested.loose(path))
+    path = spoilt(f"minidiff/course/checks/l{FORWARD}.py", right, "assert abs(answer(t, s) - (ratio - 1) / 2) < 1e-3")
+    assert "the bound 0.001 is more than" in "".join(tested.loose(path))
+
+
+@pytest.mark.parametrize(
+    "skip",
+    [
+        '@pytest.mark.skip(reason="needs a look")',
+        '@pytest.mark.skipif(sys.platform == "linux", reason="grading needs Linux or macOS")',
+        '@pytest.mark.xfail(reason="known")',
+    ],
+)
+def test_a_skip_that_is_not_on_the_list_is_named(spoilt, skip):
+    path = spoilt("tests/course/test_book.py", "\ndef test_", f"\n{skip}\ndef test_")
+    found = list(tested.skipped(path, path.parents[2]))
+    assert len(found) == 1 and "is not among the skips" in found[0]
+
+
+def test_a_skip_inside_a_test_is_named(spoilt):
+    path = spoilt("tests/test_pixels.py", "\n    assert", '\n    pytest.skip("later")\n    assert')
+    assert "pytest.skip('later') is not among" in "".join(tested.skipped(path, path.parents[1]))
+    path = spoilt("tests/test_pixels.py", "\n    assert", '\n    pytest.importorskip("minidif")\n    assert')
+    assert "pytest.importorskip('minidif') is not among" in "".join(tested.skipped(path, path.parents[1]))
+
+
+def test_a_file_without_a_test_is_named(spoilt):
+    path = spoilt("tests/test_random.py", "def test_", "def check_")
+    path.write_text(path.read_text().replace("def test_", "def check_"))
+    assert "no function in this file is a test" in "".join(tested.empty(path))
+    assert "tests stand in files test_*.py" in "".join(tested.empty(_named(path, "def test_it(): ...")))
+
+
+def _named(path: Path, text: str) -> Path:
+    other = path.with_name("helpers_of_it.py")
+    other.write_text(text)
+    return other
+
+
+@pytest.mark.parametrize("name", [gate.name for gate in run_gates.GATES])
+def test_a_gate_that_is_taken_off_the_list_is_named(name):
+    left = [gate for gate in run_gates.GATES if gate.name != name]
+    assert f"the gate '{name}' does not run" in "".join(tested.missing_gates(left))
+
+
+def test_a_gate_that_runs_less_is_named():
+    alarms = next(gate for gate in run_gates.GATES if gate.name == "alarms")
+    less = dataclasses.replace(alarms, commands=tuple(command[:-1] for command in alarms.commands))
+    found = "".join(tested.missing_gates([less if gate is alarms else gate for gate in run_gates.GATES]))
+    assert "the gate 'alarms' does not run 'tests/gates/test_planted.py'" in found and "no gate runs" in found

@@ -6,7 +6,8 @@ import functools
 
 import pytest
 
-from tools import claimed, lessons, measured, prose
+from minidiff.course import comparing
+from tools import claimed, lessons, measured, prose, run_gates, tested
 
 read = functools.cache(lessons.read_all)
 
@@ -27,3 +28,18 @@ def test_the_reasons_of_criteria_are_of_claims():
 def test_pictures_of_pages_say_what_is_to_be_seen():
     pages = [lessons.ROOT / "README.md", *(lessons.ROOT / "book").rglob("*.md")]
     assert [problem for page in pages for problem in prose.idle_pictures(page)] == []
+
+
+def test_cases_are_as_tight_as_float32_allows():
+    assert comparing.RTOL <= tested.RTOL
+    modules = (lessons.ROOT / "minidiff/course/checks").glob("*.py")
+    assert [problem for path in modules for problem in tested.loose(path)] == []
+
+
+@pytest.mark.parametrize("gate", [tested.empty, tested.skipped], ids=lambda gate: gate.__name__)
+def test_the_tests(gate):
+    assert [problem for path in (lessons.ROOT / "tests").rglob("*.py") for problem in gate(path)] == []
+
+
+def test_every_gate_is_run():
+    assert list(tested.missing_gates(run_gates.GATES)) == []
