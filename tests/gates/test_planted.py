@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tools import claimed, lessons, measured, prose, run_gates, tested
+from tools import claimed, commands, lessons, links, measured, prose, run_gates, tested
 from tools.lessons import ROOT
 
 
@@ -146,3 +146,50 @@ def test_a_gate_that_runs_less_is_named():
     less = dataclasses.replace(alarms, commands=tuple(command[:-1] for command in alarms.commands))
     found = "".join(tested.missing_gates([less if gate is alarms else gate for gate in run_gates.GATES]))
     assert "the gate 'alarms' does not run 'tests/gates/test_planted.py'" in found and "no gate runs" in found
+
+
+README_FAULTS = {
+    "option": ("--scale 3   #", "--scael 3   #", "digits has no option --scael"),
+    "what it is told": ("--label 7", "--labels 7", "digits has no option --labels"),
+    "value": ("evaluate digits --scale 1", "evaluate digits --scale one", "'one' is not a valid float"),
+    "command": ("minidiff bench  ", "minidiff bunch  ", "No such command 'bunch'"),
+    "checkpoint": ("--upsample glide-up64", "--upsample glide-up46", "no preset 'glide-up46'"),
+    "recipe": ("minidiff train digits  ", "minidiff train digit  ", "no recipe 'digit'"),
+    "setting": ("data.name=shards", "data.names=shards", "unknown key"),
+    "preset": ("download adm-imagenet64", "download adm-imagenet46", "no preset 'adm-imagenet46'"),
+    "target": ("make book   #", "make books   #", "no target 'books'"),
+    "launcher": ("--nproc-per-node 8", "--nprocs-per-node 8", "unrecognized arguments"),
+    "argument": ("shards/train --size 64", "--size 64", "Missing argument 'OUT'"),
+}
+
+
+@pytest.mark.parametrize("right, wrong, message", README_FAULTS.values(), ids=README_FAULTS)
+def test_a_command_that_cannot_run_is_named(spoilt, right, wrong, message):
+    page = spoilt("README.md", right, wrong)
+    found = [commands.wrong(words) for _, words in commands.commands(page.read_text()) if words[0] in commands.PROGRAMS]
+    assert len([each for each in found if each]) == 1 and message in "".join(found)
+
+
+@pytest.mark.parametrize(
+    "link, message",
+    [
+        ("[status](book/stauts.md)", "leads nowhere"),
+        ("[the lessons](lessons/)", ""),
+        ("[more](CONTRIBUTING.md#a-lessen)", "names no heading of CONTRIBUTING.md"),
+        ("[more](CONTRIBUTING.md#a-lesson)", ""),
+        ("[paper](https://arxiv/abs/2006.11239)", "is no address"),
+        ("[paper](htps://arxiv.org/abs/2006.11239)", "leads nowhere"),
+        ("Made by `tools/covers.py`.", "there is no 'tools/covers.py'"),
+    ],
+)
+def test_a_dead_link_is_named(tmp_path, link, message):
+    for name in ("CONTRIBUTING.md", "lessons", "book"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "README.md").write_text(f"{link}\n\n`[not](a link)`\n")
+    found = "".join(links.dead(tmp_path / "README.md"))
+    assert message in found and bool(message) == bool(found)
+
+
+def test_a_dead_link_of_the_readme_itself_is_named(spoilt):
+    page = spoilt("README.md", "(book/_static/cover.png)", "(book/_static/covers.png)")
+    assert "the link 'book/_static/covers.png' leads nowhere" in "".join(links.dead(page))
