@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from .files import sha256
 from .recipes import Recipe
 from .systems.inpainting import widened
 from .training.checkpoint import averaged, load_checkpoint, load_weights, require_fit
@@ -74,6 +75,22 @@ def card(name: str) -> dict:
     return found
 
 
+def unchanged(path: Path) -> Path:
+    """A file of a checkpoint, after comparing it with the SHA-256 on the card beside it, where that has one.
+
+    Raises:
+        ValueError: when its bytes are not those that the card describes, or the card cannot be read.
+    """
+    hashes = card(str(path.parent)).get("sha256", {})
+    known = hashes.get(path.name) if isinstance(hashes, dict) else None
+    if known and path.is_file() and sha256(path) != known:
+        raise ValueError(
+            f"{path} is not the file that its card describes: the SHA-256 on the card is {known[:12]}..., that of the "
+            "file another; copy or publish the checkpoint anew"
+        )
+    return path
+
+
 def recipe_of(name: str) -> Recipe:
     """The recipe on the card of a checkpoint.
 
@@ -129,7 +146,7 @@ def _found(ref: str, device: str) -> Found:
         return Found(released_clip(ref, device), None, None)
     recipe = recipe_of(ref)
     system = recipe.build()
-    load_weights(system, path)
+    load_weights(system, unchanged(path))
     return Found(system, recipe, path)
 
 
@@ -158,7 +175,7 @@ def begun(recipe: Recipe) -> nn.Module:
     system = recipe.build()
     if not recipe.start:
         return system
-    path = Path(recipe.start) if recipe.start.endswith(".safetensors") else weights_path(recipe.start)
+    path = Path(recipe.start) if recipe.start.endswith(".safetensors") else unchanged(weights_path(recipe.start))
     tensors, _ = load_checkpoint(path)
     own = system.state_dict()
     if FIRST in tensors and FIRST in own:
@@ -180,11 +197,11 @@ def reference(name: str) -> tuple[Tensor, Tensor]:
     """Features (N, d) and labels (N,) of held-out images, kept beside a clean classifier that computed them.
 
     Raises:
-        ValueError: when that checkpoint keeps none.
+        ValueError: when that checkpoint keeps none, or they are not those that its card describes.
     """
     path = data_folder() / "checkpoints" / name / "reference.safetensors"
     if not path.is_file():
         kept = [p.parent.name for p in path.parent.parent.glob("*/reference.safetensors")]
         raise ValueError(f"no reference features beside {name!r}: {nearest(name, kept)}")
-    tensors, _ = load_checkpoint(path)
+    tensors, _ = load_checkpoint(unchanged(path))
     return tensors["features"].float(), tensors["labels"]

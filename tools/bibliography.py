@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from pybtex.database import Entry, parse_file
@@ -16,6 +17,9 @@ class Bibliography:
 
     def __contains__(self, key: str) -> bool:
         return key in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
 
     def author_year(self, key: str) -> tuple[str, str]:
         """``("Ho et al.", "2020")``."""

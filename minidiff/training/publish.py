@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..data.sets import load_dataset, load_set
-from ..files import owned, write_atomically
+from ..files import owned, sha256, write_atomically
 from ..random import sample_generators
 from .checkpoint import averaged, export_weights, load_checkpoint, require_fit
 from .trainable import Trainable
@@ -20,22 +21,36 @@ HELDOUT = 2000  # images that the losses on a card are measured on, at most
 
 
 @torch.no_grad()
-def heldout_metrics(system: Trainable, recipe, heldout: dict[str, Tensor], passes: int = 8) -> dict[str, float]:
-    """The system's losses on held-out data, each sample seen ``passes`` times at random levels.
+def heldout_terms(
+    system: Trainable, recipe, heldout: dict[str, Tensor], passes: int = 8
+) -> Iterator[dict[str, Tensor]]:
+    """The system's losses (B,) by name on held-out data, batch by batch, each sample seen ``passes`` times.
 
-    They are shown in equal parts no larger than a batch of the recipe: what was trained fits into memory then, and a
-    contrastive loss, which depends on the number of pairs it sees at once, is that of training.
+    Levels and noise are random, and the same each time. Data are shown in equal parts no larger than a batch of the
+    recipe: what was trained fits into memory then, and a contrastive loss, which depends on the number of pairs it sees
+    at once, is that of training.
     """
-    n = len(next(iter(heldout.values())))
-    parts = math.ceil(n / recipe.training.batch)
+    parts = batches(recipe, heldout)
     rows = zip(*(column.tensor_split(parts) for column in heldout.values()), strict=True)
     split = [dict(zip(heldout, row, strict=True)) for row in rows]
     system.eval()
-    totals: dict[str, float] = {}
     for generator in sample_generators(recipe.training.seed, [f"heldout {i}" for i in range(passes)]):
         for batch in split:
-            for name, value in system.loss(batch, generator).items():
-                totals[name] = totals.get(name, 0.0) + float(value.sum()) / (passes * n)
+            yield system.loss(batch, generator)
+
+
+def batches(recipe, heldout: dict[str, Tensor]) -> int:
+    """The number of parts in which held-out data are shown."""
+    return math.ceil(len(next(iter(heldout.values()))) / recipe.training.batch)
+
+
+def heldout_metrics(system: Trainable, recipe, heldout: dict[str, Tensor], passes: int = 8) -> dict[str, float]:
+    """The means of ``heldout_terms``, as a card holds them."""
+    n = len(next(iter(heldout.values())))
+    totals: dict[str, float] = {}
+    for terms in heldout_terms(system, recipe, heldout, passes):
+        for name, value in terms.items():
+            totals[name] = totals.get(name, 0.0) + float(value.sum()) / (passes * n)
     return {f"heldout_{name}": round(value, 5) for name, value in totals.items()}
 
 
@@ -77,8 +92,9 @@ def publish(recipe, system: Trainable, run: str | Path, folder: str | Path) -> d
     if not all(map(math.isfinite, metrics.values())):
         raise ValueError(f"{run}: held-out losses are not finite: {metrics}")
     export_weights(weights, path, {"name": recipe.name})
+    other = path.with_name("reference.safetensors")
     if beside:
-        export_weights(beside, path.with_name("reference.safetensors"), {"name": recipe.name})
+        export_weights(beside, other, {"name": recipe.name})
     card = {
         "name": recipe.name,
         "recipe": recipe.to_plain(),
@@ -89,6 +105,7 @@ def publish(recipe, system: Trainable, run: str | Path, folder: str | Path) -> d
         "parameters": sum(p.numel() for p in system.parameters()),
         "megabytes": round(path.stat().st_size / 1e6, 2),
         "metrics": metrics,
+        "sha256": {file.name: sha256(file) for file in (path, *([other] if beside else []))},
         "trained_with": {"torch": torch.__version__, "machine": platform.machine(), "device": meta["device"]},
     }
     write_atomically(Path(folder) / "card.json", (json.dumps(card, indent=2, allow_nan=False) + "\n").encode())

@@ -91,6 +91,7 @@ def _(answer, rng):
         v, s = uniform(rng, 0.2, 0.5), uniform(rng, 2, 4)
         right, high, low = _chain_variance(v, s, first, last)
         say = f"a chain of 200 steps, guided from alpha = {high:.3f} to {low:.3f}, ends with {{right}}, not {{got}}"
+        # what the steps of the chain leave
         expect(answer(v, s, high, low), right, say, _other_variances(v, s, high, low), rtol=2e-3)
 
 
@@ -263,6 +264,7 @@ def _(answer, rng):
         runs = [_copies(answer, weights, (i + 0.5) / 100) for i in range(100)]
         for i, weight in enumerate(weights):
             say = f"averaged over u, weight {weight:.3f} of {K} must get {{right}} copies; it gets {{got}}"
+            # a hundred values of u know the average to 0.01
             expect(sum(run[i] for run in runs) / 100, K * weight, say, rtol=0, atol=0.02)
 
 

@@ -362,6 +362,7 @@ def _(answer, rng):
         images, texts = 0.1 * normal(rng, 6, 4) + axis, 0.1 * normal(rng, 6, 4) + sign * axis
         logits = 5000 * _units((images, texts))[0] @ _units((images, texts))[1].T
         wrong = {"exp gives infinity or 0 here; use log-softmax, which subtracts the largest logit": _by_exp(logits)}
+        # float32 knows logits of 5000 to 5e-4
         expect(answer(images, texts, 5000.0), _contrast(logits), say, wrong, rtol=1e-3)
     images, texts = normal(rng, 6, 4), normal(rng, 6, 4)
     images[0], texts[0] = axis, -axis

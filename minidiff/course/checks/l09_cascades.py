@@ -97,6 +97,7 @@ def _(answer, rng):
     expect(mean @ A.T, y, "without noise, reducing the posterior mean must give back y")
     expect(mean, _limit(C, A, y)[0], "without noise the mean is y C A^T (A C A^T)^-1, by rows", least)
     say = "without noise nothing is unknown about A x: A times the covariance times A^T must be 0"
+    # the inverse in float32
     expect(A @ covariance @ A.T, torch.zeros(2, 2), say, atol=1e-5)
 
 
