@@ -125,7 +125,7 @@ def _train(recipe, build, folder: Path, accelerator, quiet: bool) -> dict[str, T
                         "seconds": seconds + time.monotonic() - began,
                         "device": f"{accelerator.num_processes} x {device.type}, {threads}",
                         "recipe": recipe.to_plain(),
-                        "unmoved": state.unmoved(),
+                        **state.facts(),
                         "images": len(found),
                         "broken_images": len(getattr(found, "broken", [])),
                     }

@@ -14,6 +14,7 @@ from ..data.sets import load_dataset, load_set
 from ..files import owned, write_atomically
 from ..random import sample_generators
 from .checkpoint import averaged, export_weights, load_checkpoint, require_fit
+from .resume import require_facts
 from .trainable import Trainable
 
 HELDOUT = 2000  # images that the losses on a card are measured on, at most
@@ -65,7 +66,9 @@ def publish(recipe, system: Trainable, run: str | Path, folder: str | Path) -> d
     Raises:
         ValueError: when the run has not reached its last step, or numbers are not finite; nothing is written then.
     """
-    tensors, meta = load_checkpoint(Path(run) / "last.safetensors")
+    last = Path(run) / "last.safetensors"
+    tensors, meta = load_checkpoint(last)
+    require_facts(meta, last)
     if meta["step"] != recipe.training.steps:
         raise ValueError(f"{run} stands at step {meta['step']} of {recipe.training.steps}; finish it first")
     weights = averaged(tensors, recipe.training.ema[0])
