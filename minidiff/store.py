@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from .data.sets import fixed_classes
 from .recipes import Recipe
 from .systems.inpainting import widened
 from .training.checkpoint import averaged, load_checkpoint, load_weights, require_fit
@@ -130,7 +131,16 @@ def _found(ref: str, device: str) -> Found:
     recipe = recipe_of(ref)
     system = recipe.build()
     load_weights(system, path)
+    system.class_names = _class_names(card(ref), recipe, path.with_name("card.json"))
     return Found(system, recipe, path)
+
+
+def _class_names(described: dict, recipe: Recipe, path: Path) -> tuple[str, ...]:
+    """What a card, or the meta of a run, calls the classes."""
+    names = described.get("classes", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path}: classes are a list of names, got {names!r}")
+    return tuple(names) or fixed_classes(recipe.data)
 
 
 def _run(folder: Path) -> Found:
@@ -146,6 +156,7 @@ def _run(folder: Path) -> Found:
         system = recipe.build()
         require_whole(tensors, meta, system, recipe.training, path)
         system.load_state_dict(averaged(tensors, recipe.training.ema[0]))
+        system.class_names = _class_names(meta, recipe, path)
         return Found(system, recipe, path), meta
 
     return read_last(folder, read)[0]
