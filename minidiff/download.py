@@ -7,13 +7,18 @@ import hashlib
 import http.client
 import json
 import os
+import re
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 CHUNK = 1 << 20
+PAGES, PAGE = ("text/html", "application/xhtml+xml"), re.compile(rb"\s*<(!doctype\s+html|html)", re.IGNORECASE)
+HELP = "which says that one has to sign in, or that there is no such file; get the file elsewhere and give its path"
 
 
 @dataclass(frozen=True)
@@ -58,13 +63,40 @@ def fetch(
         quiet: No progress bar.
 
     Raises:
-        ValueError: when the server cannot be reached or does not have the file, or what arrived has another checksum.
+        ValueError: when the server cannot be reached or does not have the file, what arrives is a web page or has
+            another checksum, or the folder cannot be written to.
     """
     target = Path(target)
     if target.is_file():
         return Downloaded(target, target.stat().st_size, "it was there already and was not fetched again")
-    part, note = target.with_name(f"{target.name}.part"), target.with_name(f"{target.name}.part.json")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return _fetched(url, target, patience, delay, timeout, quiet)
+    except _Unwritable as error:
+        have = f"; {arrived} bytes have arrived and are kept" if (arrived := _size(_part(target))) else ""
+        raise ValueError(f"cannot write {target} ({error}){have}; run it again when there is room") from None
+    except OSError as error:
+        raise ValueError(f"cannot write {target} ({error.strerror or error})") from None
+
+
+class _Unwritable(Exception):
+    """What arrives finds no room here: no fault of the network's."""
+
+
+@contextmanager
+def _written() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _Unwritable(error.strerror or str(error)) from None
+
+
+def _part(target: Path) -> Path:
+    return target.with_name(f"{target.name}.part")
+
+
+def _fetched(url: str, target: Path, patience: int, delay: float, timeout: float, quiet: bool) -> Downloaded:
+    part, note = _part(target), target.with_name(f"{target.name}.part.json")
     idle = 0
     while True:
         before = _size(part)
@@ -115,6 +147,7 @@ def _go_on(url: str, part: Path, note: Path, timeout: float, quiet: bool) -> _Pu
         return known
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     with urllib.request.urlopen(request, timeout=timeout) as response:
+        page = response.headers.get_content_type() in PAGES
         offered, ranged = _published(response), response.status == 206
         if ranged:
             place = f"bytes {start}-{known.size - 1}/{known.size}"
@@ -123,15 +156,25 @@ def _go_on(url: str, part: Path, note: Path, timeout: float, quiet: bool) -> _Pu
                 raise ConnectionError("the file changed on the server while it was fetched")
             offered = _Published(offered.etag, offered.size, offered.md5 or known.md5)
         start = start if ranged else 0
-        note.write_text(json.dumps(vars(offered)))
+        with _written():
+            note.write_text(json.dumps(vars(offered)), encoding="utf-8")
         bar = tqdm(total=offered.size, initial=start, unit="B", unit_scale=True, desc=part.stem, disable=quiet)
-        with open(part, "ab" if start else "wb") as file, bar:
+        with _opened(part, "ab" if start else "wb") as file, bar:
             while block := response.read(CHUNK):
-                file.write(block)
+                if page or (start == 0 and file.tell() == 0 and PAGE.match(block)):
+                    raise ValueError(f"{url}: the server answers with a web page, {HELP}")
+                with _written():
+                    file.write(block)
+                    file.flush()
                 bar.update(len(block))
     if offered.size is not None and _size(part) != offered.size:
         raise ConnectionError(f"the connection broke after {_size(part)} of {offered.size} bytes")
     return offered
+
+
+def _opened(part: Path, mode: str):
+    with _written():
+        return open(part, mode)
 
 
 def _published(response) -> _Published:
@@ -145,7 +188,7 @@ def _published(response) -> _Published:
 
 def _read(note: Path) -> _Published | None:
     try:
-        return _Published(**json.loads(note.read_text()))
+        return _Published(**json.loads(note.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
 

@@ -96,17 +96,25 @@ def owned(folder: Path) -> Iterator[None]:
 
 
 def _locked(file) -> bool:
+    """Whether no other process holds the file's lock; this one holds it from then on."""
     try:
-        import fcntl
-    except ImportError:  # Windows
-        return True
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(file)
     except (BlockingIOError, PermissionError):
         return False
-    except OSError:
-        pass  # a file system without locks
+    except (OSError, ImportError):
+        pass  # a file system or a platform without locks
     return True
+
+
+def _lock(file) -> None:
+    try:
+        import fcntl
+    except ImportError:
+        import msvcrt  # Windows; its locks are of bytes, and end with their process too
+
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def sha256(path: Path) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .download import Downloaded, fetch
 from .recipes import Recipe, load_recipe
-from .training.checkpoint import require_fit
+from .training.checkpoint import require_finite, require_fit
 from .words import nearest
 
 
@@ -69,6 +69,12 @@ LAYOUTS = {
     "glide-clip": Layout(_clip_name, fixed={"logit_scale": math.log(100)}),  # config.yaml of the released code
 }
 
+WRAPPERS = (
+    "module.",
+    "_orig_mod.",
+    "model.",
+    "network.",
+)  # DataParallel, torch.compile, and modules that hold a network
 _OPENAI = "https://openaipublic.blob.core.windows.net/diffusion/"
 
 
@@ -203,18 +209,30 @@ def read_into(system: nn.Module, layout: Layout, source: str | Path | Mapping[st
         layout: How the published tensors are read.
         source: The published file, or its state dict.
         what: What the messages call the system.
+
+    Raises:
+        ValueError: as ``load`` does; for numbers that are not finite too, by name.
     """
     given = isinstance(source, Mapping)
     where = "the state dict" if given else str(source)
     tensors = _named_tensors(source, where) if given else read_tensors(source)
     own = {layout.published(k): v for k, v in system.network.state_dict().items()}
     fixed = {layout.published(k): value for k, value in layout.fixed.items()}
-    tensors = tensors | {k: torch.full(own[k].shape, value) for k, value in fixed.items()}
+    tensors = _unwrapped(tensors, own) | {k: torch.full(own[k].shape, value) for k, value in fixed.items()}
     require_fit(tensors, own, where, what)
+    require_finite(tensors, where)
     read = lambda name: tensors[layout.published(name)].detach().to("cpu", torch.float32, copy=given)
     ours = {name: read(name) for name in system.network.state_dict()}
     system.network.load_state_dict(layout.convert(system.network, ours), assign=True)
     return system.eval().requires_grad_(False)
+
+
+def _unwrapped(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without what a wrapper put before every name of theirs."""
+    for prefix in WRAPPERS:
+        if all(name.startswith(prefix) for name in tensors) and not any(name.startswith(prefix) for name in own):
+            return _unwrapped({name.removeprefix(prefix): tensor for name, tensor in tensors.items()}, own)
+    return tensors
 
 
 def _joined(chosen: Preset, source: str | Path | Mapping) -> dict[str, Tensor]:
@@ -235,6 +253,8 @@ def _joined(chosen: Preset, source: str | Path | Mapping) -> dict[str, Tensor]:
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a torch checkpoint or a safetensors file, by name, on the CPU. No code in the file is run.
+
+    Of a training's checkpoint, ``{"model": ..., "step": ...}``, those of its state dict.
 
     Raises:
         ValueError: for a file that is missing, damaged, holds anything but named tensors, or would run code when read.
@@ -261,10 +281,25 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 def _named_tensors(tensors, where: str) -> dict[str, Tensor]:
     if not isinstance(tensors, Mapping) or not tensors:
         raise ValueError(f"{where} holds a {type(tensors).__name__}, not tensors by name")
+    tensors = _state_dict(tensors, where)
     for key, value in tensors.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise ValueError(f"{where} holds more than tensors by name: {key!r} is a {type(value).__name__}")
     return dict(tensors)
+
+
+def _state_dict(found: Mapping, where: str) -> Mapping:
+    """The state dict that a training's checkpoint holds beside its step and its optimiser; itself where it is one."""
+    inner = {key: value for key, value in found.items() if isinstance(value, Mapping) and _only_tensors(value)}
+    if not inner or any(isinstance(value, Tensor) for value in found.values()):
+        return found
+    if len(inner) > 1:
+        raise ValueError(f"{where} holds several state dicts: {', '.join(map(str, inner))}; give the one that is meant")
+    return next(iter(inner.values()))
+
+
+def _only_tensors(value: Mapping) -> bool:
+    return bool(value) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
 
 
 def download(name: str, folder: str | Path, **options) -> list[Downloaded]:

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from .data.sets import fixed_classes
 from .files import sha256
 from .recipes import Recipe
 from .systems.inpainting import widened
 from .training.checkpoint import averaged, load_checkpoint, load_weights, require_fit
+from .training.resume import in_run, read_last, require_facts, require_whole
 from .words import nearest
 
 FIRST = "network.input_blocks.0.0.weight"  # of the convolution that x and the image door enter
@@ -133,9 +135,8 @@ def _found(ref: str, device: str) -> Found:
         from .pretrained import preset
 
         return Found(load_preset(name, released), preset(name).recipe, Path(released))
-    last = Path(ref) / "last.safetensors"
-    if last.is_file():
-        return _run(last)
+    if in_run(Path(ref)):
+        return _run(Path(ref))
     try:
         path = weights_path(ref)
     except ValueError as error:
@@ -147,20 +148,35 @@ def _found(ref: str, device: str) -> Found:
     recipe = recipe_of(ref)
     system = recipe.build()
     load_weights(system, unchanged(path))
+    system.class_names = _class_names(card(ref), recipe, path.with_name("card.json"))
     return Found(system, recipe, path)
 
 
-def _run(last: Path) -> Found:
+def _class_names(described: dict, recipe: Recipe, path: Path) -> tuple[str, ...]:
+    """What a card, or the meta of a run, calls the classes."""
+    names = described.get("classes", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path}: classes are a list of names, got {names!r}")
+    return tuple(names) or fixed_classes(recipe.data)
+
+
+def _run(folder: Path) -> Found:
     """The averaged weights of a run."""
-    tensors, meta = load_checkpoint(last)
-    if "recipe" not in meta:
-        raise ValueError(f"{last} is no checkpoint of a run: it does not say its recipe")
-    recipe = Recipe.from_plain(meta["recipe"])
-    system = recipe.build()
-    weights = averaged(tensors, recipe.training.ema[0])
-    require_fit(weights, system.state_dict(), str(last), f"the network of {recipe.name!r}")
-    system.load_state_dict(weights)
-    return Found(system, recipe, last)
+
+    def read(path: Path) -> tuple[Found, dict]:
+        tensors, meta = load_checkpoint(path)
+        require_facts(meta, path)
+        try:
+            recipe = Recipe.from_plain(meta.get("recipe"))
+        except ValueError as error:
+            raise ValueError(f"{path} is no checkpoint of a run: {error}") from None
+        system = recipe.build()
+        require_whole(tensors, meta, system, recipe.training, path)
+        system.load_state_dict(averaged(tensors, recipe.training.ema[0]))
+        system.class_names = _class_names(meta, recipe, path)
+        return Found(system, recipe, path), meta
+
+    return read_last(folder, read)[0]
 
 
 def begun(recipe: Recipe) -> nn.Module:

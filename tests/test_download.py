@@ -1,8 +1,10 @@
 """Downloads against a server on this machine: ranges, a broken connection, a file that changes, checksums."""
 
 import base64
+import errno
 import hashlib
 import http.server
+import os
 import socket
 import threading
 
@@ -39,6 +41,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self.send_header("x-ms-blob-content-md5", server.md5)
         else:
             self.send_response(200)
+            if server.kind:
+                self.send_header("Content-Type", server.kind)
             if server.md5:
                 self.send_header("Content-MD5", server.md5)
         self.send_header("ETag", hashlib.sha1(content).hexdigest())
@@ -56,7 +60,7 @@ def md5(content):
 def server():
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.content, server.md5, server.ranges, server.cut, server.broken, server.asked = CONTENT, None, True, [], 0, []
-    server.md5_with_ranges = True
+    server.md5_with_ranges, server.kind = True, None
     server.url = f"http://127.0.0.1:{server.server_port}/file.pt"
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
@@ -166,3 +170,50 @@ def test_a_preset_is_downloaded_by_name(server, tmp_path, monkeypatch):
     assert [d.path for d in pretrained.download("adm-imagenet64", tmp_path, quiet=True)] == [tmp_path / "file.pt"]
     with pytest.raises(ValueError, match="did you mean 'adm-imagenet64'"):
         pretrained.download("adm-imagenet65", tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["text/html; charset=utf-8", "application/octet-stream", None])
+def test_a_web_page_is_no_file(server, tmp_path, kind):
+    server.content, server.kind = b"\n<!DOCTYPE html><title>Sign in</title>" * 30, kind
+    with pytest.raises(ValueError, match=r"file\.pt: the server answers with a web page.*give its path"):
+        get(server, tmp_path)
+    assert not (tmp_path / "file.pt").exists() and len(server.asked) == 1
+    server.content, server.kind = CONTENT, None
+    assert get(server, tmp_path).path.read_bytes() == CONTENT, "nothing of the page is left"
+
+
+class Full:
+    """A file on a disk that is full after so many bytes."""
+
+    def __init__(self, file, room):
+        self.file, self.room = file, room
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.file.close()
+
+    def write(self, block):
+        self.file.write(block[: self.room])
+        self.file.flush()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_is_no_fault_of_the_network(server, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr("builtins.open", lambda *a, real=open, **k: Full(real(*a, **k), 1000))
+        with pytest.raises(ValueError, match=r"cannot write .*file\.pt \(No space left on device\); 1000 bytes have"):
+            get(server, tmp_path)
+    assert server.asked == [None], "asking again would not help"
+    assert get(server, tmp_path).path.read_bytes() == CONTENT and server.asked[1] == "bytes=1000-"
+
+
+def test_a_folder_that_cannot_be_is_said_so(server, tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"cannot write .*file/file\.pt"):
+        get(server, tmp_path / "file")
+    assert server.asked == []

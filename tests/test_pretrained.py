@@ -535,6 +535,31 @@ def test_files_of_either_kind_and_half_precision(tiny, tmp_path):
             assert torch.equal(state[k], v.half().float() if file == "half.pt" else v)
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model."])
+@pytest.mark.parametrize("beside", [None, {"epoch": 3}, {"step": 9, "optimizer": {"state": {}, "param_groups": []}}])
+def test_what_wrappers_put_around_names_is_taken_off(tiny, tmp_path, prefix, beside):
+    wrapped = {f"{prefix}{name}": tensor for name, tensor in tiny[1].items()}
+    torch.save(wrapped if beside is None else {"model": wrapped} | beside, tmp_path / "x.pt")
+    state = read(tiny, tmp_path / "x.pt").network.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in tiny[1].items())
+
+
+def test_a_prefix_that_only_some_names_have_is_named(tiny):
+    wrapped = {f"module.{name}" if "bias" in name else name: tensor for name, tensor in tiny[1].items()}
+    with pytest.raises(ValueError, match=r"unexpected: module\."):
+        read(tiny, wrapped)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("half", [False, True])
+def test_weights_that_are_not_finite_are_refused(tiny, tmp_path, value, half):
+    tensors = {name: tensor.half() if half else tensor.clone() for name, tensor in tiny[1].items()}
+    tensors["out.2.weight"].view(-1)[3] = value
+    torch.save(tensors, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=r"x\.pt is not finite: out\.2\.weight"):
+        read(tiny, tmp_path / "x.pt")
+
+
 def test_a_state_dict_is_copied(tiny):
     system = read(tiny, tiny[1])
     with torch.no_grad():
@@ -590,8 +615,11 @@ def test_files_that_cannot_be_read(tiny, tmp_path):
     path.write_text("<html>404</html>")
     with pytest.raises(ValueError, match="checkpoint"):
         read(tiny, path)
-    torch.save({"state_dict": tiny[1], "epoch": 3}, path)
-    with pytest.raises(ValueError, match="holds more than tensors by name: 'state_dict' is a dict"):
+    torch.save({"state_dict": tiny[1], "ema": tiny[1], "epoch": 3}, path)
+    with pytest.raises(ValueError, match=r"x\.pt holds several state dicts: state_dict, ema; give the one"):
+        read(tiny, path)
+    torch.save(tiny[1] | {"epoch": 3}, path)
+    with pytest.raises(ValueError, match="holds more than tensors by name: 'epoch' is a int"):
         read(tiny, path)
     torch.save(torch.zeros(3), path)
     with pytest.raises(ValueError, match="holds a Tensor, not tensors by name"):

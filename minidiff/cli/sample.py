@@ -79,6 +79,8 @@ def sample(context, system, words, scale, count, out, cpu, **options) -> None:
     else:
         save_grid(images, path)
     used = {"system": system, "scale": scale, "count": count} | options | given | {"version": __version__}
+    if drawing.class_names:
+        used["classes"] = {i: name for i, name in enumerate(drawing.class_names) if i in number.tolist()}
     path.with_suffix(".json").write_text(json.dumps(used, indent=2) + "\n", encoding="utf-8")
     click.echo(
         f"{path}: {len(images)} images, s = {scale:g}, {options['steps']} steps, seed {options['seed']}; numbers in"

@@ -20,6 +20,23 @@ FILE = click.Path(exists=True, dir_okay=False)
 KINDS = {"integer": click.INT, "number": click.FLOAT, "text": click.STRING, "file": FILE}
 
 
+class ClassOf(click.ParamType):
+    """A class by its number, or by its name on the card."""
+
+    name = "class"
+
+    def __init__(self, names: Sequence[str]):
+        self.names = list(names)
+
+    def convert(self, value, param, ctx) -> int:
+        if str(value) in self.names:
+            return self.names.index(str(value))
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"no class {value!r}: {nearest(value, self.names)}", param, ctx)
+
+
 def drawing_options(command: Callable) -> Callable:
     """The options that say how a system draws, see ``drawing_of``."""
     options = [
@@ -72,7 +89,8 @@ def asking(drawing: Drawing, name: str) -> click.Command:
     """A command whose options are the questions that a system asks."""
     parameters: list[click.Parameter] = []
     for question in drawing.questions:
-        kind = KINDS[question.kind]
+        named = question.name == "label" and drawing.class_names
+        kind = ClassOf(drawing.class_names) if named else KINDS[question.kind]
         parameters.append(click.Option([f"--{question.name}"], type=kind, multiple=question.many, help=question.help))
         if question.first:
             parameters.append(click.Argument([f"{question.name}s"], nargs=-1, metavar=f"[{question.name.upper()}]..."))

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .recipe import DataRecipe
+from .sets import classes_of
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Embedder:
         log_prob: Images as for ``encode`` -> (B, n_classes); None where it knows no classes.
         n_classes: Number of classes.
         data: The data set whose classes these are; None when they are those of no set of ours.
+        learnt: What it calls its classes; () where only the data set may tell.
     """
 
     name: str
@@ -39,6 +41,12 @@ class Embedder:
     log_prob: Callable[[Tensor], Tensor] | None = None
     n_classes: int = 0
     data: DataRecipe | None = None
+    learnt: tuple[str, ...] = ()
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What its classes are called, in the order of their numbers; () where that is not known or not at hand."""
+        return self.learnt or (() if self.data is None else classes_of(self.data))
 
     @torch.no_grad()
     def images(self, images: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ from .listing import (
     plain,
     table_of_all_parts,
 )
+from .workers import shared
 
 log = logging.getLogger(__name__)
 UNREADABLE = (  # what Pillow and zipfile raise for files that are not what their names say
@@ -103,7 +104,7 @@ class Images(Dataset):
 
     def __init__(self, path: str | os.PathLike, labels: Tensor, size: int | None, mirror: bool) -> None:
         self.path, self.labels, self.size, self.mirror = path, labels, checked(size), mirror
-        self._broken = torch.zeros(len(labels), dtype=torch.bool).share_memory_()  # workers report here
+        self._broken = shared(torch.zeros(len(labels), dtype=torch.bool))  # workers report here
 
     def read(self, i: int) -> bytes:
         """The file of image i as it is stored."""

@@ -18,6 +18,7 @@ from ..random import sample_generators
 from .images import UNREADABLE, Images, checked
 from .listing import plain
 from .sets import class_names
+from .workers import loaded
 from .writer import ShardWriter, digest, fingerprint
 
 PER_SHARD = 10_000
@@ -110,7 +111,7 @@ def in_order(items: Dataset, numbers: Sequence[int], workers: int) -> Iterator[t
     """(i, items[i]) for the numbers, in their order, read ahead by as many processes as there are workers."""
     loader = DataLoader(items, sampler=numbers, batch_size=32, collate_fn=list, num_workers=workers)
     numbers = iter(numbers)
-    for batch in loader:
+    for batch in loaded(loader):
         for item in batch:
             yield next(numbers), item
 

@@ -167,7 +167,7 @@ class Samples:
             raise OSError(f"sample {self.name(i)} has no {suffix!r} member")
         files, places = self._columns[suffix]
         offset, size = places[i].tolist()
-        content = os.pread(self._file(files[self.shard_of(i)]).fileno(), size, offset)  # no file position to share
+        content = _read_at(self._file(files[self.shard_of(i)]), size, offset)
         if len(content) < size:
             raise OSError(f"{self.name(i)}.{suffix} ends after {len(content)} of {size} bytes")
         return content
@@ -182,6 +182,15 @@ class Samples:
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_open": {}}
+
+
+def _read_at(file: io.FileIO, size: int, offset: int) -> bytes:
+    """Bytes of a file that threads and forked processes share: their file position is left alone."""
+    if hasattr(os, "pread"):
+        return os.pread(file.fileno(), size, offset)
+    with open(file.name, "rb") as own:  # Windows
+        own.seek(offset)
+        return own.read(size)
 
 
 def changed(samples: Samples) -> list[str]:

@@ -157,18 +157,41 @@ def class_names(found: Dataset) -> tuple[str, ...]:
     return tuple(name if isinstance(name, str) else ", ".join(name) for name in names)
 
 
-def classes_of(recipe: DataRecipe) -> tuple[str, ...]:
-    """Names of the classes of a data set, in the order of their numbers; () where they are not known or not at hand."""
+def fixed_classes(recipe: DataRecipe) -> tuple[str, ...]:
+    """Names of the classes of a data set that has the same wherever it lies; () of others."""
     from .cifar import CLASSES
     from .scenes import SHAPES
 
-    known = {"digits": tuple("0123456789"), "shapes": tuple(SHAPES), "cifar10": CLASSES}
-    if recipe.name in known or recipe.name.partition(":")[0] not in ("folder", "shards", "torchvision"):
-        return known.get(recipe.name, ())
+    return {"digits": tuple("0123456789"), "shapes": tuple(SHAPES), "cifar10": CLASSES}.get(recipe.name, ())
+
+
+def classes_of(recipe: DataRecipe) -> tuple[str, ...]:
+    """Names of the classes of a data set, in the order of their numbers; () where they are not known or not at hand."""
+    if recipe.name.partition(":")[0] not in ("folder", "shards", "torchvision"):
+        return fixed_classes(recipe)
     try:
-        return load_dataset(recipe).classes
+        return class_names(load_dataset(recipe))
     except ValueError:
         return ()
+
+
+def require_names(found: Sequence[str], known: Sequence[str], whose: str, who: str) -> None:
+    """Refuse classes that are not called as a network learnt them: their numbers would stand for others.
+
+    Args:
+        found: Names of the classes, in the order of their numbers; () where they are not known.
+        known: Those that the network learnt.
+        whose: What the classes are of.
+        who: The network.
+
+    Raises:
+        ValueError: naming the first class that differs.
+    """
+    if not found or not known or tuple(found) == tuple(known):
+        return
+    called = lambda names, i: repr(names[i]) if i < len(names) else "none"
+    i = next(i for i in range(max(len(found), len(known))) if called(found, i) != called(known, i))
+    raise ValueError(f"class {i} of {whose} is {called(found, i)}, and {who} learnt it as {called(known, i)}")
 
 
 def _digits(recipe: DataRecipe, split: str) -> Dataset:

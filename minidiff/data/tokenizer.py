@@ -7,6 +7,7 @@ A tokenizer is called with a list of captions and returns (B, context) long, -1 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from functools import cache, cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..files import sha256
 from ..words import nearest
 from . import emoji
 from .captions import MAX_WORDS, VOCABULARY
@@ -88,7 +90,11 @@ class WordTokenizer(Tokenizer):
 
 
 class ClipTokenizer(Tokenizer):
-    """CLIP's byte-pair encoding as open_clip has it, without its start and end tokens."""
+    """CLIP's byte-pair encoding as open_clip has it, without its start and end tokens.
+
+    A caption that spells them, "<end_of_text>", has the tokens of these letters: an end token inside would end what
+    CLIP reads.
+    """
 
     name, size, context = "clip", 49408, 77
 
@@ -100,7 +106,20 @@ class ClipTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         """Tokens of one caption."""
-        return self._bpe.encode(text)
+        tokens = []
+        for token in self._bpe.encode(text):
+            tokens += self._spelled[token] if token in self._special else [token]
+        return tokens
+
+    @cached_property
+    def _spelled(self) -> dict[int, list[int]]:
+        """What the letters of start and end token are encoded as, were they no tokens."""
+        spaced = {token: " ".join(re.findall(r"[a-z]+|[<_>]", self._bpe.decoder[token])) for token in self._special}
+        return {token: self._bpe.encode(text) for token, text in spaced.items()}
+
+    @property
+    def _special(self) -> list[int]:
+        return self._bpe.all_special_ids
 
     def decode(self, tokens: Tensor) -> list[str]:
         """(B, context) -> B captions."""
@@ -127,16 +146,22 @@ class GlideTokenizer(Tokenizer):
         if not files or not all(path.is_file() for path in files.values()):
             where = "MINIDIFF_GPT2 is not set" if folder is None else f"{folder} lacks them"
             raise ValueError(f"GLIDE reads captions by GPT-2's files encoder.json and vocab.bpe: {where}")
-        ranks = data_gym_to_mergeable_bpe_ranks(str(files["vocab.bpe"]), str(files["encoder.json"]))
-        return Encoding("glide", pat_str=self.PATTERN, mergeable_ranks=ranks, special_tokens={})
+        hashes = [sha256(files[name]) for name in ("vocab.bpe", "encoder.json")]  # a file kept from before is not these
+        try:
+            names = [str(files[name]) for name in ("vocab.bpe", "encoder.json")]
+            ranks = data_gym_to_mergeable_bpe_ranks(*names, *hashes)
+            return Encoding("glide", pat_str=self.PATTERN, mergeable_ranks=ranks, special_tokens={})
+        except (ValueError, AssertionError, LookupError, TypeError, AttributeError) as error:
+            why = str(error) or "one does not list the pairs of the other"
+            raise ValueError(f"encoder.json and vocab.bpe in {folder} are not GPT-2's, or damaged ({why})") from None
 
     def encode(self, text: str) -> list[int]:
-        """Tokens of one caption.
+        """Tokens of one caption; one that spells a special token, "<|endoftext|>", has those of its letters.
 
         Raises:
-            ValueError: when the files are not there.
+            ValueError: when the files are not there, or damaged.
         """
-        return self._bpe.encode(text.lower())
+        return self._bpe.encode(text.lower(), disallowed_special=())
 
     def decode(self, tokens: Tensor) -> list[str]:
         """(B, context) -> B captions."""

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from ..condition import Part, Question, Value, each
+from ..data.sets import require_names
 from ..guidance import LogProb, adm, cfg, classifier
 from ..sampler import Sampler, ancestral, ddim, heun
 from ..systems.diffusion import Diffusion
 from ..systems.draw import drawn
 from ..systems.parts import Label
+from ..training.trainable import classes_told
 from .processes import Processes
 
 GUIDES = ("cfg", "classifier", "clip", "adm")
@@ -41,8 +43,9 @@ class Drawing:
         names: Of the systems, for messages.
 
     Raises:
-        ValueError: for no systems or such that do not go together, another sampler or guide, a guide without what it
-            guides by, a temperature that is none, or a level that a system was not trained with.
+        ValueError: for no systems or such that do not go together or call their classes otherwise, another sampler or
+            guide, a guide without what it guides by, a temperature that is none, or a level that a system was
+            not trained with.
     """
 
     systems: Sequence[Diffusion]
@@ -72,8 +75,9 @@ class Drawing:
         if len(self.aug_levels) > len(self.systems) - 1:
             raise ValueError(f"a level is for the image that a system enlarges; {len(self.aug_levels)} are too many")
         for i, system in enumerate(self.systems[1:], 1):
-            name = self.names[i] if self.names else f"stage {i}"
+            name = self._name(i)
             _require_enlarges(self.systems[0], system, name)
+            require_names(_names(system), self.class_names, name, self._name(0))
             level, most = self._aug_level(i), system.part(HANDED).augment
             if not 0 <= level <= most:
                 trained = f"with noise from 0 to {most:g}" if most else "without noise"
@@ -92,9 +96,19 @@ class Drawing:
             raise ValueError(f"classifier-free guidance takes no {given[0]}: leave one of the two out")
         if (self.guide in by and given != [self.guide]) or (self.guide == "adm" and not given):
             raise ValueError(f"the guide {self.guide!r} needs a classifier or a CLIP to guide by")
+        if self.classifier is not None:
+            require_names(_names(self.classifier), self.class_names, "the classifier", self._name(0))
+
+    def _name(self, i: int) -> str:
+        return self.names[i] if self.names else f"stage {i}"
 
     def _aug_level(self, i: int) -> float:
         return self.aug_levels[i - 1] if i <= len(self.aug_levels) else 0.0
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What the classes that the base is told are called; () where it is told none, or their names are not known."""
+        return _names(self.systems[0])
 
     @property
     def part(self) -> Part | None:
@@ -199,6 +213,11 @@ def _require_enlarges(base: Diffusion, system: Diffusion, name: str) -> None:
         raise ValueError(f"{name} does not enlarge what another system drew; systems with a small image do")
     if _vocabulary(base) != _vocabulary(system):
         raise ValueError(f"{name} is told something else than what is to be enlarged: labels, or other tokens")
+
+
+def _names(system: nn.Module) -> tuple[str, ...]:
+    """What a system calls the classes that it tells apart or is told; () of one that knows none."""
+    return getattr(system, "class_names", ()) if classes_told(system) is not None else ()
 
 
 def _vocabulary(system: Diffusion) -> tuple[int | None, str | None]:

@@ -55,6 +55,7 @@ def _classifier(name: str, found: Found, device: torch.device | str) -> Embedder
         log_prob=lambda images: system.log_prob_label(images.to(device), DATA),
         n_classes=system.n_classes,
         data=found.recipe.data,
+        learnt=system.class_names,
     )
 
 

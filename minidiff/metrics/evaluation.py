@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ..data.embedder import Embedder
 from ..data.images import Images
 from ..data.recipe import DataRecipe
-from ..data.sets import SPLITS, Columns, Items, classes_of, load_dataset, load_set, second
+from ..data.sets import SPLITS, Columns, Items, class_names, load_dataset, load_set, require_names, second
 from ..random import sample_generators
 from ..recipes import Recipe
 from ..store import reference
@@ -104,7 +104,7 @@ class ByClass(Plan):
 
 
 def references(
-    name: str, data: DataRecipe | None, network: Embedder
+    name: str, data: DataRecipe | None, network: Embedder, learnt: tuple[str, ...] = ()
 ) -> tuple[Dataset | Described, str, Dataset | None]:
     """The reference, what to call it, and the other split of its data set where there is one.
 
@@ -114,25 +114,28 @@ def references(
         name: "heldout", "train", or a path to images.
         data: The data set whose splits are meant.
         network: What images are compared in.
+        learnt: What whoever is judged calls the classes of that data set; () where that is not known.
 
     Raises:
-        ValueError: when it cannot be read, or a split of no known set is meant.
+        ValueError: when it cannot be read, a split of no known set is meant, or its classes are not those that were
+            learnt.
     """
     if name not in SPLITS:
         if not Path(name).exists():
             raise ValueError(f"the reference must be {', '.join(SPLITS)} or a folder, zip or npz file; got {name!r}")
-        return image_set(name, classes_of(network.data) if network.data else ()), name, None
+        return image_set(name, network.class_names), name, None
     if data is None:
         raise ValueError(f"these features belong to no data set that has a {name} part: name images with --reference")
     try:
-        other = _pairs(load_dataset(data, SPLITS[1 - SPLITS.index(name)]))
-        return _pairs(load_dataset(data, name)), f"{data.name} {name}", other
+        other, found = (load_dataset(data, split) for split in (SPLITS[1 - SPLITS.index(name)], name))
     except ValueError:
         if name != "heldout" or network.data is None or network.data.name != data.name:
             raise
         features, labels = reference(network.name)
         kept = Described(features, features.new_zeros(len(features), 0), labels)
         return kept, f"{data.name} heldout (kept)", None
+    require_names(class_names(found), learnt, f"{data.name} {name}", "what is judged")
+    return _pairs(found), f"{data.name} {name}", _pairs(other)
 
 
 def _pairs(found: Dataset) -> Dataset:

@@ -109,23 +109,28 @@ def _by_class(drawing: Drawing, recipe: Recipe, how: Evaluation, here: Processes
     """Real images first, then what the system draws at each scale, each class in turn."""
     data = replace(recipe.data, size=drawing.systems[-1].shape[1])
     network = embedder(how.features or default_features(recipe.data), here.device)
-    reference, name, other = references(how.reference, data, network)
+    learnt = drawing.class_names
+    reference, name, other = references(how.reference, data, network, learnt)
     count = how.images or IMAGES
     values, number = drawing.answers({}, count)
     drawn = partial(_drawn, drawing, here, values, number, data.bins)
     rows = real_rows(other, count, here, how.batch, how.seed)
     rows += [(f"s = {scale:g}", scale, drawn(scale)) for scale in how.scales]
     told = bool((number >= 0).all())
-    labelled = told and network.data is not None and _alike(network.data, data)
-    facts = facts | {"labels": "each class in turn" if told else "none"}
+    labelled, labels = told and _alike(network, data, learnt), "each class in turn" if told else "none"
+    if told and not labelled and network.n_classes:
+        labels = f"not compared: {network.name} has other classes, or does not say which"
+    facts = facts | {"labels": labels}
     more = {"facts": facts, "neighbours": how.neighbours}
     return [ByClass(rows, count, reference, name, network, labelled, **more, **how.common)]
 
 
-def _alike(one: DataRecipe, other: DataRecipe) -> bool:
-    """Whether two sets number the same classes alike, as far as their names are at hand."""
-    names = [classes_of(data) for data in (one, other)]
-    return one.name == other.name and (names[0] == names[1] or () in names)
+def _alike(network: Embedder, data: DataRecipe, learnt: tuple[str, ...]) -> bool:
+    """Whether a network numbers the same classes as a system that learnt some of a data set, as far as names tell."""
+    if network.data is None:
+        return False
+    names = network.class_names, learnt or classes_of(data)
+    return names[0] == names[1] != () or (() in names and network.data.name == data.name)
 
 
 def _drawn(
@@ -190,7 +195,7 @@ def plan_of_images(source: str, how: Evaluation, here: Processes) -> Plan:
     network = embedder(how.features, here.device)
     known = _known(network)
     found = image_set(source, known)
-    reference, name, other = references(how.reference, network.data, network)
+    reference, name, other = references(how.reference, network.data, network, network.learnt)
     count = how.images or len(found)
     if count > len(found):
         raise ValueError(f"{source} holds {len(found)} images, not {count}")
@@ -205,7 +210,7 @@ def _known(network: Embedder) -> tuple[str, ...]:
     """What a network calls its classes: their numbers, where its data have no names; () where it knows no data."""
     if network.data is None:
         return ()
-    return classes_of(network.data) or tuple(str(i) for i in range(network.n_classes))
+    return network.class_names or tuple(str(i) for i in range(network.n_classes))
 
 
 def _labels(found: Dataset, network: Embedder, known: tuple[str, ...]) -> tuple[bool, str]:

@@ -201,7 +201,8 @@ def drawn(
         raise ValueError(f"at least one picture of one stage is drawn, got {n} of {len(stages)}")
     if not 0 <= rank < world or batch < 1:
         raise ValueError(f"need 0 <= rank < world and batch >= 1, got rank {rank}, world {world}, batch {batch}")
-    for mine in torch.arange(rank, n, world).split(batch):
+    share = torch.arange(rank, n, world)
+    for mine in share.split(batch) if len(share) else ():  # an empty tensor splits into one part
         generators = sample_generators(seed, mine.tolist(), stages[0][0].device.type)
         told = {key: each(lambda tensor, mine=mine: tensor[mine], value) for key, value in values.items()}
         own = [(system, options(mine)) for system, options in stages]

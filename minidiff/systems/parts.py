@@ -36,7 +36,14 @@ class Label(Part):
     """
 
     key, judge = "label", "class"
-    questions = (Question("label", "integer", "Class to draw (default: all of them in turn).", many=True),)
+    questions = (
+        Question(
+            "label",
+            "integer",
+            "Class to draw, or its name on the card (default: all of them in turn).",
+            many=True,
+        ),
+    )
 
     def __init__(self, n_classes: int, nullable: bool = False, p_drop: float = 0.0):
         if type(n_classes) is not int or n_classes < 1:

@@ -65,8 +65,8 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict]:
     require_finite(tensors, str(path))
     try:
         meta = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: its meta is no JSON ({error})") from None
     if not isinstance(meta, dict):
         raise ValueError(f"{path} is damaged: its meta is no mapping")
     return tensors, meta

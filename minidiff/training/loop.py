@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..data.sets import load_dataset, require_classes
+from ..data.sets import class_names, fixed_classes, load_dataset, require_classes
 from ..files import owned
 from ..random import per_sample, sample_generators
 from .checkpoint import save_checkpoint
@@ -125,8 +125,9 @@ def _train(recipe, build, folder: Path, accelerator, quiet: bool) -> dict[str, T
                         "seconds": seconds + time.monotonic() - began,
                         "device": f"{accelerator.num_processes} x {device.type}, {threads}",
                         "recipe": recipe.to_plain(),
-                        "unmoved": state.unmoved(),
+                        **state.facts(),
                         "images": len(found),
+                        "classes": list(fixed_classes(recipe.data) or class_names(found)),
                         "broken_images": len(getattr(found, "broken", [])),
                     }
                     save_checkpoint(last, tensors, meta)

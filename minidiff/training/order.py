@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.sets import Columns
+from ..data.workers import loaded
 from ..random import sample_generators
 
 
@@ -69,12 +70,17 @@ class _Slices:
 
 
 def batches(found: Dataset, order: Order, steps: range, share: slice, workers: int = 0) -> Iterator[dict[str, Tensor]]:
-    """Columns of one process's share of each step; a run may begin at any step, inside an epoch too."""
+    """Columns of one process's share of each step; a run may begin at any step, inside an epoch too.
+
+    Raises:
+        ValueError: when workers find too little shared memory.
+    """
     if isinstance(found, Columns):
         return (found[order[step][share]] for step in steps)
     pinned = torch.cuda.is_available()
     slices = _Slices(order, steps, share)
-    return iter(DataLoader(found, batch_sampler=slices, num_workers=workers, pin_memory=pinned, worker_init_fn=_go_on))
+    ahead = DataLoader(found, batch_sampler=slices, num_workers=workers, pin_memory=pinned, worker_init_fn=_go_on)
+    return loaded(ahead)
 
 
 def _go_on(worker: int) -> None:

@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..data.sets import load_dataset, load_set
+from ..data.sets import class_names, load_dataset, load_set, require_names
 from ..files import owned, sha256, write_atomically
 from ..random import sample_generators
 from .checkpoint import averaged, export_weights, load_checkpoint, require_fit
+from .resume import require_facts
 from .trainable import Trainable
 
 HELDOUT = 2000  # images that the losses on a card are measured on, at most
@@ -78,15 +79,20 @@ def publish(recipe, system: Trainable, run: str | Path, folder: str | Path) -> d
         folder: Where the checkpoint goes.
 
     Raises:
-        ValueError: when the run has not reached its last step, or numbers are not finite; nothing is written then.
+        ValueError: when the run has not reached its last step, the classes of the held-out data are called otherwise
+            than those it learnt, or numbers are not finite; nothing is written then.
     """
-    tensors, meta = load_checkpoint(Path(run) / "last.safetensors")
+    last = Path(run) / "last.safetensors"
+    tensors, meta = load_checkpoint(last)
+    require_facts(meta, last)
     if meta["step"] != recipe.training.steps:
         raise ValueError(f"{run} stands at step {meta['step']} of {recipe.training.steps}; finish it first")
     weights = averaged(tensors, recipe.training.ema[0])
     require_fit(weights, system.state_dict(), str(run), f"the network of {recipe.name!r}")
     path = Path(folder) / "model.safetensors"
     system.load_state_dict({k: v.half() if v.is_floating_point() else v for k, v in weights.items()})  # as published
+    names = meta.get("classes", [])
+    require_names(class_names(load_dataset(recipe.data, "heldout")), names, "the held-out data", str(run))
     heldout = load_set(recipe.data, "heldout", HELDOUT)
     beside, metrics = system.published_beside(heldout), heldout_metrics(system, recipe, heldout)
     if not all(map(math.isfinite, metrics.values())):
@@ -101,6 +107,7 @@ def publish(recipe, system: Trainable, run: str | Path, folder: str | Path) -> d
         "seed": recipe.training.seed,
         "steps": meta["step"],
         "data": f"{recipe.data.name}, {len(load_dataset(recipe.data))} training images",
+        **({"classes": names} if names else {}),
         "seconds": round(meta["seconds"]),
         "parameters": sum(p.numel() for p in system.parameters()),
         "megabytes": round(path.stat().st_size / 1e6, 2),

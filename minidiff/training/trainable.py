@@ -13,9 +13,12 @@ class Trainable(nn.Module):
 
     Attributes:
         whole_batch: Whether the loss of a sample depends on the others, so that a batch cannot be cut into parts.
+        class_names: What the classes that it learnt are called, in the order of their numbers; () where that is not
+            known.
     """
 
     whole_batch = False
+    class_names: tuple[str, ...] = ()
 
     def loss(self, batch: Mapping[str, Tensor], generator=None) -> dict[str, Tensor]:
         """(B,) terms by name; the mean of "loss" is what training makes small.

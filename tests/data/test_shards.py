@@ -332,3 +332,11 @@ def test_cifar10(tmp_path):
     assert data.shard_sizes == (128, 128, 44) and data.classes == ("cat",) and data.check() == []
     for i in range(0, 300, 7):
         assert torch.equal(data[i][0], source[int(data.samples.key(i))][0])
+
+
+def test_a_system_that_cannot_read_at_a_place(packed, monkeypatch):
+    """Windows has no ``pread``."""
+    expected = [Shards(packed).read(i) for i in range(24)]
+    monkeypatch.delattr(os, "pread")
+    data = Shards(packed)
+    assert [data.read(i) for i in range(24)] == expected and not data.check()

@@ -101,3 +101,33 @@ def test_glide_says_what_it_lacks(tmp_path, monkeypatch):
     monkeypatch.setenv("MINIDIFF_GPT2", str(tmp_path))
     with pytest.raises(ValueError, match="lacks them"):
         GlideTokenizer()(["a ring"])
+
+
+def test_files_that_were_mended_are_read_anew(gpt2_files, tmp_path):
+    """Whoever reads such files for us keeps them by their path."""
+    whole = (tmp_path / "vocab.bpe").read_bytes()
+    for content in (whole[:-8], b"", b"\xff\xfe" * 50, whole.replace(b"r e", b"e r")):
+        (tmp_path / "vocab.bpe").write_bytes(content)
+        with pytest.raises(
+            ValueError, match=r"^encoder\.json and vocab\.bpe in .* are not GPT-2's, or damaged \(.+\)$"
+        ):
+            GlideTokenizer()(["a red ring"])
+    (tmp_path / "vocab.bpe").write_bytes(whole)
+    (tmp_path / "encoder.json").write_text("[1]")
+    with pytest.raises(ValueError, match="are not GPT-2's"):
+        GlideTokenizer()(["a red ring"])
+    (tmp_path / "encoder.json").write_text(json.dumps({token: i for i, token in enumerate(gpt2_files)}))
+    assert GlideTokenizer().decode(GlideTokenizer()(["a red ring"])) == ["a red ring"]
+
+
+def test_a_caption_may_spell_special_tokens(gpt2_files):
+    """The letters are read as letters, as the published reader does: its pattern knows no special tokens."""
+    pairs, text = GlideTokenizer(), "a <|endoftext|> b"
+    spelled = [gpt2_files[token] for token in pairs([text])[0].tolist() if token >= 0]
+    assert "".join(spelled).replace(_bytes_as_printable()[32], " ") == text
+    clip = tokenizer("clip")
+    for text in ("a <end_of_text> b", "<START_OF_TEXT>", "<start_of_text><end_of_text>"):
+        tokens = [token for token in clip([text])[0].tolist() if token >= 0]
+        assert tokens and max(tokens) < 49406
+        apart = text.lower().replace("<", " < ").replace(">", " > ").replace("_", " _ ")
+        assert tokens == [token for token in clip([apart])[0].tolist() if token >= 0]

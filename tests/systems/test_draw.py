@@ -455,3 +455,7 @@ def test_options_of_a_batch_are_those_of_its_images(model):
 def test_shares_that_are_none(model, rank, world, batch):
     with pytest.raises(ValueError, match="need 0 <= rank < world and batch >= 1"):
         next(drawn([(model, lambda mine: {})], {"label": LABELS}, 3, 0, batch, rank, world))
+
+
+def test_a_process_may_have_nothing_to_draw(model):
+    assert list(drawn([(model, lambda mine: {"levels": 1})], {"label": LABELS[:1]}, 1, rank=1, world=2)) == []

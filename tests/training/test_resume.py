@@ -152,3 +152,47 @@ def test_torchrun_without_a_gpu_trains_one_model(tmp_path):
     assert run.returncode == 0, run.stderr[-3000:]
     assert run.stdout.count("3 steps done") == 1
     assert load_checkpoint(tmp_path / "last.safetensors")[1]["device"].startswith("2 x cpu")
+
+
+class WindowsLocks:
+    """What ``msvcrt`` offers, with the locks of this system beneath."""
+
+    LK_NBLCK = 2
+
+    def __init__(self):
+        import fcntl
+
+        self.fcntl, self.asked = fcntl, []
+
+    def locking(self, descriptor, mode, n_bytes):
+        self.asked.append((mode, n_bytes))
+        self.fcntl.lockf(descriptor, self.fcntl.LOCK_EX | self.fcntl.LOCK_NB)
+
+
+def test_one_process_trains_in_a_folder_on_windows_too(tmp_path, monkeypatch):
+    locks = WindowsLocks()
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    monkeypatch.setitem(sys.modules, "msvcrt", locks)
+    program = "import sys, pathlib, minidiff.files as f\nwith f.owned(pathlib.Path(sys.argv[1])): pass"
+    with owned(tmp_path):
+        assert locks.asked == [(2, 1)]
+        other = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, text=True)
+    assert "another process is writing to" in other.stderr
+    with owned(tmp_path):
+        pass
+    held = subprocess.Popen(
+        [sys.executable, "-c", program.replace("pass", "print(flush=True); input()"), tmp_path],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    held.stdout.readline()
+    with pytest.raises(ValueError, match="another process is writing to"), owned(tmp_path):
+        pass
+    held.communicate(b"\n")
+
+
+def test_a_platform_without_locks_goes_without(tmp_path, monkeypatch):
+    for module in ("fcntl", "msvcrt"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with owned(tmp_path), owned(tmp_path):
+        pass
