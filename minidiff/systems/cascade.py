@@ -37,13 +37,13 @@ class CascadeOptions(UpsamplerOptions):
             raise ValueError(f"augment is a standard deviation in (0, 1], got {self.augment}")
 
 
-def told_alpha(level: NoiseLevel) -> NoiseLevel:
-    """The same level, of which the network is told alpha = sqrt(alpha-bar) (``eq-sr3-level``)."""
-    return NoiseLevel(level.alpha, level.sigma, TOLD * level.alpha)
+def told_alpha_bar(level: NoiseLevel) -> NoiseLevel:
+    """The same level, of which the network is told alpha-bar, which SR3 calls gamma (``eq-sr3-level``)."""
+    return NoiseLevel(level.alpha, level.sigma, TOLD * level.alpha**2)
 
 
-class AlphaTold(Diffusion):
-    """A denoiser whose network is told alpha in place of a time, so that it can be sampled with any schedule.
+class AlphaBarTold(Diffusion):
+    """A denoiser whose network is told alpha-bar in place of a time, so that it can be sampled with any schedule.
 
     Raises:
         ValueError: for a learned variance, which is defined between the levels of one schedule only.
@@ -56,15 +56,15 @@ class AlphaTold(Diffusion):
 
     def forward(self, x: Tensor, level: NoiseLevel, condition: Condition | None = None) -> Prediction:
         """The prediction for x (B, C, H, W)."""
-        return super().forward(x, told_alpha(level), condition)
+        return super().forward(x, told_alpha_bar(level), condition)
 
 
 @system("sr3", network=UNet, options=UpsamplerOptions)
-def sr3(network, schedule, options, data) -> AlphaTold:
-    """Super-resolution by repeated refinement: told a bicubically enlarged small image, and alpha."""
+def sr3(network, schedule, options, data) -> AlphaBarTold:
+    """Super-resolution by repeated refinement: told a bicubically enlarged small image, and alpha-bar."""
     small = LowRes(options.factor, channels(network, options), "bicubic", rounding=torch.floor)
     parts = [*label(network, options), small]
-    return denoiser(network, schedule, parts, options, data, kind=AlphaTold, levels=AlphaBetween())
+    return denoiser(network, schedule, parts, options, data, kind=AlphaBarTold, levels=AlphaBetween())
 
 
 @system("cdm", network=UNet, options=CascadeOptions)

@@ -125,18 +125,19 @@ class Only(LevelSampler):
 
 @dataclass
 class AlphaBetween(LevelSampler):
-    """Alpha uniform between those of a uniform time and the one before (``eq-sr3-level``).
+    """Alpha-bar uniform between those of a uniform time and the one before (``eq-sr3-level``).
 
-    So the network knows all levels, and can be sampled with any schedule.
+    So the network knows all levels, and can be sampled with any schedule (Saharia et al. 2021, section 2.4). Chen et
+    al. 2021 (WaveGrad) draw the root of alpha-bar uniformly instead.
     """
 
     def draw(self, schedule, n: int, generator=None, device=None) -> Drawn:
         """Levels between those of a discrete schedule, weights 1."""
         _require_times(schedule)
         times = randint(schedule.T, n, generator, device)
-        noisy, clean = schedule.level(times).alpha, schedule.level(times - 1).alpha
-        alpha = torch.lerp(noisy, clean, rand((n,), generator, torch.float64, device))
-        return NoiseLevel(alpha, (1 - alpha**2).sqrt(), times), torch.ones(n, device=device)
+        noisy, clean = schedule.level(times).alpha ** 2, schedule.level(times - 1).alpha ** 2
+        alpha_bar = torch.lerp(noisy, clean, rand((n,), generator, torch.float64, device))
+        return NoiseLevel(alpha_bar.sqrt(), (1 - alpha_bar).sqrt(), times), torch.ones(n, device=device)
 
 
 @dataclass

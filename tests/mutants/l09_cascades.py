@@ -128,29 +128,28 @@ POSTERIOR = {
 
 
 def levels_in_a_loop(alpha_bar, t, u):
-    alpha = [1.0, *alpha_bar.sqrt().tolist()]
+    table = [1.0, *alpha_bar.tolist()]
     pairs = zip(t.tolist(), u.tolist(), strict=True)
-    return torch.tensor([(1 - v) * alpha[i + 1] + v * alpha[i] for i, v in pairs], dtype=torch.float64)
+    return torch.tensor([(1 - v) * table[i + 1] + v * table[i] for i, v in pairs], dtype=torch.float64)
 
 
 def levels_by_where(alpha_bar, t, u):
-    alpha = alpha_bar.sqrt()
-    cleaner = torch.where(t == 0, torch.ones_like(u), alpha[t - 1])
-    return alpha[t] * (1 - u) + cleaner * u
+    cleaner = torch.where(t == 0, torch.ones_like(u), alpha_bar[t - 1])
+    return alpha_bar[t] * (1 - u) + cleaner * u
 
 
 def levels_in_float32(alpha_bar, t, u):
-    alpha = torch.nn.functional.pad(alpha_bar.float().sqrt(), (1, 0), value=1.0)
-    return torch.lerp(alpha[1:].gather(0, t), alpha[:-1].gather(0, t), u.float())
+    table = torch.nn.functional.pad(alpha_bar.float(), (1, 0), value=1.0)
+    return torch.lerp(table[1:].gather(0, t), table[:-1].gather(0, t), u.float())
 
 
 def levels_in_numpy(alpha_bar, t, u):
-    alpha = np.sqrt(np.concatenate([[1.0], alpha_bar.numpy()]))
-    return np.interp(t.numpy() + 1 - u.numpy(), np.arange(len(alpha)), alpha)
+    table = np.concatenate([[1.0], alpha_bar.numpy()])
+    return np.interp(t.numpy() + 1 - u.numpy(), np.arange(len(table)), table)
 
 
-def _levels(step=-1, start=1.0, before=torch.sqrt, after=lambda v: v):
-    """draw_alpha with another neighbour or value before time 0, or linear in another quantity."""
+def _levels(step=-1, start=1.0, before=lambda v: v, after=lambda v: v):
+    """draw_alpha_bar with another neighbour or value before time 0, or linear in another quantity."""
 
     def answer(alpha_bar, t, u):
         table = torch.cat([alpha_bar.new_tensor([start]), alpha_bar])
@@ -161,13 +160,11 @@ def _levels(step=-1, start=1.0, before=torch.sqrt, after=lambda v: v):
 
 
 def _wraps(alpha_bar, t, u):
-    alpha = alpha_bar.sqrt()
-    return torch.lerp(alpha[t], alpha[t - 1], u)
+    return torch.lerp(alpha_bar[t], alpha_bar[t - 1], u)
 
 
 def _stops(alpha_bar, t, u):
-    alpha = alpha_bar.sqrt()
-    return torch.lerp(alpha[t], alpha[(t - 1).clamp(min=0)], u)
+    return torch.lerp(alpha_bar[t], alpha_bar[(t - 1).clamp(min=0)], u)
 
 
 def _one_step_late(alpha_bar, t, u):
@@ -176,9 +173,8 @@ def _one_step_late(alpha_bar, t, u):
 
 def _all_at_time_0(alpha_bar, t, u):
     """One sample at time 0 decides for all."""
-    alpha = alpha_bar.sqrt()
-    cleaner = torch.ones_like(u) if (t == 0).any() else alpha[t - 1]
-    return torch.lerp(alpha[t], cleaner, u)
+    cleaner = torch.ones_like(u) if (t == 0).any() else alpha_bar[t - 1]
+    return torch.lerp(alpha_bar[t], cleaner, u)
 
 
 def _own_numbers(alpha_bar, t, u):
@@ -187,10 +183,10 @@ def _own_numbers(alpha_bar, t, u):
 
 LEVELS = {
     "form-one-number": (lambda alpha_bar, t, u: _levels()(alpha_bar, t, u)[0], "form"),
-    "form-the-table": (lambda alpha_bar, t, u: alpha_bar.sqrt(), "form"),
+    "form-the-table": (lambda alpha_bar, t, u: alpha_bar, "form"),
     "form-times": (lambda alpha_bar, t, u: t, "form"),
     "form-forgot-return": (lambda alpha_bar, t, u: None, "form"),
-    "alpha-bar": (_levels(before=lambda v: v), "from-one-level-to-the-next", "alpha is its root"),
+    "alpha": (_levels(before=torch.sqrt), "from-one-level-to-the-next", "this is alpha"),
     "noisier-neighbour": (_levels(step=1), "from-one-level-to-the-next", "went to the noisier one"),
     "u-turned-round": (
         lambda alpha_bar, t, u: _levels()(alpha_bar, t, 1 - u),
@@ -203,24 +199,24 @@ LEVELS = {
         "u has no say",
     ),
     "one-step-late": (_one_step_late, "from-one-level-to-the-next", "begins at time t - 1"),
-    "sigma": (
-        _levels(before=lambda v: (1 - v).sqrt()),
+    "variance-of-the-noise": (
+        _levels(before=lambda v: 1 - v),
         "from-one-level-to-the-next",
-        "this is sigma",
+        "variance of the noise",
     ),
     "own-numbers": (_own_numbers, "from-one-level-to-the-next"),
-    "uniform-alpha-bar": (
-        _levels(before=lambda v: v, after=torch.sqrt),
-        "uniform-in-alpha",
-        "you drew alpha-bar uniformly",
+    "uniform-alpha": (
+        _levels(before=torch.sqrt, after=torch.square),
+        "uniform-in-alpha-bar",
+        "WaveGrad's rule",
     ),
-    "uniform-logarithm": (_levels(before=lambda v: v.log() / 2, after=torch.exp), "uniform-in-alpha", "logarithm"),
+    "uniform-logarithm": (_levels(before=torch.log, after=torch.exp), "uniform-in-alpha-bar", "logarithm"),
     "uniform-sigma": (
-        _levels(before=lambda v: (1 - v).sqrt(), after=lambda s: (1 - s**2).sqrt()),
-        "uniform-in-alpha",
+        _levels(before=lambda v: (1 - v).sqrt(), after=lambda s: 1 - s**2),
+        "uniform-in-alpha-bar",
         "moved sigma linearly",
     ),
-    "one-or-the-other": (lambda alpha_bar, t, u: _levels()(alpha_bar, t, u.round()), "uniform-in-alpha"),
+    "one-or-the-other": (lambda alpha_bar, t, u: _levels()(alpha_bar, t, u.round()), "uniform-in-alpha-bar"),
     "one-u-for-the-batch": (
         lambda alpha_bar, t, u: _levels()(alpha_bar, t, u[:1].expand(len(u))),
         "one-for-each-sample",
@@ -238,7 +234,7 @@ LEVELS = {
     ),
     "wraps-around": (_wraps, "time-0-reaches-the-data", "index -1"),
     "stops-at-time-0": (_stops, "time-0-reaches-the-data", "has a cleaner neighbour"),
-    "zero-before-time-0": (_levels(start=0.0), "time-0-reaches-the-data", "alpha = 1, not 0"),
+    "zero-before-time-0": (_levels(start=0.0), "time-0-reaches-the-data", "alpha-bar = 1, not 0"),
     "time-0-for-all": (_all_at_time_0, "time-0-reaches-the-data"),
     "cut-off": (lambda alpha_bar, t, u: _levels()(alpha_bar, t, u).clamp(min=0.01), "other-tables"),
 }

@@ -17,7 +17,7 @@ from minidiff.random import sample_generators
 from minidiff.recipes import load_recipe
 from minidiff.sampler import ancestral, heun
 from minidiff.schedule import DATA, NoiseLevel, clipped_cosine_schedule, cosine_schedule, linear_schedule, respaced
-from minidiff.systems.cascade import told_alpha
+from minidiff.systems.cascade import told_alpha_bar
 from minidiff.systems.draw import cascade, draw, truncated
 from minidiff.systems.parts import TOLD
 from minidiff.training.levels import AlphaBetween, Only
@@ -48,7 +48,7 @@ def glide():
 # --- SR3 ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_network_of_sr3_is_told_alpha_and_nothing_else(sr3):
+def test_the_network_of_sr3_is_told_alpha_bar_and_nothing_else(sr3):
     """Two levels of equal alpha and sigma but another time are one level; so any schedule can be used."""
     x, told = torch.randn(2, 3, 8, 8, generator=seeded()), sr3.condition(low_res=torch.zeros(2, 3, 4, 4))
     asked = []
@@ -57,7 +57,7 @@ def test_the_network_of_sr3_is_told_alpha_and_nothing_else(sr3):
     second = sr3(x, NoiseLevel(0.8, 0.6, 1234), told)
     handle.remove()
     assert torch.equal(first.value, second.value)
-    assert [float(t[0]) for t in asked] == [pytest.approx(800.0)] * 2
+    assert [float(t[0]) for t in asked] == [pytest.approx(640.0)] * 2
 
 
 @pytest.mark.parametrize(
@@ -69,19 +69,19 @@ def test_sr3_samples_with_a_schedule_that_it_was_not_trained_with(sr3, levels):
     images = draw(sr3, 2, levels=levels, sampler=ancestral(), generator=seeded(), low_res=small)
     handle.remove()
     assert images.shape == (2, 3, 8, 8)
-    assert told == [pytest.approx(TOLD * level.alpha, rel=1e-6) for level in levels[:-1]]
+    assert told == [pytest.approx(TOLD * level.alpha**2, rel=1e-6) for level in levels[:-1]]
 
 
 def test_a_level_in_zero_to_one_is_all_but_invisible_until_it_is_scaled():
     """The sinusoids of a time embedding have frequencies of at most one (eq-blind): the distance of two embeddings is
     at most the distance of the numbers times the root of the sum of squared frequencies."""
-    alpha = linear_schedule(2000, 1e-6, 1e-2).alpha_bar.sqrt()
+    alpha_bar = linear_schedule(2000, 1e-6, 1e-2).alpha_bar
     frequency = torch.exp(-math.log(10000) * torch.arange(32) / 32).double()
     bound = frequency.square().sum().sqrt()
     norm = math.sqrt(32)
-    far = lambda scale: torch.cdist(*2 * [timestep_embedding(scale * alpha[::20], 64).double()]).max().item() / norm
+    far = lambda scale: torch.cdist(*2 * [timestep_embedding(scale * alpha_bar[::20], 64).double()]).max().item() / norm
     assert far(1.0) < bound / norm < 0.27 < 1.0 < far(TOLD)
-    assert float(told_alpha(NoiseLevel(0.25, 0.97, 7)).time) == 250
+    assert float(told_alpha_bar(NoiseLevel(0.5, 0.75**0.5, 7)).time) == 250
 
 
 def test_sr3_enlarges_bicubically(sr3):
@@ -101,7 +101,7 @@ def test_sr3_learns_from_its_own_loss(sr3):
     assert sr3.level_sampler == AlphaBetween()
     eps = torch.randn(images.shape, generator=generator)
     told = sr3.condition(low_res=sr3.part("low_res").downsample(images))
-    out = sr3.network(diffuse(images, level, eps), TOLD * level.alpha.float(), told)
+    out = sr3.network(diffuse(images, level, eps), TOLD * level.alpha.float() ** 2, told)
     expected = (out - eps).square().mean((1, 2, 3))
     torch.testing.assert_close(found, expected)
     with pytest.raises(ValueError, match="SR3 has a fixed variance, got 'learned'"):

@@ -115,13 +115,13 @@ def test_only_a_time_that_the_schedule_has():
             Only(t).draw(FIVE, 3)
 
 
-def test_alpha_is_uniform_between_neighbouring_levels():
+def test_alpha_bar_is_uniform_between_neighbouring_levels():
     """Each time has its own interval; they touch, and cover everything from the noisiest level to clean data."""
     schedule = linear_schedule(2000, 1e-6, 1e-2)
     level, weight = AlphaBetween().draw(schedule, 200_000, seeded())
     t = level.time
-    low, high = schedule.level(t).alpha, schedule.level(t - 1).alpha
-    u = (level.alpha - low) / (high - low)
+    low, high = schedule.level(t).alpha ** 2, schedule.level(t - 1).alpha ** 2
+    u = (level.alpha**2 - low) / (high - low)
     assert u.min() >= 0 and u.max() <= 1
     for first in range(0, 2000, 500):  # uniform inside its interval, near the data and far from it
         chosen = u[(t >= first) & (t < first + 500)]
@@ -130,6 +130,13 @@ def test_alpha_is_uniform_between_neighbouring_levels():
     torch.testing.assert_close(level.alpha**2 + level.sigma**2, torch.ones(len(t), dtype=torch.float64))
     assert level.alpha.min() >= schedule.level(1999).alpha and level.alpha.max() <= 1
     assert torch.equal(weight, torch.ones(200_000))
+
+
+def test_it_is_alpha_bar_that_is_uniform_and_not_its_root():
+    """One time, from pure noise to clean data: alpha-bar has the mean 1/2 (SR3), alpha 2/3 and not 1/2 (WaveGrad)."""
+    level, _ = AlphaBetween().draw(DiscreteSchedule(torch.tensor([1 - 1e-12], dtype=torch.float64)), 100_000, seeded())
+    assert abs((level.alpha**2).mean() - 1 / 2) < 4.5 * math.sqrt(1 / 12 / 100_000)
+    assert abs(level.alpha.mean() - 2 / 3) < 4.5 * math.sqrt(1 / 18 / 100_000)
 
 
 @pytest.mark.parametrize(("mean", "std"), [(-1.2, 1.2), (0.4, 0.3)])

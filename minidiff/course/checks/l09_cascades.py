@@ -128,7 +128,7 @@ def _table(rng: Generator) -> Tensor:
 
 exercise(
     "ex-09-levels",
-    name="draw_alpha",
+    name="draw_alpha_bar",
     lesson=LESSON,
     form=call(
         tensor("t", "float"),
@@ -138,42 +138,43 @@ exercise(
 
 
 def _drawn(table: Tensor, t: Tensor, u: Tensor) -> Tensor:
-    alpha = torch.cat([torch.ones(1), table.double().sqrt()])
-    return torch.lerp(alpha[t + 1], alpha[t], u)
+    padded = torch.cat([torch.ones(1), table.double()])
+    return torch.lerp(padded[t + 1], padded[t], u)
 
 
 @case("ex-09-levels", "from-one-level-to-the-next")
 def _(answer, rng):
     table, t = _table(rng), torch.tensor([1, 6, 3])
-    cleaner, noisier = (table[t + shift].sqrt() for shift in (-1, 1))
-    here, ends = table[t].sqrt(), (torch.zeros(3).double(), torch.ones(3).double())
-    squared = "the table holds alpha-bar; alpha is its root"
+    cleaner, noisier = (table[t + shift] for shift in (-1, 1))
+    here, ends = table[t], (torch.zeros(3).double(), torch.ones(3).double())
     wrong = {
-        squared: (table[t], table[t - 1]),
+        "this is alpha; asked for is alpha-bar, as it stands in the table": (here.sqrt(), cleaner.sqrt()),
         "u = 0 is time t itself, u = 1 the cleaner neighbour": (cleaner, here),
         "t - 1 is the cleaner neighbour; you went to the noisier one": (here, noisier),
-        "u has no say: it moves alpha from time t to t - 1": (here, here),
-        "this begins at time t - 1; u = 0 is time t itself": (cleaner, table[(t - 2).clamp(min=0)].sqrt()),
-        "this is sigma; alpha is the root of alpha-bar": ((1 - here**2).sqrt(), (1 - cleaner**2).sqrt()),
+        "u has no say: it moves alpha-bar from time t to t - 1": (here, here),
+        "this begins at time t - 1; u = 0 is time t itself": (cleaner, table[(t - 2).clamp(min=0)]),
+        "this is the variance of the noise; alpha-bar is one less it": (1 - here, 1 - cleaner),
     }
     got = tuple(answer(table, t, u) for u in ends)
-    expect(got, (here, cleaner), "u = 0 must give alpha of time t, and u = 1 alpha of time t - 1", wrong)
+    expect(got, (here, cleaner), "u = 0 must give alpha-bar of time t, and u = 1 that of time t - 1", wrong)
 
 
-@case("ex-09-levels", "uniform-in-alpha")
+@case("ex-09-levels", "uniform-in-alpha-bar")
 def _(answer, rng):
     table = _table(rng)
     for time in (2, 5):
         t, u = torch.tensor([time] * 3), uniform(rng, 0.3, 0.7, 1).expand(3)
         low, high, v = table[time], table[time - 1], u[0]
         wrong = {
-            "you drew alpha-bar uniformly; here its root, alpha, is uniform": torch.lerp(low, high, v).sqrt(),
-            "you moved the logarithm linearly; alpha itself must be": (low ** (1 - v) * high**v).sqrt(),
-            "you moved sigma linearly; alpha must be": (
-                (1 - torch.lerp((1 - low).sqrt(), (1 - high).sqrt(), v) ** 2).sqrt()
+            "you drew alpha uniformly, which is WaveGrad's rule; here its square, alpha-bar, is uniform": (
+                torch.lerp(low.sqrt(), high.sqrt(), v) ** 2
+            ),
+            "you moved the logarithm linearly; alpha-bar itself must be": low ** (1 - v) * high**v,
+            "you moved sigma linearly; alpha-bar must be": (
+                1 - torch.lerp((1 - low).sqrt(), (1 - high).sqrt(), v) ** 2
             ),
         }
-        say = f"u = {v:.3f} must move alpha linearly, here from {low.sqrt():.3f} to {high.sqrt():.3f}"
+        say = f"u = {v:.3f} must move alpha-bar linearly, here from {low:.3f} to {high:.3f}"
         expect(answer(table, t, u), _drawn(table, t, u), say, {text: w.expand(3) for text, w in wrong.items()})
 
 
@@ -191,21 +192,21 @@ def _(answer, rng):
 @case("ex-09-levels", "time-0-reaches-the-data")
 def _(answer, rng):
     table = _table(rng)
-    alpha, lerp = table.sqrt(), torch.lerp
+    lerp = torch.lerp
     for t in (torch.tensor([0, 0, 0]), torch.tensor([2, 0, 5])):
         u, zero = uniform(rng, 0.1, 0.9, 3), t == 0
         wrong = {
-            "index -1 is the last entry of the table, pure noise; before time 0 comes clean data, alpha = 1": (
-                lerp(alpha[t], alpha[t - 1], u)
+            "index -1 is the last entry of the table, pure noise; before time 0 comes clean data, alpha-bar = 1": (
+                lerp(table[t], table[t - 1], u)
             ),
-            "time 0 has a cleaner neighbour, too: clean data, alpha = 1": (
-                lerp(alpha[t], alpha[(t - 1).clamp(min=0)], u)
+            "time 0 has a cleaner neighbour, too: clean data, alpha-bar = 1": (
+                lerp(table[t], table[(t - 1).clamp(min=0)], u)
             ),
-            "before time 0 comes clean data, alpha = 1, not 0": (
-                lerp(alpha[t], alpha[t - 1].masked_fill(zero, 0.0), u)
+            "before time 0 comes clean data, alpha-bar = 1, not 0": (
+                lerp(table[t], table[t - 1].masked_fill(zero, 0.0), u)
             ),
         }
-        say = f"for times {t.tolist()}: before time 0 comes clean data, alpha = 1"
+        say = f"for times {t.tolist()}: before time 0 comes clean data, alpha-bar = 1"
         expect(answer(table, t, u), _drawn(table, t, u), say, wrong)
 
 
