@@ -112,6 +112,8 @@ class Part:
         p_drop: Probability with which training replaces a value by that one, drawn per sample.
         questions: What to ask a person who is to give a value.
         judge: Whether samples are judged by the "class" or the "caption" that this part gave them; "" for neither.
+        frozen: Name of the frozen network that makes its value of what a person gives; "" where none does.
+        handed: Whether its value is what another system draws, in a cascade.
     """
 
     key: str
@@ -120,6 +122,42 @@ class Part:
     p_drop: float = 0.0
     questions: tuple[Question, ...] = ()
     judge: str = ""
+    frozen: str = ""
+    handed: bool = False
+    _borrowed: Callable[[], nn.Module] | None = None
+
+    def lend(self, borrowed: Callable[[], nn.Module]) -> None:
+        """Let the part use a frozen network, which is asked for when it is first needed."""
+        self._borrowed = borrowed
+
+    @property
+    def lent(self) -> nn.Module:
+        """The frozen network.
+
+        Raises:
+            ValueError: when the part has none yet.
+        """
+        if self._borrowed is None:
+            raise ValueError(
+                f"the {self.key} is read by {self.frozen or 'a frozen network'}, which this system was not lent; one "
+                "that minidiff.load gives has it, any other takes it by part.lend(lambda: network)"
+            )
+        return self._borrowed()
+
+    def takes(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of what is handed to the part, for x of a shape."""
+        raise NotImplementedError
+
+    def hand(self, drawn: Tensor, level: float, left: float, generator) -> Value:
+        """What another system drew, as the value of this part.
+
+        Args:
+            drawn: (B, ...) as it was drawn.
+            level: Of the noise that is to be in it.
+            left: Of the noise that is in it, where the chain stopped early; else 0.
+            generator: One generator, or a list with one per sample.
+        """
+        raise NotImplementedError
 
     def check(self, network: nn.Module, shape: tuple[int, ...]) -> None:
         """Whether a network for x of this shape has what the part needs.

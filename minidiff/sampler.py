@@ -125,7 +125,7 @@ def ddim(eta: float = 0.0) -> Sampler:
         raise ValueError(f"eta must lie in [0, 1], got {eta}")
 
     def step(prediction: Prediction, t: NoiseLevel, s: NoiseLevel, floor: float):
-        _refuse_tilt(prediction, "ddim")
+        refuse_tilt(prediction, "ddim")
         variance = eta**2 * beta_tilde(t, s)
         # max: at pure noise beta-tilde can exceed sigma_s^2 in the last digit
         mean = s.alpha * prediction.x0 + max(s.sigma**2 - variance, 0.0) ** 0.5 * prediction.eps
@@ -149,7 +149,7 @@ def heun() -> Sampler:
         _check(levels, x)
         for t, s in pairwise(levels):
             prediction = denoiser(x, t)
-            _refuse_tilt(prediction, "heun")
+            refuse_tilt(prediction, "heun")
             if s.sigma == 0:
                 x = s.alpha * prediction.x0
             else:
@@ -163,7 +163,8 @@ def heun() -> Sampler:
     return run
 
 
-def _refuse_tilt(prediction: Prediction, name: str) -> None:
+def refuse_tilt(prediction: Prediction, name: str) -> None:
+    """Raise ValueError for a mean shift where there is no reverse variance to scale it."""
     if prediction.tilt is not None:
         raise ValueError(f"{name} has no reverse variance to shift a mean by; use classifier_guidance instead")
 

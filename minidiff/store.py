@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -120,6 +121,9 @@ def find(ref: str, device: str = "cpu", can: str = "") -> Found:
         what = type(found.system).__name__ if found.recipe is None else found.recipe.system
         raise ValueError(f"{ref} is a {what}, which has no {can}; what has one is accepted")
     system = found.system.to(device).eval().requires_grad_(False)
+    for part in getattr(system, "parts", ()):
+        if part.frozen:
+            part.lend(cache(partial(load, part.frozen, device)))
     return Found(system, found.recipe, found.path)
 
 

@@ -167,6 +167,41 @@ def embed(source, encoder, out, text, suffix, batch, per_shard, split, root, dev
     _done(index, out)
 
 
+@data.command("embed-for")
+@click.argument("recipe")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--batch", type=click.IntRange(min=1), default=256, show_default=True, help="Samples at a time.")
+@click.option("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one).")
+@click.option("--workers", type=click.IntRange(min=0), default=0, help="Processes that decode.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+def embed_for(recipe, overrides, batch, device, workers, quiet) -> None:
+    """Compute every embedding that a RECIPE trains on, by the frozen CLIP that it names, where it looks for them.
+
+    Of images (data.embedding) and captions (data.text_embedding), for training and for the card. What is there is kept,
+    and an interrupted run goes on where it stood.
+
+    \b
+    Examples:
+      minidiff data embed-for unclip-prior
+      minidiff data embed-for unclip-paper-prior data.path=shards system.clip=ViT-L-14:/weights/clip.safetensors
+    """
+    from ..data.embed import embed as run
+    from ..data.sets import SPLITS, described, embeddings_place
+    from ..metrics.embedders import embedder
+    from ..recipes import load_recipe
+
+    plan = load_recipe(recipe, overrides)
+    if not plan.data.embeddings or not getattr(plan.options, "clip", ""):
+        raise click.UsageError(f"{plan.name} trains on no embeddings: it names no data.embedding and no system.clip")
+    found = embedder(plan.options.clip, _device(device), raw=True)
+    for split in SPLITS:
+        source = described(plan.data, split)
+        for name in plan.data.embeddings:
+            out, text = embeddings_place(plan.data, name, split), name == "text_embedding"
+            index = run(source, found, out, text, batch, suffix=f"{name}.npy", workers=workers, progress=not quiet)
+            _done(index, out)
+
+
 @data.command()
 @click.argument("source")
 @click.option("--check", is_flag=True, help="Decode every image, and compare the shards' checksums.")

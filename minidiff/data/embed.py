@@ -13,7 +13,6 @@ from torch.utils.data import Dataset
 from .embedder import Embedder
 from .images import UNREADABLE, Images, checked
 from .pack import PER_SHARD, in_order
-from .samples import Location, Samples
 from .shards import Shards, decode
 from .writer import ShardWriter, fingerprint
 
@@ -107,7 +106,8 @@ class _Items(Dataset):
         self.size = None if text else embedder.size
         if text and embedder.read is None:
             raise ValueError(f"{embedder.name} reads no texts")
-        if text and not (isinstance(source, Shards) and "txt" in source.samples.suffixes):
+        self.spoken = hasattr(source, "fingerprint")  # items are (image, text)
+        if text and not self.spoken and not (isinstance(source, Shards) and "txt" in source.samples.suffixes):
             raise ValueError(f"{embedder.name} reads captions, members 'txt', which the data set does not hold")
 
     def __len__(self) -> int:
@@ -121,6 +121,8 @@ class _Items(Dataset):
 
     def __getitem__(self, i: int) -> Tensor | str | None:
         try:
+            if self.text and self.spoken:
+                return self.source[i][1]
             if self.text:
                 return decode("txt", self.source.samples.read(i, "txt"))
             item = self.source.load(i) if isinstance(self.source, Images) else self.source[i]
@@ -145,37 +147,3 @@ def _npy(vector: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, vector, allow_pickle=False)
     return buffer.getvalue()
-
-
-class Embeddings(Dataset):
-    """Embeddings in shards; item i is a float32 tensor.
-
-    Args:
-        where: as ``Shards`` takes it.
-        suffix: of the members; the one that ends in npy when left out.
-
-    Raises:
-        ValueError: no such members, or several kinds and none named.
-    """
-
-    def __init__(self, where: Location, suffix: str | None = None) -> None:
-        self.samples = Samples(where)
-        found = [s for s in self.samples.suffixes if s.rpartition(".")[2] == "npy" and suffix in (None, s)]
-        if len(found) != 1:
-            raise ValueError(f"{where} holds members {', '.join(self.samples.suffixes)}; name one that ends in npy")
-        self.suffix = found[0]
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, i: int) -> Tensor:
-        if not 0 <= i < len(self):
-            raise IndexError(f"embedding {i} of {len(self)}")
-        return decode(self.suffix, self.samples.read(i, self.suffix)).float()
-
-    def tensor(self) -> Tensor:
-        """(N, ...) float32, all of them."""
-        out = torch.empty(len(self), *self[0].shape)
-        for i in range(len(self)):
-            out[i] = self[i]
-        return out

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+EMBEDDINGS = ("embedding", "text_embedding")
+
 
 @dataclass(frozen=True)
 class DataRecipe:
@@ -24,6 +26,9 @@ class DataRecipe:
         tokenizer: Who reads the captions, of images that have some.
         reading: Probability that a caption of scenes names the left or the upper object first.
         explicit: Share of the scenes whose caption leaves no shape and no colour open.
+        embedding: Folder with the embeddings of the images by a frozen network, a column of that name; below it
+            ``train`` and ``heldout`` as for the images. ``minidiff data embed-for`` writes it.
+        text_embedding: The same of the captions.
         hands: Of emoji: whose drawings, "noto" or "fluent" or both; with both, captions name the hand half of the time.
 
     Raises:
@@ -43,6 +48,8 @@ class DataRecipe:
     tokenizer: str = ""
     reading: float = 0.5
     explicit: float = 0.0
+    embedding: str = ""
+    text_embedding: str = ""
     hands: tuple[str, ...] = ("noto",)
 
     def __post_init__(self):
@@ -52,3 +59,12 @@ class DataRecipe:
         for name in ("reading", "explicit"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"data.{name} is a share from 0 to 1, got {getattr(self, name)}")
+
+    @property
+    def embeddings(self) -> dict[str, str]:
+        """Columns that frozen networks made, and the folders they lie in."""
+        return {name: getattr(self, name) for name in EMBEDDINGS if getattr(self, name)}
+
+    def part(self, split: str) -> str:
+        """Folder of a split."""
+        return {"train": self.train, "heldout": self.heldout}[split]

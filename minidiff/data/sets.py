@@ -12,11 +12,14 @@ from torch.utils.data import Dataset, default_collate
 
 from ..random import sample_generators
 from ..words import nearest
+from .embeddings import Embeddings
 from .images import ImageFolder, Images, torchvision_set
 from .recipe import DataRecipe
 from .tokenizer import Tokenizer, tokenizer
+from .writer import digest
 
 log = logging.getLogger(__name__)
+Rows = Callable[[int], dict[str, Tensor]]  # columns of so many rows, spread evenly over a data set
 SPLITS = ("train", "heldout")
 HELDOUT = 2000  # images of a held-out set that is rendered
 
@@ -43,13 +46,16 @@ class Items(Dataset):
     """A data set that is read on demand, its items turned into dicts.
 
     Attributes:
-        found: Items are (image, label), or (image, caption).
+        found: Items are (image, label), or (image, caption), and what else is named.
         second: What the second is called.
         convert: From the second to a tensor.
+        more: What follows is called.
     """
 
-    def __init__(self, found: Dataset, second: str = "label", convert: Callable = torch.as_tensor):
-        self.found, self.second, self.convert = found, second, convert
+    def __init__(
+        self, found: Dataset, second: str = "label", convert: Callable = torch.as_tensor, more: Sequence[str] = ()
+    ):
+        self.found, self.second, self.convert, self.more = found, second, convert, tuple(more)
         self.shard_sizes: Sequence[int] | None = getattr(found, "shard_sizes", None)
 
     def __len__(self) -> int:
@@ -63,8 +69,8 @@ class Items(Dataset):
         item = self.found.own(i) if isinstance(self.found, Images) else self.found[i]
         return None if item is None else self._row(*item)
 
-    def _row(self, image: Tensor, second) -> dict[str, Tensor]:
-        return {"image": image, self.second: self.convert(second)}
+    def _row(self, image: Tensor, second, *more: Tensor) -> dict[str, Tensor]:
+        return {"image": image, self.second: self.convert(second), **dict(zip(self.more, more, strict=True))}
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -92,7 +98,67 @@ def load_dataset(recipe: DataRecipe, split: str = "train") -> Dataset:
         raise ValueError(f"unknown data {recipe.name!r}: {nearest(recipe.name, SETS)}")
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
-    return SETS[name](recipe, split)
+    found = SETS[name](recipe, split)
+    return _joined(found, recipe, split) if isinstance(found, Columns) else found
+
+
+def _joined(found: Columns, recipe: DataRecipe, split: str) -> Columns:
+    """A data set in memory with the embeddings that were computed of it."""
+    for name in recipe.embeddings:
+        place = embeddings_place(recipe, name, split)
+        try:
+            stored = Embeddings(place)
+        except ValueError as error:
+            raise ValueError(f"{error}: `minidiff data embed-for RECIPE` computes what data.{name} names") from None
+        made_of, is_of = stored.samples.index.get("plan", {}).get("source"), identity(recipe, split)
+        if made_of != is_of:
+            raise ValueError(f"the embeddings in {place} are of other data ({made_of}, not {is_of})")
+        found.columns[name] = stored.tensor()
+    return found
+
+
+def embeddings_place(recipe: DataRecipe, name: str, split: str) -> str:
+    """Folder of a column of embeddings."""
+    return f"{recipe.embeddings[name]}/{recipe.part(split)}".rstrip("/")
+
+
+def identity(recipe: DataRecipe, split: str) -> str:
+    """A digest of everything that decides what the rows of a data set in memory are."""
+    facts = (recipe.name, recipe.size, _count(recipe, split), recipe.seed, recipe.reading, recipe.explicit)
+    return digest([*map(str, facts), split, *recipe.hands])
+
+
+class Described(Dataset):
+    """A data set in memory as pictures with captions: item i is (image, text).
+
+    Attributes:
+        fingerprint: Says what the data are.
+    """
+
+    def __init__(self, recipe: DataRecipe, split: str):
+        found = SETS[recipe.name](recipe, split)
+        self.columns, self._reader, self.fingerprint = found.columns, _tokenizer(recipe), identity(recipe, split)
+
+    def __len__(self) -> int:
+        return len(self.columns["image"])
+
+    def __getitem__(self, i: int) -> tuple[Tensor, str]:
+        return self.columns["image"][i], self._reader.decode(self.columns["caption"][i : i + 1])[0]
+
+
+def described(recipe: DataRecipe, split: str) -> Dataset:
+    """The pictures and captions of a recipe, for a frozen network to embed.
+
+    Raises:
+        ValueError: for data that come without captions.
+    """
+    if recipe.name == "shards":
+        from .shards import Shards
+
+        return Shards(f"{_path(recipe)}/{recipe.part(split)}".rstrip("/"), recipe.size)
+    if recipe.name not in ("scenes", "scenes-pairs", "emoji"):
+        raise ValueError(f"embeddings are computed for captioned data: scenes, emoji or shards, not {recipe.name!r}")
+    return Described(recipe, split)
 
 
 def load_set(recipe: DataRecipe, split: str = "train", count: int | None = None) -> dict[str, Tensor]:
@@ -101,7 +167,11 @@ def load_set(recipe: DataRecipe, split: str = "train", count: int | None = None)
     Raises:
         ValueError: as ``load_dataset``, or when no image can be decoded.
     """
-    found = load_dataset(recipe, split)
+    return rows(load_dataset(recipe, split), f"{recipe.name} {split}", count)
+
+
+def rows(found: Dataset, name: str, count: int | None = None) -> dict[str, Tensor]:
+    """Columns of a data set in memory, see ``load_set``; messages call it by the name."""
     n = len(found)
     every = count is None or count >= n
     if isinstance(found, Columns):
@@ -109,7 +179,7 @@ def load_set(recipe: DataRecipe, split: str = "train", count: int | None = None)
     items = [found.own(i) for i in (range(n) if every else [i * n // count for i in range(count)])]
     good = [item for item in items if item is not None]
     if not good:
-        raise ValueError(f"none of the {len(items)} images of {recipe.name} {split} can be decoded")
+        raise ValueError(f"none of the {len(items)} images of {name} can be decoded")
     return default_collate(good)
 
 
@@ -250,10 +320,13 @@ def _shards(recipe: DataRecipe, split: str) -> Dataset:
     if recipe.tokenizer:
         reader, mirror = _tokenizer(recipe), recipe.mirror and split == "train"
         reader([""])  # a tokenizer without its files would refuse every caption
-        found = Shards(place(_part(recipe, split)), recipe.size, mirror, "txt", read=partial(_tokens, reader))
+        beside = [embeddings_place(recipe, name, split) for name in recipe.embeddings]
+        targets = ["txt", *(f"{name}.npy" for name in recipe.embeddings)]
+        where = place(recipe.part(split))
+        found = Shards(where, recipe.size, mirror, targets, beside, read=partial(_tokens, reader))
         if reader.closed:
             _refuse_captions(found, reader)
-        return Items(found, "caption")
+        return Items(found, "caption", more=[*recipe.embeddings])
     if split == "train":
         return Items(Shards(place(recipe.train), recipe.size, recipe.mirror))
     found = Shards(place(recipe.heldout), recipe.size)
@@ -281,7 +354,7 @@ def _refuse_captions(found: Images, reader: Tokenizer) -> None:
 
 def _torchvision(recipe: DataRecipe, split: str) -> Dataset:
     name = recipe.name.partition(":")[2]
-    return Items(torchvision_set(name, _path(recipe), _part(recipe, split), recipe.size))
+    return Items(torchvision_set(name, _path(recipe), recipe.part(split), recipe.size))
 
 
 SETS = {
@@ -321,7 +394,3 @@ def _tokenizer(recipe: DataRecipe):
     if not recipe.tokenizer:
         raise ValueError(f"data {recipe.name!r} come with captions: name who reads them with data.tokenizer=...")
     return tokenizer(recipe.tokenizer)
-
-
-def _part(recipe: DataRecipe, split: str) -> str:
-    return {"train": recipe.train, "heldout": recipe.heldout}[split]

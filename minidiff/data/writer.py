@@ -122,7 +122,9 @@ class _Hashed:
 
 
 def fingerprint(source: Dataset) -> str:
-    """A digest of what the data set holds, as far as its names and labels tell."""
+    """A digest of what the data set holds, as far as its names and labels tell, or it says itself."""
+    if hasattr(source, "fingerprint"):
+        return source.fingerprint
     if isinstance(source, Images):
         labels = source.labels.tolist()
         return digest(f"{source.name(i)}\0{label}" for i, label in enumerate(labels))

@@ -104,8 +104,12 @@ class GroupNorm(nn.GroupNorm):
         return torch.addcmul(shift, x, scale)
 
 
-def check_input(x: Tensor, shape: tuple[int, ...]) -> None:
-    """Raise ValueError unless x is a batch of this shape."""
+def check_input(x: Tensor, shape: tuple[int, ...], multiple: int = 0) -> None:
+    """Raise ValueError unless x is a batch of this shape, or of sides that are a multiple of a number, where one is."""
+    if multiple and x.ndim == 4 and x.shape[1] == shape[0]:
+        if any(side % multiple for side in x.shape[2:]):
+            raise ValueError(f"this network takes sides that {multiple} divides, got {tuple(x.shape)}")
+        return
     if tuple(x.shape[1:]) != shape or x.ndim != 1 + len(shape):
         raise ValueError(f"this network takes (B, {', '.join(map(str, shape))}), got {tuple(x.shape)}")
 

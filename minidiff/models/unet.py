@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..condition import Condition
+from .embedding import DoorsConfig, EmbeddingDoors
 from .layers import (
     AttentionBlock,
     Downsample,
@@ -47,6 +48,8 @@ class UNetConfig:
         token_width: Width of the tokens that attention reads beside the pixels, wherever they come from; that of the
             text transformer when left out, and where there is none, or its text is pooled, attention reads none.
         image_level: A second time embedding, for the noise level of what comes through the image door.
+        embedding: Doors for the embeddings of a frozen CLIP, or None; their tokens have the width ``tokens``.
+        middle_attention: Attention in the middle too. Without any, images of every size that halves often enough fit.
     """
 
     size: int
@@ -67,6 +70,8 @@ class UNetConfig:
     text: TextConfig | None = None
     image_level: bool = False
     token_width: int | None = None
+    embedding: DoorsConfig | None = None
+    middle_attention: bool = True
 
     def __post_init__(self):
         for name in ("size", "channels", "groups"):
@@ -80,6 +85,8 @@ class UNetConfig:
                 f"token_width {self.token_width} is not the width {self.text.width} of the text transformer, whose "
                 "tokens are attended to; leave it out, or let the text be pooled"
             )
+        if self.embedding is not None and self.tokens is None:
+            raise ValueError("the tokens of an embedding are attended to: name their token_width")
 
     @property
     def in_shape(self) -> tuple[int, int, int]:
@@ -92,6 +99,11 @@ class UNetConfig:
         if self.token_width is None and self.text is not None and not self.text.pooled:
             return self.text.width
         return self.token_width
+
+    @property
+    def any_size(self) -> bool:
+        """Whether images of every size are taken: there are convolutions only."""
+        return not self.attention and not self.middle_attention
 
     def res_block(self, channels: int, out_channels: int, resample: str | None = None) -> ResBlock:
         """A residual block of this network."""
@@ -143,7 +155,8 @@ def encoder(config: UNetConfig) -> tuple[nn.ModuleList, Stage, list[int]]:
             blocks.append(Stage(config.resampler(width, "down")))
             skips.append(width)
             resolution //= 2
-    middle = Stage(config.res_block(width, width), config.attention_block(width), config.res_block(width, width))
+    attention = [config.attention_block(width)] if config.middle_attention else []
+    middle = Stage(config.res_block(width, width), *attention, config.res_block(width, width))
     return blocks, middle, skips
 
 
@@ -192,7 +205,7 @@ class Encoder(nn.Module):
         """The way down and through the middle.
 
         Args:
-            x: (B, in_channels, H, W).
+            x: (B, in_channels, H, W), of the network's size; without attention of any.
             embedding: (B, 4 channels), of the time and what joins it.
             tokens: (B, L, W), attended to.
             mask: (B, L) bool, True for the tokens that count.
@@ -204,7 +217,7 @@ class Encoder(nn.Module):
             ValueError: for the wrong channels or size, or tokens of another width than are attended to.
         """
         check_tokens(tokens, self.config)
-        check_input(x, self.in_shape)
+        check_input(x, self.in_shape, self.config.any_size and 2 ** (len(self.config.channel_mult) - 1))
         h, skips = x.contiguous(memory_format=self.memory_format), []
         for block in self.input_blocks:
             h = block(h, embedding, tokens, mask)
@@ -227,6 +240,8 @@ class UNet(Encoder):
             self.label_emb = nn.Embedding(config.classes, 4 * config.channels)
         if config.text is not None:
             self.text = TextTransformer(config.text, 4 * config.channels)
+        if config.embedding is not None:
+            self.embedding = EmbeddingDoors(config.embedding, 4 * config.channels, config.tokens)
         if config.image_level:
             self.image_level_embed = time_embedding(config.channels)
         self.input_blocks, self.middle_block, skips = encoder(config)
@@ -267,6 +282,10 @@ class UNet(Encoder):
         if condition.vector is not None:
             embedding = embedding + condition.vector
         return x, embedding, condition.tokens, condition.tokens_mask
+
+    def read_states(self, states: Tensor, mask: Tensor, z: Tensor) -> Condition:
+        """A text that a frozen CLIP has read, see ``EmbeddingDoors.text``."""
+        return self.embedding.text(states, mask, z)
 
     def decode(
         self,

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, reduce
-from operator import add
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
 
-from ..condition import Condition, Part, Value, column, each, length
+from ..condition import Condition, Part, Value, column
 from ..denoiser import predict, require_reading
+from ..guidance import static_threshold
 from ..likelihood import hybrid_vlb, mean_flat
 from ..prediction import Prediction
 from ..process import beta_tilde, diffuse
 from ..random import randn
 from ..schedule import NoiseLevel
 from ..training.levels import LevelSampler, Uniform, level_sampler
-from ..training.trainable import Trainable
-from ..words import nearest
+from .told import Told, distinct
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class DenoiserOptions:
         return (default or Uniform()) if self.level_sampler is None else level_sampler(self.level_sampler)
 
 
-class Diffusion(Trainable):
+class Diffusion(Told):
     """A denoiser of x given the parts of a condition. Called as a conditional model, ``system(x, level, condition)``.
 
     Args:
@@ -65,12 +64,18 @@ class Diffusion(Trainable):
         level_sampler: Which levels training looks at; all alike when left out.
         bins: Number of values a pixel can take, for the bound.
 
+    Attributes:
+        threshold: What keeps x_0 in the range of the data when samples are drawn; None for nothing.
+        candidates: Samples that are drawn for each that is kept.
+
     Raises:
         ValueError: for a network that lacks what a part needs, or takes another number of channels than it is
             shown, or for two parts of the same key.
     """
 
     subject = "image"  # the column of data that x_0 is
+    threshold = staticmethod(static_threshold)
+    candidates = 1
 
     def __init__(
         self,
@@ -84,12 +89,9 @@ class Diffusion(Trainable):
     ):
         super().__init__()
         require_reading(predicts, variance)
-        self.network, self.schedule, self.parts = network, schedule, tuple(parts)
+        self.network, self.schedule, self.parts = network, schedule, distinct(parts)
         self.predicts, self.variance, self.bins = predicts, variance, bins
         self.level_sampler = level_sampler or Uniform()
-        keys = [part.key for part in self.parts]
-        if len(set(keys)) < len(keys):
-            raise ValueError(f"every part has a key of its own, got {', '.join(keys)}")
         shown = self.shape[0] + sum(part.channels for part in self.parts)
         if network.config.in_channels != shown:
             raise ValueError(f"this system needs {shown} input channels, got {network.config.in_channels}")
@@ -102,84 +104,6 @@ class Diffusion(Trainable):
         channels, *area = self.network.out_shape
         return channels // (1 + (self.variance == "learned")), *area
 
-    @property
-    def has_null(self) -> bool:
-        """Whether any part can be nothing."""
-        return any(part.nullable for part in self.parts)
-
-    def part(self, key: str) -> Part | None:
-        """The part of that name, if there is one."""
-        return next((part for part in self.parts if part.key == key), None)
-
-    def read(self, values: Mapping[str, object], n: int | None = None) -> dict[str, Value]:
-        """What a person gave for the parts as their values, with n entries each.
-
-        Args:
-            values: By the key of a part. What is left out, or None, is nothing, where there is a null.
-            n: Number of samples; the largest number of entries when left out.
-
-        Raises:
-            ValueError: for an unknown key (the nearest is named), a missing value, or one that a part refuses.
-        """
-        keys = [part.key for part in self.parts]
-        for key in values:
-            if key not in keys:
-                raise ValueError(
-                    f"this system is told no {key!r}: {nearest(key, keys) if keys else 'it is told nothing'}"
-                )
-        given = {
-            part.key: each(self._here, part.read(values[part.key], self.shape))
-            for part in self.parts
-            if values.get(part.key) is not None
-        }
-        n = max(map(length, given.values()), default=1) if n is None else n
-        for part in self.parts:
-            if part.key not in given:
-                if not part.nullable:
-                    raise ValueError(f"this system is told its {part.key!r}, which has no null: name it")
-                given[part.key] = each(self._here, part.nothing(self.network, n))
-        return {part.key: self._repeated(part.key, given[part.key], n) for part in self.parts}
-
-    def _here(self, value: Tensor) -> Tensor:
-        """On the device of the network; numbers that are not counted also in its precision."""
-        return value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
-
-    @staticmethod
-    def _repeated(key: str, value: Value, n: int) -> Value:
-        entries = {len(t) for t in ((value,) if isinstance(value, Tensor) else value)}
-        if not entries <= {1, n}:
-            raise ValueError(f"{n} samples take 1 or {n} values of {key!r}, got {', '.join(map(str, sorted(entries)))}")
-        return each(lambda t: t.expand(n, *t.shape[1:]), value)
-
-    def encode(self, values: Mapping[str, Value]) -> Condition:
-        """The sum of the parts, as it enters the network."""
-        return reduce(add, (part.encode(self.network, values[part.key]) for part in self.parts), Condition())
-
-    def nulls(self, values: Mapping[str, Value]) -> dict[str, Value]:
-        """Each value replaced by its null, where there is one."""
-        return {part.key: part.null(self.network, values[part.key]) for part in self.parts}
-
-    def condition(self, n: int | None = None, **values) -> Condition:
-        """What is to be drawn, as it enters the network: ``condition(label=[3, 7])``, ``condition(caption="a ring")``.
-
-        Args:
-            n: Number of samples; the largest number of entries when left out.
-            values: By the key of a part; a nullable one that is left out is nothing.
-
-        Raises:
-            ValueError: for an unknown key, a missing value, or one that a part refuses.
-        """
-        return self.encode(self.read(values, n))
-
-    def null(self, n: int | None = None, **values) -> Condition:
-        """The same with nothing in place of what can be nothing.
-
-        Args:
-            n: Number of samples; the largest number of entries when left out.
-            values: Of the parts that cannot be nothing; others do not matter.
-        """
-        return self.encode(self.nulls(self.read(values, n)))
-
     def forward(self, x: Tensor, level: NoiseLevel, condition: Condition | None = None) -> Prediction:
         """The prediction for x (B, C, H, W); given nothing, where the condition is left out.
 
@@ -190,6 +114,22 @@ class Diffusion(Trainable):
         if not isinstance(condition, Condition):
             raise ValueError(f"a model is asked with what its condition(...) returns, got {type(condition).__name__}")
         return predict(self.network, x, level, condition, self.predicts, self.variance)
+
+    def subjects(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """x_0 of a training step."""
+        return column(batch, self.subject)
+
+    def finished(self, x: Tensor) -> Tensor:
+        """What was sampled as it is handed out: (B, *shape) -> (B, *shape)."""
+        return x
+
+    def merit(self, drawn: Tensor, values: Mapping[str, Value]) -> Tensor:
+        """(B,) how good samples are for what was told, where several candidates are drawn.
+
+        Raises:
+            ValueError: for a system that cannot say.
+        """
+        raise ValueError("this system does not judge what it draws: one candidate is accepted")
 
     def loss(self, batch: Mapping[str, Tensor], generator=None, level: NoiseLevel | None = None) -> dict[str, Tensor]:
         """L_simple in the network's own parametrisation, plus T/1000 times the bound where the variance is learned.
@@ -204,7 +144,7 @@ class Diffusion(Trainable):
         Returns:
             (B,) "loss", "simple" and, with a learned variance, "vlb".
         """
-        x0, drawn, weight = column(batch, self.subject), level is None, None
+        x0, drawn, weight = self.subjects(batch), level is None, None
         if drawn:
             level, weight = self.level_sampler.draw(self.schedule, len(x0), generator, x0.device)
         values = {part.key: part.observe(batch, generator) for part in self.parts}

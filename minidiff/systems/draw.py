@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from ..condition import Value, each
+from ..condition import Part, Value, each
 from ..denoiser import Denoiser
-from ..guidance import Guide, cfg, static_threshold
+from ..guidance import Guide, cfg
 from ..process import start_std
 from ..random import randn, sample_generators
 from ..sampler import Sampler, ddim, sample
 from ..schedule import NoiseLevel, respaced
 from .diffusion import Diffusion
+from .told import Told
 
 PLAIN = cfg(1.0)
+OWN = "own"  # of the system, where something is left out
 Levels = int | str | Sequence[NoiseLevel]
-Stage = tuple[Diffusion, Mapping[str, object]]  # a system, and the options of ``draw`` that are its own
+Stage = tuple[Told, Mapping[str, object]]  # a system, and the options of ``draw`` that are its own
 
 
 def draw(
@@ -31,8 +34,9 @@ def draw(
     levels: Levels = 50,
     sampler: Sampler | None = None,
     x_T: Tensor | None = None,
-    threshold: Callable[[Denoiser], Denoiser] | None = static_threshold,
+    threshold: Callable[[Denoiser], Denoiser] | str | None = OWN,
     temperature: float = 1.0,
+    candidates: int | None = None,
     generator=None,
     **values,
 ) -> Tensor:
@@ -48,8 +52,11 @@ def draw(
         levels: Number of steps; "250", "ddim25", "fast27" or sections, see ``schedule.respaced``; or a chain of levels.
         sampler: A sampler; ``ddim()`` when left out.
         x_T: (n, *system.shape) to start from; when left out, noise as ``process.start_std`` of the first level has it.
-        threshold: Applied to the guided denoiser, so that x_0 stays in the range of the data; None for latents.
+        threshold: Applied to the guided denoiser, so that x_0 stays in the range of the data; None for nothing. When
+            left out the system's own, which for pictures is ``static_threshold``.
         temperature: Standard deviation of that noise, over that of the process; GLIDE's upsampler takes .997.
+        candidates: Samples that are drawn for each that is kept, the best by the system's ``merit``; when left out the
+            system's own number, which for pictures is 1.
         generator: One generator, or a list with one per sample.
         values: Of the parts, by key, one or n of each: ``label=7``, ``caption=["a red ring"]``, ``low_res=images``.
 
@@ -68,20 +75,37 @@ def draw(
     tensors = [x_T, *(t for value in given.values() for t in ((value,) if isinstance(value, Tensor) else value))]
     gradients = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     chain = _chain(system.schedule, levels)
+    kept_of = (1 if x_T is not None else system.candidates) if candidates is None else candidates
+    if kept_of < 1 or (x_T is not None and kept_of > 1):
+        raise ValueError(f"one candidate or more is accepted, and one of a given x_T; got {kept_of}")
     if x_T is None:
-        x_T = temperature * start_std(chain[0]) * randn((n, *system.shape), generator, system.dtype, system.device)
+        std, dtype, device = temperature * start_std(chain[0]), system.dtype, system.device
+        starts = (std * randn((n, *system.shape), generator, dtype, device) for _ in range(kept_of))
     elif tuple(x_T.shape) != (n, *system.shape):
         raise ValueError(f"x_T must be {(n, *system.shape)}, got {tuple(x_T.shape)}")
     elif x_T.dtype != system.dtype:
         raise ValueError(f"x_T must be of {system.dtype}, as the system, got {x_T.dtype}")
+    else:
+        starts = [x_T]
     with torch.set_grad_enabled(gradients):
         condition = system.encode(given)
         null = system.encode(system.nulls(given)) if system.has_null else condition
         denoiser = guide(system, condition, null)
+        threshold = system.threshold if threshold == OWN else threshold
         denoiser = denoiser if threshold is None else threshold(denoiser)
         for part in system.parts:
             denoiser = part.impose(denoiser, given[part.key])
-        return sample(sampler or ddim(), denoiser, chain, x_T, generator, gradients)
+        run = lambda x: system.finished(sample(sampler or ddim(), denoiser, chain, x, generator, gradients))
+        return _best(system, map(run, starts), given)
+
+
+def _best(system: Diffusion, candidates: Iterator[Tensor], given: Mapping[str, Value]) -> Tensor:
+    """Of several batches the samples with the largest merit, each for itself."""
+    best = next(candidates)
+    for other in candidates:
+        better = system.merit(other, given) > system.merit(best, given)
+        best = torch.where(better.reshape(-1, *[1] * (best.ndim - 1)), other, best)
+    return best
 
 
 def _chain(schedule, levels: Levels) -> Sequence[NoiseLevel]:
@@ -139,10 +163,9 @@ def cascade(stages: Sequence[Stage], n: int, generator=None, truncate: bool = Fa
     if "aug_level" in stages[0][1]:
         raise ValueError("aug_level is of the image that a stage enlarges; the base has none, name it with the next")
     for (before, _), (after, _) in pairwise(stages):
-        small = after.part("low_res")
-        if small is None or before.shape != small.small_shape(after.shape):
-            wanted = "nothing" if small is None else small.small_shape(after.shape)
-            raise ValueError(f"one stage draws {before.shape}, the next enlarges {wanted}")
+        takes = receiver(after) and receiver(after).takes(after.shape)
+        if before.shape != takes:
+            raise ValueError(f"one stage draws {before.shape}, the next takes {takes or 'nothing'}")
     known = {part.key for system, _ in stages for part in system.parts}
     handed: dict[str, object] = {}
     for i, (system, own) in enumerate(stages):
@@ -153,22 +176,22 @@ def cascade(stages: Sequence[Stage], n: int, generator=None, truncate: bool = Fa
             options["levels"] = truncated(system.schedule, options.get("levels", 50), level)
         keys = [part.key for part in system.parts]
         told = {key: value for key, value in values.items() if key in keys or key not in known}
-        drawn = draw(system, n, generator=generator, **{**told, **options})
+        drawn = _one_stage(system)(n, generator=generator, **{**told, **options})
         if following:
             end = options["levels"][-1].sigma if level and truncate else 0.0
-            handed = {"low_res": _handed(following[0].part("low_res"), drawn, level, end, generator)}
+            part = receiver(following[0])
+            handed = {part.key: part.hand(drawn, level, end, generator)}
     return drawn
 
 
-def _handed(small, drawn: Tensor, level: float, left: float, generator):
-    """What a stage is given of what the one before drew, with noise that is ``left`` in it, or added up to a level."""
-    if left:
-        return drawn, left
-    image = small.quantize(drawn)
-    if not level:
-        return image
-    sigma = torch.full((len(image),), level, dtype=image.dtype, device=image.device)
-    return small.noised(image, sigma, generator), sigma
+def _one_stage(system: Told) -> Callable[..., Tensor]:
+    """How a stage draws: as all denoisers do, or in a way of its own."""
+    return partial(draw, system) if isinstance(system, Diffusion) else system.draw
+
+
+def receiver(system: Told) -> Part | None:
+    """The part of a system whose value another one draws: the small image, or the embedding."""
+    return next((part for part in system.parts if part.handed), None)
 
 
 def drawn(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..condition import Condition, Part, Question, column
+from ..condition import Condition, Part, Question, Value, column
+from ..data.degrade import Degradation
 from ..data.masks import random_masks
 from ..data.tokenizer import Tokenizer
 from ..guidance import replace_known
@@ -20,6 +21,7 @@ from ..random import rand, randn
 from ..schedule import NoiseLevel
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+CAPTION = (Question("caption", "text", "What to draw; several are drawn in turn.", many=True, first=True),)
 TOLD = 1000  # a level in [0, 1] is told times this: the fastest sinusoid of a time embedding has the frequency one
 
 
@@ -48,7 +50,7 @@ class Label(Part):
     def __init__(self, n_classes: int, nullable: bool = False, p_drop: float = 0.0):
         if type(n_classes) is not int or n_classes < 1:
             raise ValueError(f"the number of classes is a whole number >= 1, got {n_classes!r}")
-        _require_probability(p_drop)
+        require_probability(p_drop)
         if p_drop and not nullable:
             raise ValueError(f"labels are dropped with probability {p_drop}, but the embedding has no row for the null")
         self.n_classes, self.nullable, self.p_drop = n_classes, nullable, p_drop
@@ -116,10 +118,10 @@ class Caption(Part):
     """
 
     key, judge, nullable = "caption", "caption", True
-    questions = (Question("caption", "text", "What to draw; several are drawn in turn.", many=True, first=True),)
+    questions = CAPTION
 
     def __init__(self, tokenizer: Tokenizer, p_drop: float = 0.0):
-        _require_probability(p_drop)
+        require_probability(p_drop)
         self.tokenizer, self.p_drop = tokenizer, p_drop
 
     def check(self, network: nn.Module, shape: tuple[int, ...]) -> None:
@@ -159,11 +161,20 @@ class Caption(Part):
 
     def answer(self, given: Mapping[str, object], n: int, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """The captions in turn."""
-        captions: Sequence[str] = given.get("caption") or ()
-        if not captions:
-            raise ValueError('this system draws captions: name some after it, such as "..."')
-        number = torch.arange(n) % len(captions)
+        captions, number = in_turn(given, n)
         return self.read(captions, shape)[number], number
+
+
+def in_turn(given: Mapping[str, object], n: int) -> tuple[list[str], Tensor]:
+    """The captions that were asked for, and which of them each of n samples gets.
+
+    Raises:
+        ValueError: when there are none.
+    """
+    captions = list(given.get("caption") or ())
+    if not captions:
+        raise ValueError('this system draws captions: name some after it, such as "..."')
+    return captions, torch.arange(n) % len(captions)
 
 
 def level_of_sigma(sigma: Tensor) -> NoiseLevel:
@@ -185,12 +196,13 @@ class LowRes(Part):
             "bicubic" (reduced with antialiasing).
         augment: Largest sigma of training; 0 for none.
         rounding: Of the eight bits in which a cascade hands the small image on.
+        degrade: How training makes small images of large ones, in place of ``downsample``.
 
     Raises:
         ValueError: for a factor below 1, another mode, or an augment outside [0, 1].
     """
 
-    key = "low_res"
+    key, handed = "low_res", True
     questions = (
         Question("image", "file", "Small picture to enlarge; or draw one first, and name this as --upsample."),
     )
@@ -202,12 +214,14 @@ class LowRes(Part):
         mode: str = "bilinear",
         augment: float = 0.0,
         rounding: Callable[[Tensor], Tensor] = torch.round,
+        degrade: Degradation | None = None,
     ):
         if type(factor) is not int or factor < 1 or mode not in ("bilinear", "bicubic"):
             raise ValueError(f"a factor >= 1 and mode 'bilinear' or 'bicubic' are accepted, got {factor} and {mode!r}")
         if not 0 <= augment <= 1:
             raise ValueError(f"augment is a standard deviation in [0, 1], got {augment}")
         self.factor, self.channels, self.mode, self.augment, self.rounding = factor, channels, mode, augment, rounding
+        self.degrade = degrade
 
     def small_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
         """(C, H, W) of the small image for x of a shape."""
@@ -269,7 +283,8 @@ class LowRes(Part):
 
     def observe(self, batch: Mapping[str, Tensor], generator=None) -> tuple[Tensor, ...]:
         """The images reduced; with augmentation also noised, and how much."""
-        small = self.downsample(column(batch, "image"))
+        images = column(batch, "image")
+        small = self.downsample(images) if self.degrade is None else self.degrade(images, self.factor, generator)
         if not self.augment:
             return (small,)
         sigma = self.augment * rand((len(small),), generator, small.dtype, small.device)
@@ -284,6 +299,20 @@ class LowRes(Part):
     def quantize(self, image: Tensor) -> Tensor:
         """The small image as a cascade hands it on: in eight bits."""
         return quantize(image, rounding=self.rounding)
+
+    def takes(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The small shape."""
+        return self.small_shape(shape)
+
+    def hand(self, drawn: Tensor, level: float, left: float, generator) -> Value:
+        """The image in eight bits, with noise added up to the level; one with noise left in it as it is."""
+        if left:
+            return drawn, left
+        image = self.quantize(drawn)
+        if not level:
+            return image
+        sigma = torch.full((len(image),), level, dtype=image.dtype, device=image.device)
+        return self.noised(image, sigma, generator), sigma
 
     def answer(self, given: Mapping[str, object], n: int, shape: tuple[int, ...]) -> tuple[Tensor, None]:
         """The small picture."""
@@ -349,7 +378,8 @@ class Known(Part):
         return (_in_channels(picture, shape[0]), mask), None
 
 
-def _require_probability(p_drop: float) -> None:
+def require_probability(p_drop: float) -> None:
+    """Raise ValueError for what is no probability."""
     if not 0 <= p_drop <= 1:
         raise ValueError(f"p_drop is a probability from 0 to 1, got {p_drop}")
 

@@ -32,6 +32,10 @@ HOMES = {
     "inpainter": "inpainting",
     "glide_inpainter": "inpainting",
     "glide_upsampler_inpainter": "inpainting",
+    "unclip_decoder": "unclip",
+    "unclip_upsampler": "unclip",
+    "unclip_prior": "unclip_prior",
+    "unclip_ar_prior": "ar_prior",
 }
 _registered: dict[str, System] = {}
 

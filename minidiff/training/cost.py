@@ -46,7 +46,7 @@ def cost(recipe) -> Cost:
     """Count the cost of a ``recipes.Recipe`` on the meta device: nothing is allocated, nothing computed."""
     network = recipe.build(empty=True).network
     config, saved = network.config, {}
-    x = torch.empty(1, config.in_channels, config.size, config.size, device="meta")
+    x = torch.empty(1, *config.in_shape, device="meta")
     t = torch.empty(1, device="meta")
     weights = {p.untyped_storage()._cdata for p in network.parameters()}
 

@@ -7,12 +7,13 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import closing, nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ..data.sets import class_names, fixed_classes, load_dataset, require_classes
+from ..data.sets import class_names, fixed_classes, load_dataset, require_classes, rows
 from ..files import owned
 from ..random import per_sample, sample_generators
 from .checkpoint import save_checkpoint
@@ -99,6 +100,7 @@ def _train(recipe, build, folder: Path, accelerator, quiet: bool) -> dict[str, T
     found = load_dataset(recipe.data)
     if (n_classes := classes_told(system)) is not None:
         require_classes(found, n_classes)
+    system.prepare(partial(rows, found, f"{recipe.data.name} train"))
     order = Order(len(found), plan.batch, plan.seed, getattr(found, "shard_sizes", None))
     model, optimizer = parallel(Loss(system), plan, accelerator)
     ema = EMA(system, plan.ema)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from ..data.sets import Rows
+
 
 class Trainable(nn.Module):
     """Anything with a loss: a denoiser, a classifier, a CLIP, an autoencoder.
@@ -28,6 +30,13 @@ class Trainable(nn.Module):
             generator: One generator, or a list with one per sample.
         """
         raise NotImplementedError
+
+    def prepare(self, rows: Rows) -> None:
+        """Learn from the training data what is no parameter, before the first step; what a start brought along stays.
+
+        Args:
+            rows: From a number to columns of so many rows of the data, or of all where there are fewer.
+        """
 
     def after_step(self) -> None:
         """Learn whatever is no parameter from the losses of a step; the training loop calls it after each."""

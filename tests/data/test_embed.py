@@ -10,8 +10,9 @@ from click.testing import CliRunner
 from helpers import small_open_clip
 
 from minidiff.cli import main
-from minidiff.data.embed import Embeddings, embed
+from minidiff.data.embed import embed
 from minidiff.data.embedder import Embedder
+from minidiff.data.embeddings import Embeddings
 from minidiff.data.images import ImageFolder
 from minidiff.data.pack import pack
 from minidiff.data.shards import Shards

@@ -222,7 +222,7 @@ def test_the_cascade_enlarges_what_the_base_drew_and_does_not_depend_on_the_batc
     stored = ((small + 1) * 127.5).clamp(0, 255).to(torch.uint8).float() / 127.5 - 1
     expected = draw(upsampler, 3, levels="ddim2", generator=generators, label=labels, low_res=stored)
     torch.testing.assert_close(images, expected)
-    with pytest.raises(ValueError, match=r"one stage draws \(3, 8, 8\), the next enlarges \(3, 2, 2\)"):
+    with pytest.raises(ValueError, match=r"one stage draws \(3, 8, 8\), the next takes \(3, 2, 2\)"):
         cascade([(tiny("adm-imagenet64", "network.classes=5"), {}), (upsampler, {})], 3, label=labels)
 
 

@@ -247,9 +247,9 @@ def test_images_are_handed_on_as_the_next_stage_stores_them(glide, cdm):
 
 
 def test_stages_that_do_not_fit_are_refused(base, cdm):
-    with pytest.raises(ValueError, match=r"one stage draws \(3, 8, 8\), the next enlarges \(3, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"one stage draws \(3, 8, 8\), the next takes \(3, 4, 4\)"):
         cascade([(cdm, {}), (cdm, {})], 1, label=0)
-    with pytest.raises(ValueError, match=r"one stage draws \(3, 8, 8\), the next enlarges nothing"):
+    with pytest.raises(ValueError, match=r"one stage draws \(3, 8, 8\), the next takes nothing"):
         cascade([(cdm, {}), (base, {})], 1, label=0)
     with pytest.raises(ValueError, match="at least one stage"):
         cascade([], 1)
