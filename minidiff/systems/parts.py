@@ -35,7 +35,7 @@ class Label(Part):
         ValueError: for no classes, what is no probability, or dropout without a row for the null.
     """
 
-    key, judge = "label", "class"
+    key, judge, vector = "label", "class", True
     questions = (Question("label", "integer", "Class to draw (default: all of them in turn).", many=True),)
 
     def __init__(self, n_classes: int, nullable: bool = False, p_drop: float = 0.0):
@@ -108,7 +108,7 @@ class Caption(Part):
         ValueError: for what is no probability.
     """
 
-    key, judge, nullable = "caption", "caption", True
+    key, judge, nullable, vector = "caption", "caption", True, True
     questions = (Question("caption", "text", "What to draw; several are drawn in turn.", many=True, first=True),)
 
     def __init__(self, tokenizer: Tokenizer, p_drop: float = 0.0):
@@ -201,6 +201,7 @@ class LowRes(Part):
         if not 0 <= augment <= 1:
             raise ValueError(f"augment is a standard deviation in [0, 1], got {augment}")
         self.factor, self.channels, self.mode, self.augment, self.rounding = factor, channels, mode, augment, rounding
+        self.vector = augment > 0
 
     def small_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
         """(C, H, W) of the small image for x of a shape."""
