@@ -108,6 +108,7 @@ class Part:
     Attributes:
         key: Its name: ``system.condition(label=...)``.
         channels: Channels that enter through the image door.
+        vector: Whether something enters through the vector door.
         nullable: Whether there is a value that stands for nothing.
         p_drop: Probability with which training replaces a value by that one, drawn per sample.
         questions: What to ask a person who is to give a value.
@@ -118,6 +119,7 @@ class Part:
 
     key: str
     channels: int = 0
+    vector: bool = False
     nullable: bool = False
     p_drop: float = 0.0
     questions: tuple[Question, ...] = ()

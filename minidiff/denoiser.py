@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .prediction import Prediction, require_finite
-from .schedule import NoiseLevel
+from .schedule import NoiseLevel, require_level
 
 Denoiser = Callable[[Tensor, NoiseLevel], Prediction]
 ConditionalModel = Callable[[Tensor, NoiseLevel, object], Prediction]
@@ -35,15 +35,17 @@ def predict(
     Args:
         network: Callable ``(x, time (B,), condition) -> (B, C or 2C, ...)``.
         x: (B, C, ...) at the level.
-        level: What the network is told the time of.
-        condition: What else it is told.
+        level: Its noise level, whose time the network reads.
+        condition: What else it reads.
         predicts: "eps", "v" or "x0".
         variance: "fixed", or "learned": the second C channels, in [-1, 1], place the log variance between
             log beta-tilde and log beta (Nichol and Dhariwal 2021, equation 15).
 
     Raises:
-        ValueError: for x that is not finite, or an output of the wrong number of channels.
+        ValueError: for x that is not finite, a time where the level belongs, or an output of the wrong number of
+            channels.
     """
+    require_level(level)
     if not x.is_cuda:  # there the check would make every step wait; a sampler checks x_T
         require_finite(x, "x")
     time = torch.as_tensor(level.time, device=x.device).expand(len(x))

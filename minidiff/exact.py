@@ -14,7 +14,7 @@ from torch import Tensor
 from .prediction import Prediction, require_finite
 from .process import as_known
 from .random import rand, randn
-from .schedule import NoiseLevel, broadcast
+from .schedule import NoiseLevel, broadcast, require_level
 
 Label = int | Tensor | None
 
@@ -67,6 +67,7 @@ class GaussianDenoiser:
     def _rotated(self, x: Tensor, level: NoiseLevel):
         """x_t minus its mean in the eigenbasis, alpha, and the variances of x_t along it."""
         _require_world(x, self.shape)
+        require_level(level)
         flat = x.double().flatten(1)
         alpha, sigma = level.like(flat)
         return (
@@ -160,6 +161,7 @@ class GaussianMixtureDenoiser:
     def _log_joint(self, x: Tensor, level: NoiseLevel, label: Label):
         """(B, K) log of weight times component density at x_t, with the flat x, alpha, sigma and component variance."""
         _require_world(x, self.shape)
+        require_level(level)
         flat = x.double().flatten(1)
         alpha, sigma = level.like(flat)
         total = alpha**2 * self.variance + sigma**2

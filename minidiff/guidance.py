@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 
@@ -19,8 +20,40 @@ Guide = Callable[[ConditionalModel, object, object], Denoiser]  # from a model, 
 
 
 def _require_finite_scale(scale: float) -> None:
-    if not math.isfinite(scale):
-        raise ValueError(f"the guidance scale must be a finite number, got {scale}")
+    try:
+        finite = math.isfinite(scale)
+    except (TypeError, ValueError):
+        finite = False
+    if not finite:
+        raise ValueError(f"the guidance scale must be a finite number, got {scale!r}")
+
+
+def require_takes(value, what: str, *names: str) -> None:
+    """Raise ValueError unless a value can be called with arguments of these names.
+
+    Args:
+        value: What was passed.
+        what: What it should be, with an example.
+        names: Of the arguments, for the message.
+    """
+    takes = callable(value)
+    try:
+        inspect.signature(value).bind(*names)
+    except TypeError:  # no function, or one of other arguments
+        takes = False
+    except ValueError:  # a function in C that does not say
+        pass
+    if not takes:
+        called = getattr(value, "__qualname__", None) if callable(value) else None
+        raise ValueError(f"{what}, called with ({', '.join(names)}); got {called or repr(value)}")
+
+
+def _require_log_prob(log_prob) -> None:
+    if any(hasattr(log_prob, name) for name in ("classifier", "critic")):
+        raise ValueError(
+            f"a {type(log_prob).__name__} guides towards something: take its classifier(label) or critic(captions)"
+        )
+    require_takes(log_prob, "log_prob is a function such as classifier(label) of a classifier", "x", "level")
 
 
 def scale_from_w(w: float) -> float:
@@ -56,9 +89,10 @@ def classifier_guidance(denoiser: Denoiser, log_prob: LogProb, scale: float) -> 
         scale: s; 1 is Bayes' rule.
 
     Raises:
-        ValueError: when the scale is not finite.
+        ValueError: when the scale is not finite, or log_prob is no such function.
     """
     _require_finite_scale(scale)
+    _require_log_prob(log_prob)
 
     def guided(x: Tensor, level: NoiseLevel) -> Prediction:
         prediction = denoiser(x, level)
@@ -70,12 +104,14 @@ def classifier_guidance(denoiser: Denoiser, log_prob: LogProb, scale: float) -> 
 
 def mean_shift_guidance(denoiser: Denoiser, log_prob: LogProb, scale: float) -> Denoiser:
     """ADM's rule: shift the reverse mean by Sigma s grad log p(c | x_t) (``eq-mean-shift``; Dhariwal and Nichol 2021,
-    algorithm 1), the gradient taken at x_t as in their code. Only ancestral samplers have a Sigma to shift by.
+    algorithm 1), the gradient taken at x_t as in their code. Only ancestral samplers have a Sigma to shift by:
+    ``ancestral("learned")`` where the model predicts its variance.
 
     Raises:
-        ValueError: when the scale is not finite.
+        ValueError: when the scale is not finite, or log_prob is no function of x and the level.
     """
     _require_finite_scale(scale)
+    _require_log_prob(log_prob)
 
     def guided(x: Tensor, level: NoiseLevel) -> Prediction:
         prediction = denoiser(x, level)
@@ -102,11 +138,19 @@ def clip_guidance(clip, captions, scale: float) -> Callable[[Denoiser], Denoiser
         From the unconditional (or already conditional) denoiser to the guided one.
 
     Raises:
-        ValueError: when the scale is not finite, or captions that the CLIP refuses.
+        ValueError: when the scale is not finite, for what is no CLIP, or captions that it refuses.
     """
     _require_finite_scale(scale)
-    critic = clip.critic(captions)
+    critic = _critic(clip, captions)
     return lambda denoiser: classifier_guidance(denoiser, critic, scale)
+
+
+def _critic(clip, captions) -> LogProb:
+    if not hasattr(clip, "critic"):
+        raise ValueError(
+            f'a CLIP guides here, such as minidiff.load("scenes-clip-noisy"); a {type(clip).__name__} has no critic'
+        )
+    return clip.critic(captions)
 
 
 def classifier_free(model: ConditionalModel, condition, null, scale: float) -> Denoiser:
@@ -156,7 +200,7 @@ def replace_known(denoiser: Denoiser, image: Tensor, mask: Tensor) -> Denoiser:
     """Impose known pixels on x_0; eps follows (``eq-impose``; GLIDE's released code, ``denoised_fn``).
 
     The last step of a sampler then returns the known pixels as they are. The other pixels hear of them only through
-    the noisy x_t, unless the denoiser was also told.
+    the noisy x_t, unless the denoiser reads them as well.
 
     Args:
         denoiser: Any denoiser.
@@ -183,7 +227,7 @@ def autoguidance(model: Denoiser, weak: Denoiser, scale: float) -> Denoiser:
 
     Args:
         model: The denoiser to improve.
-        weak: A worse version of it, told the same condition.
+        weak: A worse version of it, under the same condition.
         scale: s; 1 is the model alone.
 
     Raises:
@@ -265,6 +309,11 @@ def rescaled(guided: Denoiser, conditional: Denoiser, phi: float = 0.7, kind: st
 # Guides: the same as values. Each takes (model, condition, null) and makes a denoiser of them; they nest.
 
 
+def require_guide(guide) -> None:
+    """Raise ValueError for what is no guide, such as a bare scale."""
+    require_takes(guide, "a guide is a value such as cfg(3.0) or adm(log_prob, 1.0)", "model", "condition", "null")
+
+
 def cfg(scale: float) -> Guide:
     """Classifier-free guidance, see ``classifier_free``.
 
@@ -285,17 +334,17 @@ def cfg(scale: float) -> Guide:
 
 
 def classifier(log_prob: LogProb, scale: float) -> Guide:
-    """Classifier guidance of the model that is told nothing, see ``classifier_guidance``; of one that has no null, as
-    it is.
+    """Classifier guidance of the model with its null, see ``classifier_guidance``; of one that has no null, as it is.
 
     Args:
         log_prob: ``(x_t, level) -> (B,)`` log p(c | x_t).
         scale: s; 1 is Bayes' rule.
 
     Raises:
-        ValueError: when the scale is not finite.
+        ValueError: when the scale is not finite, or log_prob is no function of x and the level.
     """
     _require_finite_scale(scale)
+    _require_log_prob(log_prob)
     return lambda model, condition, null: classifier_guidance(conditioned(model, null), log_prob, scale)
 
 
@@ -306,15 +355,18 @@ def clip(clip, captions, scale: float) -> Guide:
         clip: What has a ``critic``.
         captions: One caption for all samples, or one for each.
         scale: s.
+
+    Raises:
+        ValueError: when the scale is not finite, for what is no CLIP, or captions that it refuses.
     """
-    return classifier(clip.critic(captions), scale)
+    return classifier(_critic(clip, captions), scale)
 
 
 def adm(log_prob: LogProb, scale: float, ode: bool = False) -> Guide:
     """ADM's scripts: the model that knows the condition, x_0 clamped, then guided by a classifier as well.
 
     Dhariwal and Nichol 2021, algorithms 1 and 2. Draw with ``threshold=None``; by the mean shift with an ancestral
-    sampler, ``ancestral("learned")`` where the variance is learned.
+    sampler, ``ancestral("learned")`` where the variance is learned: that is what their numbers were made with.
 
     Args:
         log_prob: ``(x_t, level) -> (B,)`` log p(c | x_t).
@@ -322,22 +374,33 @@ def adm(log_prob: LogProb, scale: float, ode: bool = False) -> Guide:
         ode: Shift the score (algorithm 2, for DDIM) in place of the mean.
 
     Raises:
-        ValueError: when the scale is not finite.
+        ValueError: when the scale is not finite, or log_prob is no function of x and the level.
     """
     _require_finite_scale(scale)
+    _require_log_prob(log_prob)
     rule = classifier_guidance if ode else mean_shift_guidance
     return lambda model, condition, null: rule(static_threshold(conditioned(model, condition)), log_prob, scale)
 
 
 def interval(guide: Guide, low: float, high: float) -> Guide:
     """Another guide where low < sigma / alpha <= high, the plain conditional model elsewhere; see
-    ``guidance_interval``."""
+    ``guidance_interval``.
+
+    Raises:
+        ValueError: for what is no guide.
+    """
+    require_guide(guide)
     return lambda model, condition, null: guidance_interval(
         guide(model, condition, null), conditioned(model, condition), low, high
     )
 
 
 def auto(weak: Denoiser, scale: float) -> Guide:
-    """Away from a weaker denoiser that is told the same, see ``autoguidance``."""
+    """Away from a weaker denoiser of the same condition, see ``autoguidance``.
+
+    Raises:
+        ValueError: when the scale is not finite, or for what is no denoiser.
+    """
     _require_finite_scale(scale)
+    require_takes(weak, "the weaker model is a denoiser, such as conditioned(model, condition)", "x", "level")
     return lambda model, condition, null: autoguidance(conditioned(model, condition), weak, scale)

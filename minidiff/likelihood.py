@@ -72,7 +72,8 @@ def prior_kl(x0: Tensor, level: NoiseLevel) -> Tensor:
     """(B,) KL(q(x_T | x_0) || p(x_T)) in bits/dim, p(x_T) = N(0, (alpha^2 + sigma^2) I) (``eq-vlb``)."""
     alpha, sigma = level.like(x0)
     variance = torch.as_tensor(alpha**2 + sigma**2, dtype=x0.dtype, device=x0.device)
-    kl = gaussian_kl(alpha * x0, torch.as_tensor(sigma**2).to(x0).log(), torch.zeros_like(x0), variance.log())
+    noise = torch.as_tensor(sigma**2, dtype=x0.dtype, device=x0.device)
+    kl = gaussian_kl(alpha * x0, noise.log(), torch.zeros_like(x0), variance.log())
     return mean_flat(kl) / math.log(2)
 
 
@@ -110,7 +111,7 @@ def vlb_terms(
     x0: Tensor,
     levels: Sequence[NoiseLevel],
     generator=None,
-    variance: str = "beta_tilde",
+    variance: str | None = None,
     bins: int = 256,
 ) -> VLB:
     """A one-draw-per-step estimate of the variational bound (``eq-vlb``).
@@ -120,7 +121,8 @@ def vlb_terms(
         x0: (B, ...) clean data, its values among ``bins`` equally spaced numbers from -1 to 1.
         levels: From noise to data.
         generator: For the noise.
-        variance: "beta_tilde", "beta" or "learned".
+        variance: "beta_tilde", "beta" or "learned"; when left out, "learned" of a denoiser that predicts its variance,
+            and "beta_tilde" of any other.
         bins: Number of values a pixel can take (256 for 8-bit images).
 
     Raises:
@@ -136,9 +138,10 @@ def vlb_terms(
     for t, s in pairwise(levels):
         x_t = diffuse(x0, t, randn(x0.shape, generator, x0.dtype, x0.device))
         prediction = denoiser(x_t, t)
+        kind = variance or ("beta_tilde" if prediction.fraction is None else "learned")
         if s.sigma > 0:
-            steps.append(step_kl(prediction, x0, t, s, variance, floor))
-    decoder = decoder_nll(prediction, x0, t, s, variance, floor, bins)
+            steps.append(step_kl(prediction, x0, t, s, kind, floor))
+    decoder = decoder_nll(prediction, x0, t, s, kind, floor, bins)
     stacked = torch.stack(steps) if steps else x0.new_zeros(0, len(x0))
     return VLB(prior_kl(x0, levels[0]), stacked, decoder)
 

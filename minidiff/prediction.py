@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .schedule import NoiseLevel
+from .schedule import NoiseLevel, require_level
 
 KINDS = ("x0", "eps", "v", "score")
 
@@ -29,7 +29,7 @@ class Prediction:
         tilt: s * grad log p(c | x_t) to be added to the mean times the variance (ADM's guidance), or None.
 
     Raises:
-        ValueError: for an unknown kind, or shapes of x and value that differ.
+        ValueError: for an unknown kind, a time where the level belongs, or shapes of x and value that differ.
     """
 
     x: Tensor
@@ -40,6 +40,7 @@ class Prediction:
     tilt: Tensor | None = None
 
     def __post_init__(self):
+        require_level(self.level)
         if self.kind not in KINDS:
             raise ValueError(f"a prediction is one of {', '.join(KINDS)}; got {self.kind!r}")
         if self.value.shape != self.x.shape:

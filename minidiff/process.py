@@ -13,11 +13,16 @@ import torch
 from torch import Tensor
 
 from .prediction import Prediction
-from .schedule import NoiseLevel, broadcast
+from .schedule import NoiseLevel, broadcast, require_level
 
 
 def diffuse(x0: Tensor, level: NoiseLevel, eps: Tensor) -> Tensor:
-    """x_t = alpha x_0 + sigma eps (``eq-marginal``; Ho et al. 2020, equation 4)."""
+    """x_t = alpha x_0 + sigma eps (``eq-marginal``; Ho et al. 2020, equation 4).
+
+    Raises:
+        ValueError: for a time where a level belongs.
+    """
+    require_level(level)
     alpha, sigma = level.like(x0)
     return alpha * x0 + sigma * eps
 
@@ -103,7 +108,8 @@ def reverse_log_variance(
             (``eq-learned-variance``; Nichol and Dhariwal 2021, equation 15).
         t: The noisier level.
         s: The cleaner level.
-        kind: "beta", "beta_tilde" or "learned".
+        kind: "beta", "beta_tilde" or "learned". The two fixed ones take the floor in the last step, as in the released
+            code of Ho et al. 2020; the learned one has beta for its upper end there as well.
         floor: What stands for beta-tilde where it is zero (s is clean data), see ``beta_tilde_floor``.
 
     Raises:
@@ -113,14 +119,14 @@ def reverse_log_variance(
     def log(value):
         return value.log() if isinstance(value, Tensor) else math.log(value)
 
-    low = beta_tilde(t, s)
+    low, high = beta_tilde(t, s), beta(t, s)
     # the floor is for the last step alone: in a chain of uneven steps it can exceed beta-tilde elsewhere
-    low = log(torch.where(low > 0, low, floor) if isinstance(low, Tensor) else low or floor)
+    floored = lambda value: torch.where(low > 0, value, floor) if isinstance(low, Tensor) else value if low else floor
+    if kind == "beta":
+        return _shaped(log(floored(high)), prediction)
+    low, high = log(floored(low)), log(high)
     if kind == "beta_tilde":
         return _shaped(low, prediction)
-    high = log(beta(t, s))
-    if kind == "beta":
-        return _shaped(high, prediction)
     if kind != "learned":
         raise ValueError(f"variance must be 'beta', 'beta_tilde' or 'learned', got {kind!r}")
     if prediction is None or prediction.fraction is None:

@@ -28,6 +28,8 @@ def _draw(function, shape, generator, dtype, device) -> Tensor:
         if len(generator) != shape[0]:
             raise ValueError(f"{len(generator)} generators for a batch of {shape[0]}: give one per sample")
         return torch.stack([_draw(function, tuple(shape[1:]), g, dtype, device) for g in generator])
+    if not isinstance(generator, (Generator, type(None))):
+        raise ValueError(f"a generator is a torch.Generator, or a list with one per sample, got {generator!r}")
     where = generator.device if generator is not None else device
     return function(tuple(shape), generator=generator, dtype=dtype, device=where).to(device)
 

@@ -166,7 +166,10 @@ def heun() -> Sampler:
 def refuse_tilt(prediction: Prediction, name: str) -> None:
     """Raise ValueError for a mean shift where there is no reverse variance to scale it."""
     if prediction.tilt is not None:
-        raise ValueError(f"{name} has no reverse variance to shift a mean by; use classifier_guidance instead")
+        raise ValueError(
+            f"{name} has no reverse variance to shift a mean by: sample with ancestral('learned'), or 'beta' where "
+            "none is learned; or guide the score instead, by classifier_guidance or adm(..., ode=True)"
+        )
 
 
 def replacing(sampler: Sampler, image: Tensor, mask: Tensor, resamplings: int = 1, jump: int = 1) -> Sampler:

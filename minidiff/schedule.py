@@ -32,7 +32,7 @@ class NoiseLevel:
     Attributes:
         alpha: Signal scale.
         sigma: Noise standard deviation.
-        time: What the network is told (the original index of a discrete schedule; -1 is clean data).
+        time: What the network reads (the original index of a discrete schedule; -1 is clean data).
     """
 
     alpha: float | Tensor
@@ -70,6 +70,15 @@ class NoiseLevel:
 
 
 DATA = NoiseLevel(1.0, 0.0, -1)
+
+
+def require_level(level) -> None:
+    """Raise ValueError for what is no noise level, a time for instance."""
+    if not isinstance(level, NoiseLevel):
+        given = tuple(level.shape) if isinstance(level, Tensor) else repr(level)
+        raise ValueError(
+            f"a noise level belongs here, got {type(level).__name__} {given}; the level of a time is schedule.level(t)"
+        )
 
 
 def _steps_in_range(n: int, most: float) -> None:
@@ -176,12 +185,12 @@ def respaced(schedule, steps: int | str | Sequence[NoiseLevel]) -> Sequence[Nois
     if steps == "fast27":
         return schedule.levels(spacing=steps)
     text = steps.removeprefix("ddim")
-    if not text.replace(",", "").isdecimal() or (text != steps and "," in text):
+    if not all(count.isdecimal() for count in text.split(",")) or (text != steps and "," in text):
         accepted = "a number, '250', 'ddim25', 'fast27' or sections such as '90,60,60,20,20'"
         raise ValueError(f"steps must be {accepted}, got {steps!r}")
     if text != steps:
         return schedule.levels(int(text), "ddim")
-    counts = [int(count) for count in text.split(",") if count]
+    counts = [int(count) for count in text.split(",")]
     return schedule.levels(spacing=counts) if "," in text else schedule.levels(*counts)
 
 
@@ -191,7 +200,7 @@ def _even(size: int, n: int) -> list[int]:
 
 
 def _integer_stride(T: int, n: int) -> list[int]:
-    for stride in range(1, T + 1):
+    for stride in range(1, max(T, 2)):  # a stride of T would take one step, from the cleanest time
         if len(range(0, T, stride)) == n:
             return list(range(0, T, stride))
     raise ValueError(f"no integer stride divides {T} times into {n} steps; use spacing='even'")

@@ -175,7 +175,7 @@ def test_floor_of_beta_tilde_is_the_published_one():
     assert math.log(beta(levels[-2], DATA)) == pytest.approx(-9.21, abs=0.005)
     floor = beta_tilde_floor(levels)
     assert reverse_log_variance(None, levels[-2], DATA, "beta_tilde", floor) == pytest.approx(-9.82, abs=0.005)
-    assert reverse_log_variance(None, levels[-2], DATA, "beta", floor) == pytest.approx(-9.21, abs=0.005)
+    assert reverse_log_variance(None, levels[-2], DATA, "beta", floor) == pytest.approx(-9.82, abs=0.005)
 
 
 def test_floor_of_short_chains(schedule):

@@ -226,7 +226,7 @@ def test_even_spacing_is_the_rounded_fractional_stride(n):
     assert np.abs(found - exact).max() <= 0.5 + 1e-9, "nearest; an exact half goes where ADM's running sum goes"
 
 
-@pytest.mark.parametrize("n", [1, 2, 10, 25, 50, 100, 250, 500, 1000])
+@pytest.mark.parametrize("n", [2, 10, 25, 50, 100, 250, 500, 1000])
 def test_ddim_spacing_is_an_integer_stride_from_zero(n):
     assert times(linear_schedule().levels(n, "ddim"))[::-1] == list(range(0, 1000, 1000 // n))
 

@@ -37,4 +37,5 @@ class Classifier(Encoder):
         return pool.features(activation(norm(self._encoded(x, time))))
 
     def _encoded(self, x: Tensor, time: Tensor) -> Tensor:
+        x = self.halved(x)
         return self.encode(x, self.embed_time(x, time))[0]

@@ -195,6 +195,11 @@ class Encoder(nn.Module):
         """(C, H, W) of what enters: x, and after it the channels of the image door."""
         return self.config.in_shape
 
+    def halved(self, x: Tensor) -> Tensor:
+        """x in the precision of a network whose weights are halves; what samples keeps its own."""
+        own = self.time_embed[0].weight.dtype
+        return x.to(own) if own.itemsize < x.dtype.itemsize == 4 else x
+
     def embed_time(self, x: Tensor, time: Tensor) -> Tensor:
         """Network times (B,) of x -> (B, 4 channels)."""
         return self.time_embed(timestep_embedding(time, self.config.channels).to(x.dtype))
@@ -278,6 +283,7 @@ class UNet(Encoder):
         condition = condition or Condition()
         if condition.image is not None:
             x = torch.cat([x, condition.image], dim=1)
+        x = self.halved(x)
         embedding = self.embed_time(x, time)
         if condition.vector is not None:
             embedding = embedding + condition.vector

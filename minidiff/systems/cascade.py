@@ -13,7 +13,7 @@ from torch import Tensor
 from ..condition import Condition
 from ..models.unet import UNet
 from ..prediction import Prediction
-from ..schedule import NoiseLevel
+from ..schedule import NoiseLevel, require_level
 from ..training.levels import AlphaBetween, Only
 from .adm import UpsamplerOptions, channels, denoiser, label
 from .diffusion import Diffusion
@@ -39,6 +39,7 @@ class CascadeOptions(UpsamplerOptions):
 
 def told_alpha_bar(level: NoiseLevel) -> NoiseLevel:
     """The same level, of which the network is told alpha-bar, which SR3 calls gamma (``eq-sr3-level``)."""
+    require_level(level)
     return NoiseLevel(level.alpha, level.sigma, TOLD * level.alpha**2)
 
 

@@ -13,7 +13,7 @@ from ..condition import column
 from ..models.classifier import Classifier
 from ..process import diffuse
 from ..random import randn
-from ..schedule import DATA, DiscreteSchedule, NoiseLevel
+from ..schedule import DATA, DiscreteSchedule, NoiseLevel, require_level
 from ..training.levels import Uniform
 from ..training.trainable import Trainable
 from .parts import Label
@@ -57,6 +57,7 @@ class NoisyClassifier(Trainable):
 
     def log_prob_label(self, x: Tensor, level: NoiseLevel) -> Tensor:
         """(B, n_classes) log p(c | x_t)."""
+        require_level(level)
         time = level.time if self.noise_aware else DATA.time
         time = torch.as_tensor(time, device=x.device).expand(len(x))
         return F.log_softmax(self.network(x, time).float(), dim=1)

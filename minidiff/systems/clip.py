@@ -17,7 +17,7 @@ from ..models.open_clip import OpenCLIP, ReleasedCLIP, load_open_clip
 from ..pmi import DIRECTIONS, info_nce
 from ..process import diffuse
 from ..random import randn
-from ..schedule import DATA, DiscreteSchedule, NoiseLevel
+from ..schedule import DATA, DiscreteSchedule, NoiseLevel, require_level
 from ..training.levels import Uniform
 from ..training.parallel import gathered
 from ..training.trainable import Trainable
@@ -99,6 +99,7 @@ class CLIP(Trainable):
         return self.tokenizer([captions] if isinstance(captions, str) else list(captions)).to(self.device)
 
     def _time(self, x: Tensor, level: NoiseLevel) -> Tensor:
+        require_level(level)
         return torch.as_tensor(level.time, device=x.device).expand(len(x))
 
     def embed_images(self, x: Tensor, level: NoiseLevel = DATA) -> Tensor:

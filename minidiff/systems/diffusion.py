@@ -89,6 +89,11 @@ class Diffusion(Told):
     ):
         super().__init__()
         require_reading(predicts, variance)
+        if variance == "learned" and level_sampler is not None and not level_sampler.on_schedule:
+            raise ValueError(
+                f"a learned variance lies between two levels of the schedule, and {type(level_sampler).__name__} draws "
+                "levels beside them: choose variance=fixed, or another level_sampler"
+            )
         self.network, self.schedule, self.parts = network, schedule, distinct(parts)
         self.predicts, self.variance, self.bins = predicts, variance, bins
         self.level_sampler = level_sampler or Uniform()
@@ -113,6 +118,11 @@ class Diffusion(Told):
         condition = self.null(len(x)) if condition is None else condition
         if not isinstance(condition, Condition):
             raise ValueError(f"a model is asked with what its condition(...) returns, got {type(condition).__name__}")
+        if condition.vector is None and (lacking := [part.key for part in self.parts if part.vector]):
+            raise ValueError(
+                f"this condition lacks the {' and '.join(lacking)} that the system reads: take "
+                f"model.condition({lacking[0]}=...), or model.null(n) for nothing"
+            )
         return predict(self.network, x, level, condition, self.predicts, self.variance)
 
     def subjects(self, batch: Mapping[str, Tensor]) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..condition import Part, Value, each
 from ..denoiser import Denoiser
-from ..guidance import Guide, cfg
+from ..guidance import Guide, cfg, require_guide, require_takes
 from ..process import start_std
 from ..random import randn, sample_generators
 from ..sampler import Sampler, ddim, sample
@@ -40,7 +40,7 @@ def draw(
     generator=None,
     **values,
 ) -> Tensor:
-    """Draw n samples. What is told enters the network once, at the start.
+    """Draw n samples. Values enter the network once, at the start.
 
     Gradients are recorded only where x_T or a value asks for them; that of a classifier or CLIP that guides is a
     constant to them.
@@ -64,9 +64,11 @@ def draw(
         (n, *system.shape).
 
     Raises:
-        ValueError: for values that the system cannot be told, a guide that it has no null for, or levels that its
-            schedule does not have.
+        ValueError: for values that the system does not read, what is no guide, sampler or threshold, a guide that it
+            has no null for, or levels that its schedule does not have.
     """
+    threshold = system.threshold if threshold == OWN else threshold
+    _require_ways(guide, sampler, threshold)
     if not isinstance(n, int) or isinstance(n, bool) or n < 1:
         raise ValueError(f"the number of samples must be at least 1, got {n!r}")
     if not 0 <= temperature < math.inf:
@@ -91,7 +93,6 @@ def draw(
         condition = system.encode(given)
         null = system.encode(system.nulls(given)) if system.has_null else condition
         denoiser = guide(system, condition, null)
-        threshold = system.threshold if threshold == OWN else threshold
         denoiser = denoiser if threshold is None else threshold(denoiser)
         for part in system.parts:
             denoiser = part.impose(denoiser, given[part.key])
@@ -106,6 +107,16 @@ def _best(system: Diffusion, candidates: Iterator[Tensor], given: Mapping[str, V
         better = system.merit(other, given) > system.merit(best, given)
         best = torch.where(better.reshape(-1, *[1] * (best.ndim - 1)), other, best)
     return best
+
+
+def _require_ways(guide, sampler, threshold) -> None:
+    """Raise ValueError for what is no guide, sampler or threshold: a name, or ``ddim`` without its brackets."""
+    require_guide(guide)
+    if sampler is not None:
+        example = "a sampler is a value such as ddim() or ancestral('learned')"
+        require_takes(sampler, example, "denoiser", "levels", "x_T", "generator")
+    if threshold is not None:
+        require_takes(threshold, "a threshold is a function such as static_threshold, or None", "denoiser")
 
 
 def _chain(schedule, levels: Levels) -> Sequence[NoiseLevel]:
@@ -150,13 +161,14 @@ def cascade(stages: Sequence[Stage], n: int, generator=None, truncate: bool = Fa
         n: Number of images.
         generator: One generator, or a list with one per image; it serves all stages.
         truncate: Stop chains early.
-        values: Told to every stage that has such a part; one at least must have.
+        values: For every stage that has such a part; one at least must have.
 
     Returns:
         (n, C, H, W) in the size of the last stage.
 
     Raises:
-        ValueError: when a stage does not take what the one before draws, no stage is given, or the base an aug_level.
+        ValueError: when a stage does not take what the one before draws, there is no stage, or the base has an
+            aug_level.
     """
     if not stages:
         raise ValueError("a cascade needs at least one stage, its base")

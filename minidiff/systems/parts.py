@@ -37,7 +37,7 @@ class Label(Part):
         ValueError: for no classes, what is no probability, or dropout without a row for the null.
     """
 
-    key, judge = "label", "class"
+    key, judge, vector = "label", "class", True
     questions = (
         Question(
             "label",
@@ -117,7 +117,7 @@ class Caption(Part):
         ValueError: for what is no probability.
     """
 
-    key, judge, nullable = "caption", "caption", True
+    key, judge, nullable, vector = "caption", "caption", True, True
     questions = CAPTION
 
     def __init__(self, tokenizer: Tokenizer, p_drop: float = 0.0):
@@ -222,6 +222,7 @@ class LowRes(Part):
             raise ValueError(f"augment is a standard deviation in [0, 1], got {augment}")
         self.factor, self.channels, self.mode, self.augment, self.rounding = factor, channels, mode, augment, rounding
         self.degrade = degrade
+        self.vector = augment > 0
 
     def small_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
         """(C, H, W) of the small image for x of a shape."""

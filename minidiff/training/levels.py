@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,7 +23,13 @@ Drawn = tuple[NoiseLevel, Tensor]
 
 @dataclass
 class LevelSampler:
-    """Which levels training looks at; this one knows no history."""
+    """Which levels training looks at; this one knows no history.
+
+    Attributes:
+        on_schedule: Whether every level that it draws is one of a discrete schedule, as a learned variance needs.
+    """
+
+    on_schedule: ClassVar[bool] = True
 
     def draw(self, schedule, n: int, generator=None, device=None) -> Drawn:
         """Levels of n samples, one each, and the (n,) weights of their losses.
@@ -131,6 +137,8 @@ class AlphaBetween(LevelSampler):
     al. 2021 (WaveGrad) draw the root of alpha-bar uniformly instead.
     """
 
+    on_schedule: ClassVar[bool] = False
+
     def draw(self, schedule, n: int, generator=None, device=None) -> Drawn:
         """Levels between those of a discrete schedule, weights 1."""
         _require_times(schedule)
@@ -149,6 +157,7 @@ class LogNormal(LevelSampler):
         std: Of log sigma.
     """
 
+    on_schedule: ClassVar[bool] = False
     mean: float = -1.2
     std: float = 1.2
 

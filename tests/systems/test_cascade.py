@@ -105,7 +105,8 @@ def test_sr3_learns_from_its_own_loss(sr3):
     expected = (out - eps).square().mean((1, 2, 3))
     torch.testing.assert_close(found, expected)
     with pytest.raises(ValueError, match="SR3 has a fixed variance, got 'learned'"):
-        tiny("sr3-16-128", "system.factor=2", "system.variance=learned", "network.out_channels=6")
+        learned = ["system.variance=learned", "system.level_sampler=uniform", "network.out_channels=6"]
+        tiny("sr3-16-128", "system.factor=2", *learned)
 
 
 # --- noise-conditioning augmentation --------------------------------------------------------------------------------

@@ -397,7 +397,7 @@ def test_the_policy_of_a_copy_is_its_own(batch):
         ("digits", "level_sampler=noisy", "unknown level sampler 'noisy': did you mean 'noisiest'?"),
         ("digits", "level_sampler={name: noisiest, share: 2}", "share lies in (0, 1]; got 2"),
         ("shapes8-16", "augment=1.5", "augment is a standard deviation in (0, 1], got 1.5"),
-        ("sr3-16-128", "variance=learned", "SR3 has a fixed variance, got 'learned'"),
+        ("sr3-16-128", "variance=learned", "a learned variance lies between two levels of the schedule"),
     ],
 )
 def test_options_that_a_system_does_not_have(name, option, message):
