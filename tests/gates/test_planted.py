@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
 
-from tools import claimed, commands, lessons, links, measured, prose, run_gates, tested
+from tools import claimed, commands, equations, lessons, links, measured, prose, run_gates, tested
 from tools.lessons import ROOT
 
 
@@ -193,3 +194,37 @@ def test_a_dead_link_is_named(tmp_path, link, message):
 def test_a_dead_link_of_the_readme_itself_is_named(spoilt):
     page = spoilt("README.md", "(book/_static/cover.png)", "(book/_static/covers.png)")
     assert "the link 'book/_static/covers.png' leads nowhere" in "".join(links.dead(page))
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    """A copy of the package with one docstring's label exchanged, beside the lessons."""
+
+    def copy(module: str, right: str, wrong: str) -> Path:
+        shutil.copytree(ROOT / "minidiff", tmp_path / "minidiff", ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("lessons", "book", "_toc.yml", "_config.yml"):
+            (tmp_path / name).symlink_to(ROOT / name)
+        path = tmp_path / f"minidiff/{module}.py"
+        assert path.read_text().count(right), (
+            "the docstring is written differently now: plant the fault in its new form"
+        )
+        path.write_text(path.read_text().replace(right, wrong, 1))
+        return tmp_path
+
+    return copy
+
+
+def test_a_wrong_label_in_a_docstring_is_named(labelled):
+    """The label is that of another equation of the same lesson, which the function has nothing to do with."""
+    root = labelled("sampler", "``eq-ancestral``", "``eq-ddim-rotation``")
+    found = "\n".join(equations.mislabelled(lessons.read_all(root), root))
+    assert "sampler.ancestral names 'eq-ddim-rotation'" in found and "does not name 'eq-ancestral'" in found
+
+
+def test_a_label_that_is_wrong_in_the_list_too_is_named(labelled, monkeypatch):
+    monkeypatch.setitem(equations.EQUATIONS, "eq-truncated", ("guidance.rescaled",))
+    monkeypatch.delitem(equations.EQUATIONS, "eq-rescaled")
+    root = labelled("guidance", "``eq-rescaled``", "``eq-truncated``")
+    assert "but 09_cascades.md does not mention rescaled" in "\n".join(
+        equations.mislabelled(lessons.read_all(root), root)
+    )
