@@ -19,7 +19,8 @@ from minidiff.training.publish import HELDOUT, batches, heldout_terms
 
 PASSES = 8  # over the held-out data, as publishing makes them
 SECONDS = 15.0  # for one model; what is not measured by then widens the interval
-ERRORS = 5.0  # standard errors on either side: a true card is refused once in two million
+FEWEST = 8  # batches, so that their spread is known
+ERRORS = 5.0  # standard errors on either side: a true card is refused about once in a million
 ROUNDING = 0.002  # of a metric: float32 on another machine, and five decimals
 
 
@@ -80,7 +81,7 @@ def drawn(seed: int, root: Path | None = None) -> Path:
 
 @torch.no_grad()
 def wrong_metrics(folder: Path, seconds: float = SECONDS) -> Iterator[str]:
-    """Metrics of a card that measuring again, for so many seconds and at least two batches, does not give.
+    """Metrics of a card that measuring again, for so many seconds and at least ``FEWEST`` batches, does not give.
 
     The batches are those that publishing measured, so all of them give the card's numbers again up to rounding; of the
     first few, the mean may differ by their standard error.
@@ -92,7 +93,7 @@ def wrong_metrics(folder: Path, seconds: float = SECONDS) -> Iterator[str]:
     for i, terms in enumerate(heldout_terms(system, recipe, heldout, PASSES)):
         for name, value in terms.items():
             means.setdefault(f"heldout_{name}", []).append((float(value.mean()), len(value)))
-        if i and time.monotonic() > ends:
+        if i + 1 >= FEWEST and time.monotonic() > ends:
             break
     claimed, all_of_them = _card(folder)["metrics"], PASSES * batches(recipe, heldout)
     for name in sorted(claimed.keys() | means.keys()):
