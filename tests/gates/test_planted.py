@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 
-from tools import claimed, commands, lessons, links, measured, prose, run_gates, tested
+from minidiff.store import data_folder, find
+from tools import cards, claimed, commands, equations, lessons, links, measured, prose, run_gates, tested
 from tools.lessons import ROOT
 
 
@@ -193,3 +196,87 @@ def test_a_dead_link_is_named(tmp_path, link, message):
 def test_a_dead_link_of_the_readme_itself_is_named(spoilt):
     page = spoilt("README.md", "(book/_static/cover.png)", "(book/_static/covers.png)")
     assert "the link 'book/_static/covers.png' leads nowhere" in "".join(links.dead(page))
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    """A copy of the package with one docstring's label exchanged, beside the lessons."""
+
+    def copy(module: str, right: str, wrong: str) -> Path:
+        shutil.copytree(ROOT / "minidiff", tmp_path / "minidiff", ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("lessons", "book", "_toc.yml", "_config.yml"):
+            (tmp_path / name).symlink_to(ROOT / name)
+        path = tmp_path / f"minidiff/{module}.py"
+        assert path.read_text().count(right), (
+            "the docstring is written differently now: plant the fault in its new form"
+        )
+        path.write_text(path.read_text().replace(right, wrong, 1))
+        return tmp_path
+
+    return copy
+
+
+def test_a_wrong_label_in_a_docstring_is_named(labelled):
+    """The label is that of another equation of the same lesson, which the function has nothing to do with."""
+    root = labelled("sampler", "``eq-ancestral``", "``eq-ddim-rotation``")
+    found = "\n".join(equations.mislabelled(lessons.read_all(root), root))
+    assert "sampler.ancestral names 'eq-ddim-rotation'" in found and "does not name 'eq-ancestral'" in found
+
+
+def test_a_label_that_is_wrong_in_the_list_too_is_named(labelled, monkeypatch):
+    monkeypatch.setitem(equations.EQUATIONS, "eq-truncated", ("guidance.rescaled",))
+    monkeypatch.delitem(equations.EQUATIONS, "eq-rescaled")
+    root = labelled("guidance", "``eq-rescaled``", "``eq-truncated``")
+    assert "but 09_cascades.md does not mention rescaled" in "\n".join(
+        equations.mislabelled(lessons.read_all(root), root)
+    )
+
+
+@pytest.fixture
+def published(tmp_path):
+    """A copy of a small checkpoint whose card, or weights, are changed by a function of them."""
+
+    def copy(name: str, card=lambda card: None, weights=lambda content: content) -> Path:
+        folder = Path(shutil.copytree(data_folder() / "checkpoints" / name, tmp_path / name))
+        text = json.loads((folder / "card.json").read_text())
+        card(text)
+        (folder / "card.json").write_text(json.dumps(text))
+        file = folder / "model.safetensors"
+        file.write_bytes(weights(file.read_bytes()))
+        return folder
+
+    return copy
+
+
+def _flipped(content: bytes) -> bytes:
+    return content[:-1000] + bytes([content[-1000] ^ 1]) + content[-999:]
+
+
+def test_a_flipped_byte_of_a_checkpoint_is_named_and_not_loaded(published):
+    folder = published("digits-weak", weights=_flipped)
+    assert "model.safetensors is not the file whose SHA-256 is on the card" in "".join(cards.changed(folder))
+    with pytest.raises(ValueError, match="is not the file that its card describes"):
+        find(str(folder))
+
+
+def test_a_file_that_is_not_on_the_card_is_named(published):
+    folder = published("digits-weak", card=lambda card: card.pop("sha256"))
+    assert "model.safetensors is not on the card" in "".join(cards.changed(folder))
+    assert find(str(folder))  # what others published before cards had hashes
+
+
+@pytest.mark.parametrize(
+    "name, value", [("parameters", 828_000), ("steps", 9000), ("seed", 3), ("megabytes", 1.0), ("name", "digits")]
+)
+def test_a_fact_of_a_card_that_is_typed_is_named(published, name, value):
+    folder = published("digits-weak", card=lambda card: card.update({name: value}))
+    assert f"not {value!r}" in "".join(cards.untrue(folder))
+
+
+@pytest.mark.parametrize("factor, seconds", [(0.98, 15), (0.7, 0)], ids=["all measured again", "a few batches"])
+def test_a_metric_that_is_typed_by_hand_is_named(published, factor, seconds):
+    falsify = lambda card: card["metrics"].update(heldout_loss=card["metrics"]["heldout_loss"] * factor)
+    true = data_folder() / "checkpoints/digits-weak"
+    assert list(cards.wrong_metrics(true, seconds)) == []
+    found = "".join(cards.wrong_metrics(published("digits-weak", card=falsify), seconds))
+    assert "heldout_loss is" in found and "the card says" in found

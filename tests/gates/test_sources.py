@@ -7,7 +7,7 @@ import functools
 import pytest
 
 from minidiff.course import comparing
-from tools import claimed, lessons, measured, prose, run_gates, tested
+from tools import claimed, equations, lessons, measured, prose, run_gates, tested
 
 read = functools.cache(lessons.read_all)
 
@@ -43,3 +43,7 @@ def test_the_tests(gate):
 
 def test_every_gate_is_run():
     assert list(tested.missing_gates(run_gates.GATES)) == []
+
+
+def test_labels_in_docstrings_are_of_their_functions():
+    assert list(equations.mislabelled(read())) == []
