@@ -19,6 +19,16 @@ from .words import nearest
 
 FIRST = "network.input_blocks.0.0.weight"  # of the convolution that x and the image door enter
 
+STACKS = {  # systems that draw one after another, each for the next, under one name
+    "unclip": ("unclip-prior", "unclip-decoder", "unclip-up64"),
+    "unclip-ar": ("unclip-ar-prior", "unclip-decoder", "unclip-up64"),
+}
+
+
+def stages(ref: str) -> tuple[str, ...]:
+    """The systems that a name stands for, in the order in which they draw; of one system itself."""
+    return STACKS.get(ref, (ref,))
+
 
 @dataclass(frozen=True)
 class Found:

@@ -11,9 +11,9 @@ from torch import nn
 
 from ..metrics.drawing import GUIDES, SAMPLERS, Drawing
 from ..recipes import Recipe, available, load_recipe
-from ..store import Found, checkpoints, find, load
+from ..store import Found, checkpoints, find, load, stages
 from ..systems import registry
-from ..systems.diffusion import Diffusion
+from ..systems.told import Told
 from ..words import nearest
 
 FILE = click.Path(exists=True, dir_okay=False)
@@ -47,6 +47,7 @@ def drawing_options(command: Callable) -> Callable:
         click.option("--sampler", type=click.Choice(SAMPLERS), help="Sampler (default: ddim, or the guide's own)."),
         click.option("--steps", default="50", show_default=True, help="Steps; or ddim25, or sections 90,60,60,20,20."),
         click.option("--temperature", type=float, default=1.0, show_default=True, help="Of the noise at the start."),
+        click.option("--prior-scale", type=float, default=1.0, show_default=True, help="Of what draws an embedding."),
         click.option("--upsample", "upsamplers", multiple=True, help="Enlarge by this, told the same; repeatable."),
         click.option("--aug-level", "aug_levels", type=float, multiple=True, help="Noise in what each of them sees."),
         click.option("--seed", type=int, default=0, show_default=True, help="Image i depends on the seed and i alone."),
@@ -57,30 +58,43 @@ def drawing_options(command: Callable) -> Callable:
     return command
 
 
-DRAWING = ("weights", "guide", "classifier", "clip", "sampler", "steps", "temperature", "upsamplers", "aug_levels")
+DRAWING = (
+    "weights",
+    "guide",
+    "classifier",
+    "clip",
+    "sampler",
+    "steps",
+    "temperature",
+    "prior_scale",
+    "upsamplers",
+    "aug_levels",
+)
 CAN = {"classifier": "classifier", "clip": "critic"}  # option -> what a system must have to guide by it
 
 
 def drawing_of(name: str, options: dict, device) -> tuple[Drawing, Found]:
-    """How a system draws, and what was found by its name.
+    """How a system draws, and what was found by its name; of a stack the first that draws pictures.
 
     Raises:
         UsageError: for systems that draw nothing.
         ValueError: for systems that are not there, or do not go together.
     """
-    ref = f"{name}={options['weights']}" if options["weights"] else name
-    base = _drawer(ref, device, "it guides another system as --classifier or --clip")
+    own = [f"{name}={options['weights']}"] if options["weights"] else stages(name)
+    found = [_drawer(ref, device, "it guides another system as --classifier or --clip") for ref in own]
     larger = [_drawer(ref, device, "--upsample takes systems that enlarge") for ref in options["upsamplers"]]
-    names = [name, *(ref.partition("=")[0] for ref in options["upsamplers"])]
+    names = [ref.partition("=")[0] for ref in (*own, *options["upsamplers"])]
     guides = {who: load(options[who], device, can) for who, can in CAN.items() if options[who]}
     steps = int(options["steps"]) if options["steps"].isdecimal() else options["steps"]
-    same = {key: options[key] for key in ("sampler", "guide", "aug_levels", "temperature", "seed", "batch")}
-    return Drawing([base.system, *(found.system for found in larger)], steps, names=names, **same, **guides), base
+    same = {key: options[key] for key in ("sampler", "guide", "temperature", "prior_scale", "seed", "batch")}
+    same["aug_levels"] = (0.0,) * (len(own) - 1) + options["aug_levels"] if options["aug_levels"] else ()
+    base = next((one for one in found if len(one.system.shape) == 3), found[0])
+    return Drawing([one.system for one in (*found, *larger)], steps, names=names, **same, **guides), base
 
 
 def _drawer(ref: str, device, otherwise: str) -> Found:
     found = find(ref, device)
-    if not isinstance(found.system, Diffusion):
+    if not isinstance(found.system, Told):
         raise click.UsageError(f"{ref.partition('=')[0]} draws nothing; {otherwise}")
     return found
 
@@ -129,11 +143,13 @@ def help_of(name: str) -> str:
     """What a system is told, its options on the command line, and the options of its recipe.
 
     Args:
-        name: A checkpoint, run or preset's recipe, a recipe, or a registered system.
+        name: A checkpoint, run or preset's recipe, a stack of them, a recipe, or a registered system.
 
     Raises:
         ValueError: for anything else.
     """
+    if len(stages(name)) > 1:
+        return "\n\n".join([f"{name}: one after another", *map(help_of, stages(name))])
     system, recipe = _described(name)
     if recipe is None:
         return _recipe_options(registry.find(name))

@@ -15,14 +15,14 @@ from ..data.sets import require_names
 from ..guidance import LogProb, adm, cfg, classifier
 from ..sampler import Sampler, ancestral, ddim, heun
 from ..systems.diffusion import Diffusion
-from ..systems.draw import drawn
+from ..systems.draw import drawn, receiver
 from ..systems.parts import Label
+from ..systems.told import Told
 from ..training.trainable import classes_told
 from .processes import Processes
 
 GUIDES = ("cfg", "classifier", "clip", "adm")
 SAMPLERS = ("ddim", "ancestral", "heun")
-HANDED = "low_res"  # the part whose value an enlarger has from the system before it
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Drawing:
     """A way to draw.
 
     Attributes:
-        systems: The base, then those that enlarge what it draws.
+        systems: The base, then those that enlarge what it draws; before it perhaps what draws an embedding for it.
         steps: Of every chain, as ``schedule.respaced`` takes them.
         sampler: One of ``SAMPLERS``, of the base; the guide's own when left out.
         guide: One of ``GUIDES``, of the base; by what guides, classifier-free where nothing does, when left out.
@@ -38,6 +38,7 @@ class Drawing:
         clip: A CLIP that guides.
         aug_levels: Noise in what each enlarger sees, as far as they are given.
         temperature: See ``systems.draw.draw``; of the base.
+        prior_scale: Guidance scale of what draws an embedding.
         seed: Seed.
         batch: Pictures at a time.
         names: Of the systems, for messages.
@@ -48,7 +49,7 @@ class Drawing:
             not trained with.
     """
 
-    systems: Sequence[Diffusion]
+    systems: Sequence[Told]
     steps: int | str = 50
     sampler: str | None = None
     guide: str | None = None
@@ -59,6 +60,7 @@ class Drawing:
     seed: int = 0
     batch: int = 64
     names: Sequence[str] = ()
+    prior_scale: float = 1.0
 
     def __post_init__(self):
         if not self.systems:
@@ -78,7 +80,7 @@ class Drawing:
             name = self._name(i)
             _require_enlarges(self.systems[0], system, name)
             require_names(_names(system), self.class_names, name, self._name(0))
-            level, most = self._aug_level(i), system.part(HANDED).augment
+            level, most = self._aug_level(i), getattr(receiver(system), "augment", 0.0)
             if not 0 <= level <= most:
                 trained = f"with noise from 0 to {most:g}" if most else "without noise"
                 raise ValueError(f"{name} was trained {trained} in the small image, not with {level:g}")
@@ -111,6 +113,11 @@ class Drawing:
         return _names(self.systems[0])
 
     @property
+    def _base(self) -> int:
+        """Number of the first system that draws pictures."""
+        return next((i for i, system in enumerate(self.systems) if len(system.shape) == 3), 0)
+
+    @property
     def part(self) -> Part | None:
         """The part of the base by which samples are judged; a classifier gives a base without labels some."""
         judged = next((part for part in self.systems[0].parts if part.judge), None)
@@ -127,7 +134,7 @@ class Drawing:
 
     def _asked(self, i: int) -> list[Part]:
         """The parts of a stage whose values are not handed on by the stage before."""
-        return [part for part in self.systems[i].parts if i == 0 or part.key != HANDED]
+        return [part for part in self.systems[i].parts if i == 0 or not part.handed]
 
     def answers(self, given: Mapping[str, object], n: int) -> tuple[list[dict[str, Value]], Tensor]:
         """The values of n pictures for every stage from the answers to ``questions``, and the number of each picture.
@@ -146,9 +153,9 @@ class Drawing:
         told = {part.key: part.answer(given, n, system.shape)[0] for part in self._asked(i)}
         if i == 0:
             return system.read(told, n)
-        blank = torch.zeros(1, *system.part(HANDED).small_shape(system.shape))
-        read = system.read({**told, HANDED: blank}, n)
-        return {key: value for key, value in read.items() if key != HANDED}
+        handed = receiver(system)
+        read = system.read({**told, handed.key: torch.zeros(1, *handed.takes(system.shape))}, n)
+        return {key: value for key, value in read.items() if key != handed.key}
 
     def draw(
         self,
@@ -168,16 +175,27 @@ class Drawing:
             captions: The captions that are numbered.
         """
 
+        first = self._base
+
+        def own(i: int, mine: Tensor) -> dict:
+            return {key: each(lambda tensor: tensor[mine], value) for key, value in values[i].items()} if i else {}
+
+        def prior(i: int, mine: Tensor) -> dict:
+            if isinstance(self.systems[i], Diffusion):
+                return {"levels": self.steps, "guide": cfg(self.prior_scale)}
+            return {"scale": self.prior_scale}
+
         def base(mine: Tensor) -> dict:
             guided = self._guided(number[mine], scale, captions)
-            return {"levels": self.steps, "temperature": self.temperature, "sampler": self._sampler()} | guided
+            how = {"levels": self.steps, "temperature": self.temperature, "sampler": self._sampler()}
+            return how | guided | own(first, mine)
 
         def enlarger(i: int, mine: Tensor) -> dict:
-            own = {key: each(lambda tensor: tensor[mine], value) for key, value in values[i].items()}
-            return {"levels": self.steps, "aug_level": self._aug_level(i)} | own
+            return {"levels": self.steps, "aug_level": self._aug_level(i)} | own(i, mine)
 
-        stages = [(self.systems[0], base)]
-        stages += [(system, partial(enlarger, i)) for i, system in enumerate(self.systems[1:], 1)]
+        stages = [(system, partial(prior, i)) for i, system in enumerate(self.systems[:first])]
+        stages += [(self.systems[first], base)]
+        stages += [(system, partial(enlarger, i)) for i, system in enumerate(self.systems[first + 1 :], first + 1)]
         return drawn(stages, values[0], len(number), self.seed, self.batch, here.rank, here.world)
 
     def _guided(self, number: Tensor, scale: float, captions: Sequence[str]) -> dict:
@@ -204,15 +222,16 @@ class Drawing:
         if name != "ancestral":
             return {"ddim": ddim, "heun": heun}[name]()
         fixed = "beta" if self.guide == "adm" else "beta_tilde"
-        return ancestral("learned" if self.systems[0].variance == "learned" else fixed)
+        return ancestral("learned" if self.systems[self._base].variance == "learned" else fixed)
 
 
-def _require_enlarges(base: Diffusion, system: Diffusion, name: str) -> None:
-    """A system that enlarges what a base draws is told the same as the base."""
-    if system.part(HANDED) is None:
+def _require_enlarges(base: Told, system: Told, name: str) -> None:
+    """A system that goes on from what a base draws is told the same as the base, as far as it is told something."""
+    if receiver(system) is None:
         raise ValueError(f"{name} does not enlarge what another system drew; systems with a small image do")
-    if _vocabulary(base) != _vocabulary(system):
-        raise ValueError(f"{name} is told something else than what is to be enlarged: labels, or other tokens")
+    for own, other in zip(_vocabulary(system), _vocabulary(base), strict=True):
+        if own is not None and own != other:
+            raise ValueError(f"{name} is told something else than what is to be enlarged: labels, or other tokens")
 
 
 def _names(system: nn.Module) -> tuple[str, ...]:
@@ -220,7 +239,7 @@ def _names(system: nn.Module) -> tuple[str, ...]:
     return getattr(system, "class_names", ()) if classes_told(system) is not None else ()
 
 
-def _vocabulary(system: Diffusion) -> tuple[int | None, str | None]:
+def _vocabulary(system: Told) -> tuple[int | None, str | None]:
     """How many classes a system is told, and in which tokens it reads captions."""
-    label, caption = system.part("label"), system.part("caption")
-    return label and label.n_classes, caption and caption.tokenizer.name
+    label, tokenizer = system.part("label"), getattr(system.part("caption"), "tokenizer", None)
+    return label and label.n_classes, tokenizer and tokenizer.name

@@ -11,9 +11,9 @@ from .parts import Caption, LowRes
 from .registry import system
 
 
-def caption(options: DenoiserOptions, data) -> Caption:
+def caption(options: DenoiserOptions, data, asked: bool = True) -> Caption:
     """The caption, read by the tokenizer of the data."""
-    return Caption(tokenizer(data.tokenizer), options.drop)
+    return Caption(tokenizer(data.tokenizer), options.drop, asked)
 
 
 @system("glide", network=UNet, options=DenoiserOptions)

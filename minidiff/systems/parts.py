@@ -112,6 +112,7 @@ class Caption(Part):
     Args:
         tokenizer: Reads captions.
         p_drop: Probability of the empty caption in training; GLIDE's fine-tuning for guidance takes .2.
+        asked: Whether a person has to name some on the command line.
 
     Raises:
         ValueError: for what is no probability.
@@ -120,9 +121,9 @@ class Caption(Part):
     key, judge, nullable, vector = "caption", "caption", True, True
     questions = CAPTION
 
-    def __init__(self, tokenizer: Tokenizer, p_drop: float = 0.0):
+    def __init__(self, tokenizer: Tokenizer, p_drop: float = 0.0, asked: bool = True):
         require_probability(p_drop)
-        self.tokenizer, self.p_drop = tokenizer, p_drop
+        self.tokenizer, self.p_drop, self.asked = tokenizer, p_drop, asked
 
     def check(self, network: nn.Module, shape: tuple[int, ...]) -> None:
         """The network reads text, and was made for this tokenizer."""
@@ -159,8 +160,12 @@ class Caption(Part):
         """(n, L) tokens of empty captions."""
         return torch.full((n, self.tokenizer.context), -1)
 
-    def answer(self, given: Mapping[str, object], n: int, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """The captions in turn."""
+    def answer(
+        self, given: Mapping[str, object], n: int, shape: tuple[int, ...]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The captions in turn; nothing where there are none and none has to be."""
+        if not self.asked and not given.get("caption"):
+            return None, None
         captions, number = in_turn(given, n)
         return self.read(captions, shape)[number], number
 

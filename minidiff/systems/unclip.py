@@ -62,7 +62,7 @@ def unclip_decoder(network, schedule, options, data) -> Decoder:
     if doors.text:
         parts.append(CaptionStates(doors.width, 77, options.clip, options.drop))
     elif network.config.text is not None:
-        parts.append(caption(options, data))
+        parts.append(caption(options, data, asked=False))
     return denoiser(network, schedule, parts, options, data, kind=Decoder)
 
 
