@@ -7,10 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from visits import Visit, address
 
 from tools import book, cache
-
-TYPESET = "window.MathJax?.startup?.promise"  # kept when every formula of the page is drawn
 
 
 @pytest.fixture(scope="session")
@@ -35,35 +34,15 @@ def browser():
         chromium.close()
 
 
-class Visit:
-    """One page open in the browser, and what went wrong while it loaded."""
-
-    def __init__(self, browser, address: str, width: int, scheme: str = "light") -> None:
-        self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        self.page = self.context.new_page()
-        self.troubles: list[str] = []
-        self.page.on("console", lambda m: m.type == "error" and self.troubles.append(f"console: {m.text}"))
-        self.page.on("pageerror", lambda error: self.troubles.append(f"script error: {error}"))
-        self.page.on("requestfailed", lambda request: self.troubles.append(f"failed request: {request.url[:200]}"))
-        self.page.on("request", self._request)
-        self.page.goto(address)
-        self.page.wait_for_function(f"!document.querySelector('script[src*=mathjax]') || {TYPESET}")
-        self.page.evaluate(f"{TYPESET}?.then(() => true)")
-
-    def _request(self, request) -> None:
-        if not request.url.startswith(("file:", "data:", "blob:")):
-            self.troubles.append(f"request that leaves the machine: {request.url[:200]}")
-
-
 @pytest.fixture
 def visit(browser, site):
-    """Opens a page of the book, given by its name below the site; `address=` opens any other."""
+    """Opens a page of the book, given by its name below the site."""
     visits = []
 
-    def open_(name: str, width: int = 1280, **options) -> Visit:
-        visits.append(Visit(browser, (site / f"{name}.html").as_uri() + options.pop("query", ""), width, **options))
+    def open_(name: str, width: int = 1280, scheme: str = "light", query: str = "") -> Visit:
+        visits.append(Visit(browser, address(site, name, query), width, scheme))
         return visits[-1]
 
     yield open_
     for each in visits:
-        each.context.close()
+        each.close()

@@ -1,4 +1,7 @@
-"""Every page of the built book, opened from its folder in headless Chromium at phone and desktop width."""
+"""Every page of the built book, opened from its folder in headless Chromium at phone and desktop width.
+
+Opening a page and drawing its formulas takes most of the time, so each is opened once a width.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from visits import Visit, address
 
 from tools.lessons import ROOT, repository
 
@@ -19,50 +23,67 @@ def documents(entry: dict) -> list[str]:
 
 PAGES = documents(yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8")))
 LESSONS = [page for page in PAGES if page.startswith("lessons/")]
-WIDTHS = {"phone": 390, "desktop": 1280}
+ALL = [*PAGES, "genindex", "search"]
+PHONE = 390  # pixels of width
 
 
-@pytest.fixture(params=WIDTHS)
-def width(request) -> int:
-    return WIDTHS[request.param]
+@pytest.fixture(scope="module", params=ALL)
+def opened(request, browser, site):
+    """Each page at desktop width: pytest asks all that it has to ask of one before it opens the next."""
+    visit = Visit(browser, address(site, request.param))
+    visit.name = request.param
+    yield visit
+    visit.close()
 
 
-@pytest.mark.parametrize("name", [*PAGES, "genindex", "search"])
-def test_page_loads_and_fits(visit, name, width):
-    opened = visit(name, width)
-    assert opened.troubles == []
-    wide = opened.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+def assert_loaded(visit: Visit) -> None:
+    assert visit.troubles == []
+    wide = visit.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
     assert wide <= 0, f"the page is {wide} pixels wider than the screen"
 
 
-def test_the_first_page_leads_to_the_book(site):
-    assert f'url={PAGES[0]}.html"' in (site / "index.html").read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", ALL)
+def test_page_loads_and_fits_a_phone(visit, name):
+    assert_loaded(visit(name, PHONE))
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_formulas_are_typeset(visit, name):
-    page = visit(name).page
-    bare = page.evaluate("""[...document.querySelectorAll('.bd-article .math')]
+def test_page_loads_and_fits(opened):
+    assert_loaded(opened)
+
+
+def test_formulas_are_typeset(opened):
+    bare = opened.page.evaluate("""[...document.querySelectorAll('.bd-article .math')]
         .filter(e => !e.querySelector('mjx-container')).map(e => e.textContent.slice(0, 80))""")
-    wrong = page.evaluate(
+    wrong = opened.page.evaluate(
         "[...document.querySelectorAll('mjx-merror')].map(e => e.parentElement.parentElement.textContent)"
     )
     assert bare == []
     assert wrong == [], "formulas with an unknown macro or broken TeX"
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_pictures_are_there_and_described(visit, name):
-    pictures = visit(name).page.evaluate("""[...document.querySelectorAll('.bd-article img')]
+def test_pictures_are_there_and_described(opened):
+    pictures = opened.page.evaluate("""[...document.querySelectorAll('.bd-article img')]
         .map(e => [e.getAttribute('alt') || '', e.naturalWidth, e.getAttribute('src').slice(-60)])""")
     assert [src for alt, width, src in pictures if not alt.strip()] == [], "pictures without alt text"
     assert [src for alt, width, src in pictures if not width] == [], "pictures that did not load"
 
 
-@pytest.mark.parametrize("name", LESSONS)
-def test_sliders_move(visit, name):
-    page = visit(name).page
-    for slider in page.locator(".frame-slider").all():
+def test_lessons_alone_have_buttons_that_open_their_student_notebook(opened):
+    if opened.name not in LESSONS:
+        assert opened.page.locator(".dropdown-launch-buttons").count() == 0
+        return
+    links = opened.page.evaluate("[...document.querySelectorAll('.dropdown-launch-buttons a')].map(e => e.href)")
+    url, branch = repository()
+    slug = url.partition("github.com/")[2]
+    notebook = f"notebooks/{Path(opened.name).name}.ipynb"
+    assert f"https://colab.research.google.com/github/{slug}/blob/{branch}/{notebook}" in links
+    assert any("mybinder.org" in link and notebook in link for link in links)
+    assert len(links) == 2
+
+
+def test_sliders_move(opened):
+    """The last that a page is asked, since it does not look the same afterwards."""
+    for slider in opened.page.locator(".frame-slider").all():
         handle, output, image = slider.locator("input"), slider.locator("output"), slider.locator("img")
         seen = []
         for key in ("Home", "End"):
@@ -72,26 +93,15 @@ def test_sliders_move(visit, name):
             assert handle.get_attribute("aria-valuetext") == output.text_content()
         (first, picture, _), (last, other, _) = seen
         assert first != last and picture != other, "moving the slider changes neither value nor picture"
+    assert opened.troubles == []
 
 
-def test_the_book_has_sliders(site):
+def test_lessons_have_sliders(site):
     assert any("frame-slider" in (site / f"{name}.html").read_text(encoding="utf-8") for name in LESSONS)
 
 
-@pytest.mark.parametrize("name", LESSONS)
-def test_buttons_open_the_student_notebook(visit, name):
-    links = visit(name).page.evaluate("[...document.querySelectorAll('.dropdown-launch-buttons a')].map(e => e.href)")
-    url, branch = repository()
-    slug = url.partition("github.com/")[2]
-    notebook = f"notebooks/{Path(name).name}.ipynb"
-    assert f"https://colab.research.google.com/github/{slug}/blob/{branch}/{notebook}" in links
-    assert any("mybinder.org" in link and notebook in link for link in links)
-    assert len(links) == 2
-
-
-@pytest.mark.parametrize("name", [page for page in PAGES if page not in LESSONS])
-def test_other_pages_offer_nothing_to_launch(visit, name):
-    assert visit(name).page.locator(".dropdown-launch-buttons").count() == 0
+def test_the_first_page_leads_to_the_book(site):
+    assert f'url={PAGES[0]}.html"' in (site / "index.html").read_text(encoding="utf-8")
 
 
 def test_solutions_are_not_for_download(site):
@@ -99,10 +109,10 @@ def test_solutions_are_not_for_download(site):
 
 
 def test_search_finds_a_lesson(visit):
-    opened = visit("search", query="?q=guidance")
-    opened.page.wait_for_selector("#search-results li a")
-    assert opened.troubles == []
-    assert opened.page.locator("#search-results li a[href*='lessons/']").count() >= 1
+    found = visit("search", query="?q=guidance")
+    found.page.wait_for_selector("#search-results li a")
+    assert found.troubles == []
+    assert found.page.locator("#search-results li a[href*='lessons/']").count() >= 1
 
 
 @pytest.mark.parametrize("name", PAGES[:2])
