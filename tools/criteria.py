@@ -23,6 +23,8 @@ CRITERIA = {
     "drop-rate": ("below 0.005", "seven standard errors of the share"),
     "cfg-s1-is-conditional": ("below 0.5", COUNT),
     "adm-64-parameters": ("below 0.005", PARAMETERS),
+    "sharpening-is-the-samplers": ("above 1.5", FIXED_BY_THE_CLAIM),
+    "plain-levels-lie-as-close-as-the-bound": ("between (1.9, 2.1)", "second order, give or take a tenth"),
     "right-score-samples-the-tilted-density": ("below 0.01", "what the steps of the solver leave of a distance"),
     "clean-half-is-closer": ("below 0.5", FIXED_BY_THE_CLAIM),
     "edm2-interval-is-steps-17-to-22": ("below 0.5", COUNT),

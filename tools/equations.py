@@ -48,7 +48,7 @@ EQUATIONS = {
     "eq-replacement-weight": ("smc.filtered_replacement",),
     "eq-rescaled": ("guidance.rescaled",),
     "eq-smc-weight": ("smc.corrected",),
-    "eq-sr3-level": ("systems.cascade.told_alpha", "training.levels.AlphaBetween"),
+    "eq-sr3-level": ("systems.cascade.told_alpha_bar", "training.levels.AlphaBetween"),
     "eq-systematic": ("smc.systematic_resample",),
     "eq-transition": ("process.transition", "sampler.replacing"),
     "eq-truncated": ("systems.draw.truncated",),

@@ -23,6 +23,7 @@ OPTIONAL = {
 CIFAR = "pytest.mark.skipif(DATA is None, reason='MINIDIFF_DATA names the folder with cifar10.zip')"
 EMOJI = "pytest.mark.skipif(REAL is None, reason='MINIDIFF_DATA names no folder with real data')"
 ALLOWED = {
+    "tests/data/test_workers.py": ["pytest.skip('no unshare here')", "pytest.skip('this process may not mount')"],
     "tests/book/conftest.py": ["pytest.skip(message)"],  # no browser here; where CI is set that fails
     "tests/course/test_book.py": ["pytest.mark.skipif(sys.platform == 'win32', reason='grading needs Linux or macOS')"],
     "tests/course/test_grading.py": [
