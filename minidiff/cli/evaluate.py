@@ -118,7 +118,7 @@ def _onto_card(path: Path, found: dict) -> None:
     """Keep the measures where the checkpoint is described."""
     from ..files import write_atomically
 
-    described = json.loads(path.read_text()) | {"evaluation": found}
+    described = json.loads(path.read_text(encoding="utf-8")) | {"evaluation": found}
     write_atomically(path, (json.dumps(described, indent=2) + "\n").encode())
 
 

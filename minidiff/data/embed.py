@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .digests import fingerprint
 from .embedder import Embedder
 from .images import UNREADABLE, Images, checked
 from .pack import PER_SHARD, in_order
 from .shards import Shards, decode
-from .writer import ShardWriter, fingerprint
+from .writer import ShardWriter
 
 
 def embed(

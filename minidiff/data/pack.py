@@ -14,12 +14,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..files import digest
 from ..random import sample_generators
+from .digests import fingerprint
 from .images import UNREADABLE, Images, checked
 from .listing import plain
 from .sets import class_names
 from .workers import loaded
-from .writer import ShardWriter, digest, fingerprint
+from .writer import ShardWriter
 
 PER_SHARD = 10_000
 LONGEST = 1 << 24  # characters of a caption in a table

@@ -22,6 +22,7 @@ class DataRecipe:
         train: Folder below ``path`` (or split of torchvision's set) to train on; "" for all.
         heldout: The same for the images to evaluate on.
         mirror: Every image is also seen flipped left to right.
+        grey: Colours are averaged: images have one channel.
         workers: Processes that decode images, per training process.
         tokenizer: Who reads the captions, of images that have some.
         reading: Probability that a caption of scenes names the left or the upper object first.
@@ -44,6 +45,7 @@ class DataRecipe:
     train: str = "train"
     heldout: str = "test"
     mirror: bool = False
+    grey: bool = False
     workers: int = 0
     tokenizer: str = ""
     reading: float = 0.5

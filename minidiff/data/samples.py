@@ -63,7 +63,7 @@ def find_shards(where: Location) -> tuple[list[Path], dict]:
 
 def _index(folder: Path) -> dict:
     try:
-        index = json.loads((folder / INDEX).read_text())
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return index if isinstance(index, dict) and index.get("format") == FORMAT else {}

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from ..files import digest
 from ..random import sample_generators
 from ..words import nearest
 from .embeddings import Embeddings
 from .images import ImageFolder, Images, torchvision_set
 from .recipe import DataRecipe
 from .tokenizer import Tokenizer, tokenizer
-from .writer import digest
 
 log = logging.getLogger(__name__)
 Rows = Callable[[int], dict[str, Tensor]]  # columns of so many rows, spread evenly over a data set
@@ -50,7 +50,10 @@ class Items(Dataset):
         second: What the second is called.
         convert: From the second to a tensor.
         more: What follows is called.
+        grey: Whether colours are averaged.
     """
+
+    grey = False
 
     def __init__(
         self, found: Dataset, second: str = "label", convert: Callable = torch.as_tensor, more: Sequence[str] = ()
@@ -70,6 +73,7 @@ class Items(Dataset):
         return None if item is None else self._row(*item)
 
     def _row(self, image: Tensor, second, *more: Tensor) -> dict[str, Tensor]:
+        image = image.mean(0, keepdim=True) if self.grey else image
         return {"image": image, self.second: self.convert(second), **dict(zip(self.more, more, strict=True))}
 
     @property
@@ -99,7 +103,29 @@ def load_dataset(recipe: DataRecipe, split: str = "train") -> Dataset:
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     found = SETS[name](recipe, split)
-    return _joined(found, recipe, split) if isinstance(found, Columns) else found
+    found = _joined(found, recipe, split) if isinstance(found, Columns) else found
+    return _in_grey(found) if recipe.grey else found
+
+
+def _in_grey(found: Dataset) -> Dataset:
+    if isinstance(found, Columns):
+        return Columns(**found.columns | {"image": found.columns["image"].mean(1, keepdim=True)})
+    found.grey = True
+    return found
+
+
+def require_images(found: Dataset, shape: tuple[int, ...]) -> None:
+    """Refuse images of another shape than a system learns, before any step is taken.
+
+    Raises:
+        ValueError: naming both shapes, and the option that brings them together.
+    """
+    image = found[0].get("image")
+    if image is None or tuple(image.shape) == tuple(shape):
+        return
+    hint = "; data.grey=true averages their colours" if (len(image), shape[0]) == (3, 1) else ""
+    hint = hint or ("; data.size says how large they are read" if len(image) == shape[0] else "")
+    raise ValueError(f"the images are {tuple(image.shape)}, and the network takes {tuple(shape)}{hint}")
 
 
 def _joined(found: Columns, recipe: DataRecipe, split: str) -> Columns:
@@ -194,7 +220,7 @@ def require_classes(found: Dataset, n_classes: int) -> None:
     Raises:
         ValueError: for labels out of range, or data without any.
     """
-    labels = _labels(found)
+    labels = labels_of(found)
     if labels is None:
         return
     if bool((labels < 0).all()):
@@ -208,7 +234,7 @@ def require_classes(found: Dataset, n_classes: int) -> None:
         raise ValueError(f"the data have classes 0 to {int(labels.max())}{called}, and the system has {n_classes}")
 
 
-def _labels(found: Dataset) -> Tensor | None:
+def labels_of(found: Dataset) -> Tensor | None:
     """All labels of a data set, where they are known without decoding its images."""
     if isinstance(found, Columns):
         return found.columns.get("label")

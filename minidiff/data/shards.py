@@ -90,6 +90,7 @@ class Shards(Images):
                 raise ValueError(f"no {target!r} in the shards of {where}; they hold {', '.join(samples.suffixes)}")
             if target.rpartition(".")[2] not in ("cls", "txt", "json", "npy"):
                 raise ValueError(f"target {target!r} cannot be decoded; cls, txt, json and npy can")
+        _require_together(samples, self._images, self._targets, where)
         names = samples.index.get("classes")
         codes = samples.labels.copy()
         if names is not None:
@@ -136,6 +137,24 @@ class Shards(Images):
             text = self.samples.read(i, "cls")  # raises where there is none
             raise ValueError(f"cls {text[:20]!r} is no class; 0 to {len(self.classes) - 1} are accepted")
         return code
+
+
+def _require_together(samples: Samples, images: Sequence[str], targets: Sequence[str], where: Location) -> None:
+    """Refuse shards whose images lie apart from what goes with them: a sample ends where the next key begins."""
+    wanted = [target for target in targets if target in samples.suffixes]
+    rows = range(len(samples))
+    whole = lambda i: any(samples.has(i, s) for s in images) and all(samples.has(i, s) for s in wanted)
+    if any(whole(i) for i in rows):
+        return
+    raise ValueError(
+        f"no sample in the shards of {where} has an image and {' and '.join(wanted)}: the members of one key stand "
+        f"side by side in a shard, and here {samples.name(0)} has {_members(samples, 0)} alone; write it anew with "
+        "sorted names (tar --sort=name -cf SHARD.tar FOLDER)"
+    )
+
+
+def _members(samples: Samples, i: int) -> str:
+    return ", ".join(suffix for suffix in samples.suffixes if samples.has(i, suffix))
 
 
 def _renumbered(codes: np.ndarray, names: Sequence[str], table: Sequence[str], where: Location):

@@ -110,9 +110,10 @@ def _table(keys: list[str], rows: list[dict], labels: list[int], suffixes: set[s
 
 def read_table(path: Path) -> Table:
     """``scan``, or what an earlier scan left in ``.NAME.index`` beside the shard, which is written where that is
-    possible and read again while the shard's size and time of change stay the same."""
+    possible and read again while the shard's size and times stay the same: that of its contents, which programs may set
+    back, and that of its entry, which they may not."""
     stat = path.stat()
-    stamp = f"{FORMAT} {stat.st_size} {stat.st_mtime_ns}"
+    stamp = f"{FORMAT} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
     kept = path.with_name(f".{path.name}.index")
     try:
         with safe_open(kept, "numpy") as file:

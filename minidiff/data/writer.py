@@ -6,13 +6,10 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from torch.utils.data import Dataset
-
 from ..files import write_atomically
-from .images import Images
 from .samples import FORMAT, INDEX
 from .tar import read_table
 
@@ -46,7 +43,7 @@ class ShardWriter:
         index: dict = {}
         if path.exists():
             with contextlib.suppress(ValueError):
-                index = json.loads(path.read_text())
+                index = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(index, dict) or index.get("format") != FORMAT:
                 raise ValueError(f"{path} was not written here; choose another folder")
             theirs, ours = index["plan"], self.plan
@@ -119,21 +116,3 @@ class _Hashed:
     def write(self, content: bytes) -> int:
         self.digest.update(content)
         return self.file.write(content)
-
-
-def fingerprint(source: Dataset) -> str:
-    """A digest of what the data set holds, as far as its names and labels tell, or it says itself."""
-    if hasattr(source, "fingerprint"):
-        return source.fingerprint
-    if isinstance(source, Images):
-        labels = source.labels.tolist()
-        return digest(f"{source.name(i)}\0{label}" for i, label in enumerate(labels))
-    return f"{type(source).__name__} of {len(source)}"
-
-
-def digest(lines: Iterable[str]) -> str:
-    """Of some lines of text."""
-    total = hashlib.sha256()
-    for line in lines:
-        total.update(line.encode("utf-8", "surrogateescape") + b"\n")
-    return total.hexdigest()[:16]

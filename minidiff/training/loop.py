@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..data.sets import class_names, fixed_classes, load_dataset, require_classes, rows
+from ..data.digests import of_set
+from ..data.sets import class_names, fixed_classes, load_dataset, require_classes, require_images, rows
 from ..files import owned
 from ..random import per_sample, sample_generators
 from .checkpoint import save_checkpoint
@@ -100,12 +101,15 @@ def _train(recipe, build, folder: Path, accelerator, quiet: bool) -> dict[str, T
     found = load_dataset(recipe.data)
     if (n_classes := classes_told(system)) is not None:
         require_classes(found, n_classes)
+    if len(getattr(system, "shape", ())) == 3:
+        require_images(found, system.shape)
     system.prepare(partial(rows, found, f"{recipe.data.name} train"))
     order = Order(len(found), plan.batch, plan.seed, getattr(found, "shard_sizes", None))
     model, optimizer = parallel(Loss(system), plan, accelerator)
     ema = EMA(system, plan.ema)
     state, last = State(system, optimizer, ema), folder / "last.safetensors"
-    start, seconds = state.resume(folder, recipe, len(found))
+    data = of_set(found)
+    start, seconds = state.resume(folder, recipe, len(found), data)
     began = time.monotonic()
     log = _Log(folder, recipe.name, plan.steps, start, quiet, accelerator)
     stream = batches(found, order, range(start, plan.steps), share, recipe.data.workers)
@@ -129,6 +133,7 @@ def _train(recipe, build, folder: Path, accelerator, quiet: bool) -> dict[str, T
                         "recipe": recipe.to_plain(),
                         **state.facts(),
                         "images": len(found),
+                        "data": data,
                         "classes": list(fixed_classes(recipe.data) or class_names(found)),
                         "broken_images": len(getattr(found, "broken", [])),
                     }

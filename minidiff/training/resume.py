@@ -63,13 +63,14 @@ class State:
         unmoved = [name for name, p in self.system.named_parameters() if p not in self.optimizer.state]
         return {"unmoved": sorted(unmoved), "learnt": sorted(self.system.training_state())}
 
-    def resume(self, folder: Path, recipe, images: int) -> tuple[int, float]:
+    def resume(self, folder: Path, recipe, images: int, data: str = "") -> tuple[int, float]:
         """Take the state of a folder's last checkpoint, where there is one.
 
         Args:
             folder: Of the training.
             recipe: Of this training, which should be that of the checkpoint.
             images: How many there are to train on.
+            data: Digest of the data, see ``data.digests.of_set``; "" compares none.
 
         Returns:
             The step to go on from, and the seconds spent so far.
@@ -89,9 +90,14 @@ class State:
             return tensors, meta
 
         tensors, meta = read_last(folder, read)
+        where = folder / "last.safetensors"
         if meta.get("images", images) != images:
-            where = folder / "last.safetensors"
             raise ValueError(f"{where} was trained on {meta['images']} images, and the data hold {images} now")
+        if data and meta.get("data", data) != data:
+            raise ValueError(
+                f"{where} was trained on other data: names, labels, captions or files have changed since then; "
+                "go on with those, or choose another folder"
+            )
         self._take(tensors)
         return meta["step"], meta["seconds"]
 

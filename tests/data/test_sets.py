@@ -10,7 +10,7 @@ from PIL import Image
 from minidiff.data.cifar import CLASSES, cifar10
 from minidiff.data.images import ImageFolder
 from minidiff.data.recipe import DataRecipe
-from minidiff.data.sets import Columns, Items, load_dataset, load_set, require_classes, second
+from minidiff.data.sets import Columns, Items, load_dataset, load_set, require_classes, require_images, second
 
 REAL = os.environ.get("MINIDIFF_DATA")
 
@@ -147,3 +147,27 @@ def test_labels_out_of_range_are_refused_wherever_they_lie():
         require_classes(Columns(image=image, label=torch.tensor([-1, -1])), 10)
     for found in (Columns(image=image, caption=label), Items(Held(targets=[99, 99]), "caption"), Items(Held())):
         require_classes(found, 10)
+
+
+def test_pictures_in_one_channel(folder):
+    colour, grey = (DataRecipe("folder", 8, path=str(folder), grey=grey) for grey in (False, True))
+    one, other = (load_dataset(recipe, "heldout") for recipe in (colour, grey))
+    assert other[3]["image"].shape == (1, 8, 8) and other.own(3)["image"].shape == (1, 8, 8)
+    assert torch.equal(other[3]["image"], one[3]["image"].mean(0, keepdim=True))
+    assert load_set(grey)["image"].shape == (6, 1, 8, 8)
+    assert load_set(DataRecipe("shapes", 16, images=4, grey=True))["image"].shape == (4, 1, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((1, 8, 8), r"images are \(3, 8, 8\), and the network takes \(1, 8, 8\); data.grey=true averages"),
+        ((3, 16, 16), r"takes \(3, 16, 16\); data.size says"),
+        ((4, 8, 8), r"takes \(4, 8, 8\)$"),
+    ],
+)
+def test_images_that_a_network_does_not_take(folder, shape, message):
+    found = load_dataset(DataRecipe("folder", 8, path=str(folder)))
+    require_images(found, (3, 8, 8))
+    with pytest.raises(ValueError, match=message):
+        require_images(found, shape)

@@ -340,3 +340,26 @@ def test_a_system_that_cannot_read_at_a_place(packed, monkeypatch):
     monkeypatch.delattr(os, "pread")
     data = Shards(packed)
     assert [data.read(i) for i in range(24)] == expected and not data.check()
+
+
+def test_members_that_lie_apart_say_how_shards_are_written(tmp_path, picture_file):
+    image = picture_file(9)
+    apart = [("a.png", image), ("b.png", image), ("a.cls", b"0"), ("b.cls", b"1")]
+    path = write_tar(tmp_path / "x.tar", apart)
+    with pytest.raises(ValueError, match=r"no sample .* has an image and cls: .*x\.tar/a has png alone.*--sort=name"):
+        Shards(path)
+    path = write_tar(tmp_path / "y.tar", sorted(apart))
+    assert Shards(path).labels.tolist() == [0, 1] and not Shards(path).check()
+
+
+def test_a_shard_that_was_replaced_is_read_anew_even_with_the_size_and_time_of_before(tmp_path, picture_file):
+    image = picture_file(9)
+    members = lambda first, second: [("a.png", image), ("a.cls", first), ("b.png", image), ("b.cls", second)]
+    path = write_tar(tmp_path / "x.tar", members(b"0", b"1"))
+    assert Shards(path).labels.tolist() == [0, 1]
+    before = path.stat()
+    write_tar(path, members(b"1", b"0"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert Shards(path).labels.tolist() == [1, 0]
+    assert Shards(path).labels.tolist() == [1, 0], "from the index that was written anew"

@@ -196,3 +196,31 @@ def test_a_platform_without_locks_goes_without(tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, module, None)
     with owned(tmp_path), owned(tmp_path):
         pass
+
+
+def moved_label(folder):
+    (folder / "train/0/0.png").rename(folder / "train/1/0.png")
+    (folder / "train/1/1.png").rename(folder / "train/0/1.png")
+
+
+def replaced(folder):
+    (folder / "train/0/2.png").write_bytes((folder / "train/1/3.png").read_bytes())
+
+
+def renamed(folder):
+    (folder / "train/0").rename(folder / "train/none")
+
+
+@pytest.mark.parametrize("change", [moved_label, replaced, renamed])
+def test_data_that_changed_are_not_gone_on_with(tmp_path, change):
+    changes = [*images(tmp_path / "images"), "training.steps=2", "training.final_lr=1"]
+    go(tmp_path / "run", *changes)
+    before = (tmp_path / "run/last.safetensors").read_bytes()
+    shutil.copytree(tmp_path / "images", tmp_path / "moved")
+    more = [*changes, "training.steps=3"]
+    change(tmp_path / "images")
+    with pytest.raises(ValueError, match="was trained on other data"):
+        go(tmp_path / "run", *more)
+    assert (tmp_path / "run/last.safetensors").read_bytes() == before
+    _, meta = go(tmp_path / "run", *more, f"data.path={tmp_path / 'moved'}")
+    assert meta["step"] == 3, "data that only moved are the same"
