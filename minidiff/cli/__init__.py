@@ -11,6 +11,7 @@ from .bench import bench
 from .course import claims, grade
 from .data import data
 from .download import download
+from .edit import edit
 from .evaluate import evaluate
 from .info import info
 from .sample import sample
@@ -66,5 +67,5 @@ def main() -> None:
     """
 
 
-for command in (train, sample, evaluate, bench, data, download, info, grade, claims):
+for command in (train, sample, edit, evaluate, bench, data, download, info, grade, claims):
     main.add_command(command)

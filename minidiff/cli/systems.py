@@ -84,6 +84,8 @@ def drawing_of(name: str, options: dict, device) -> tuple[Drawing, Found]:
     found = [_drawer(ref, device, "it guides another system as --classifier or --clip") for ref in own]
     larger = [_drawer(ref, device, "--upsample takes systems that enlarge") for ref in options["upsamplers"]]
     names = [ref.partition("=")[0] for ref in (*own, *options["upsamplers"])]
+    if len((found + larger)[-1].system.shape) != 3:
+        raise click.UsageError(f"{names[-1]} draws embeddings, no pictures: name what decodes them with --upsample")
     guides = {who: load(options[who], device, can) for who, can in CAN.items() if options[who]}
     steps = int(options["steps"]) if options["steps"].isdecimal() else options["steps"]
     same = {key: options[key] for key in ("sampler", "guide", "temperature", "prior_scale", "seed", "batch")}
