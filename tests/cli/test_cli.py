@@ -168,7 +168,7 @@ def test_what_a_system_is_told(name, expected):
 
 
 def test_the_help_is_that_of_the_options():
-    assert "--label" not in run("sample", "--help").output, "options of systems are their own"
+    assert "--label CLASS" not in run("sample", "--help").output, "options of systems are their own"
     assert "--label" not in run("sample", "--help-system", "glide").output
 
 
