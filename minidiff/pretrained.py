@@ -115,7 +115,7 @@ class Preset:
 
     @property
     def file(self) -> str:
-        """The published file names, as they are told to a reader."""
+        """The published file names, in words."""
         return " and ".join(self.files.values())
 
     @cached_property
@@ -180,16 +180,17 @@ def preset(name: str) -> Preset:
     return _PRESETS[name]
 
 
-def load(name: str, source: str | Path | Mapping) -> nn.Module:
+def load(name: str, source: str | Path | Mapping, recipe: Recipe | None = None) -> nn.Module:
     """A released model as a system in evaluation mode, float32.
 
     Args:
         name: A name of ``presets()``.
         source: The published file (a torch checkpoint or safetensors; float16 or float32), or its state dict. Of a
             model in several files the folder that holds them, or a file or state dict for each part.
+        recipe: Its recipe with changes; the published one when left out.
 
     Returns:
-        The system of its recipe: ``ClassConditional``, ``NoisyClassifier``, ``Glide``, ...
+        The system of its recipe: a ``Diffusion``, a ``NoisyClassifier``, or a ``CLIP``.
 
     Raises:
         ValueError: for an unknown name; a file that is missing, damaged, or would run code when read; or tensors that
@@ -198,7 +199,7 @@ def load(name: str, source: str | Path | Mapping) -> nn.Module:
     chosen = preset(name)
     if "" not in chosen.files:
         source = _joined(chosen, source)
-    return read_into(chosen.recipe.build(empty=True), LAYOUTS[chosen.layout], source, f"preset {name!r}")
+    return read_into((recipe or chosen.recipe).build(empty=True), LAYOUTS[chosen.layout], source, f"preset {name!r}")
 
 
 def read_into(system: nn.Module, layout: Layout, source: str | Path | Mapping[str, Tensor], what: str) -> nn.Module:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from .data.sets import fixed_classes
 from .files import sha256
-from .recipes import Recipe
+from .recipes import Recipe, available, overridden
 from .systems.inpainting import widened
 from .training.checkpoint import averaged, load_checkpoint, load_weights, require_fit
 from .training.resume import in_run, read_last, require_facts, require_whole
-from .words import nearest
+from .words import alike, nearest
 
 FIRST = "network.input_blocks.0.0.weight"  # of the convolution that x and the image door enter
 
@@ -64,12 +66,62 @@ def weights_path(name: str) -> Path:
         name: Of a committed checkpoint, or the folder that another one was published to.
 
     Raises:
-        ValueError: when there is no such checkpoint, naming the nearest.
+        ValueError: when there is no such checkpoint, with what to do next, or the names that are known.
     """
     folder = data_folder() / "checkpoints" / name if name in checkpoints() else Path(name)
     if not (folder / "card.json").is_file():
-        raise ValueError(f"no checkpoint {name!r}: {nearest(name, checkpoints())}")
+        raise ValueError(_not_here(name))
     return folder / "model.safetensors"
+
+
+def _not_here(name: str) -> str:
+    """What to do about a name that stands for no weights on this machine."""
+    from .pretrained import presets
+
+    if name in presets():
+        return without_weights(name)
+    if name in available():
+        run = Path("runs") / name
+        trained = (run / "last.safetensors").is_file()
+        do = f"name its run, {run}" if trained else f"train it with `minidiff train {name}`, then name the folder {run}"
+        return f"{name} is a recipe, and no weights of it are published: {do}"
+    hint = nearest(name, [*checkpoints(), *presets()])
+    hint = f"{hint} There are " if hint.startswith("did") else "there are "
+    committed, published = (", ".join(alike(name, names)) for names in (checkpoints(), presets()))
+    return f"no checkpoint, run or preset {name!r}: {hint}the checkpoints {committed}; and the presets {published}"
+
+
+def without_weights(name: str) -> str:
+    """What to do about a preset that is named without its released file."""
+    from .pretrained import preset
+
+    chosen, folder = preset(name), Path("weights")
+    file = folder / chosen.files[""] if "" in chosen.files else folder
+    named = f"name it as {name}={file}"
+    if chosen.recipe.system not in ("classifier", "clip"):
+        named += f", or on the command line add --weights {file}"
+    if all((folder / part).is_file() for part in chosen.files.values()):
+        return f"{name} is a preset, a published model, and {chosen.file} lies in {folder}/: {named}"
+    return (
+        f"{name} is a preset, a published model whose weights are not here: `minidiff download {name}` fetches "
+        f"{chosen.file} into {folder}/; then {named}"
+    )
+
+
+def require_device(name: str) -> str:
+    """The name of a device, if it is of this machine.
+
+    Raises:
+        ValueError: for one that is not here, naming those that are.
+    """
+    try:
+        torch.empty(1, device=name).cpu()  # "meta" computes nothing
+    except (RuntimeError, AssertionError, NotImplementedError):
+        here = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        raise ValueError(
+            f"there is no device {name!r} here; {', '.join(here)} {'are' if len(here) > 1 else 'is'}"
+        ) from None
+    return name
 
 
 def card(name: str) -> dict:
@@ -113,7 +165,7 @@ def recipe_of(name: str) -> Recipe:
     return Recipe.from_plain(card(name)["recipe"])
 
 
-def find(ref: str, device: str = "cpu", can: str = "") -> Found:
+def find(ref: str, device: str = "cpu", can: str = "", overrides: Sequence[str] = ()) -> Found:
     """Whatever has a name, ready to use.
 
     Args:
@@ -122,11 +174,15 @@ def find(ref: str, device: str = "cpu", can: str = "") -> Found:
             "ViT-B-32:/path/weights.safetensors" or "local-dir:/path".
         device: Where it computes.
         can: A method that the system must have, "classifier" or "critic" say.
+        overrides: Changes of its recipe, such as "network.dropout=0" or "data.path=shards"; the weights must still fit.
 
     Raises:
-        ValueError: for an unknown name, weights that are damaged or not there, or a system that cannot do it.
+        ValueError: for an unknown name, weights that are damaged, not there or of another shape, a device that is not
+            here, or a system that cannot do it. Of a preset without its file the message has the command that fetches
+            it.
     """
-    found = _found(ref, str(device))
+    device = require_device(str(device))
+    found = _found(str(ref), device, overrides)
     if can and not hasattr(found.system, can):
         what = type(found.system).__name__ if found.recipe is None else found.recipe.system
         raise ValueError(f"{ref} is a {what}, which has no {can}; what has one is accepted")
@@ -137,29 +193,32 @@ def find(ref: str, device: str = "cpu", can: str = "") -> Found:
     return Found(system, found.recipe, found.path)
 
 
-def load(ref: str, device: str = "cpu", can: str = "") -> nn.Module:
+def load(ref: str, device: str = "cpu", can: str = "", overrides: Sequence[str] = ()) -> nn.Module:
     """A system by its name, in evaluation mode and float32; see ``find``."""
-    return find(ref, device, can).system
+    return find(ref, device, can, overrides).system
 
 
-def _found(ref: str, device: str) -> Found:
+def _found(ref: str, device: str, overrides: Sequence[str]) -> Found:
     name, _, released = ref.partition("=")
     if released and not Path(ref).is_dir():
         from .pretrained import load as load_preset
         from .pretrained import preset
 
-        return Found(load_preset(name, released), preset(name).recipe, Path(released))
+        recipe = overridden(preset(name).recipe, overrides)
+        return Found(load_preset(name, released, recipe), recipe, Path(released))
     if in_run(Path(ref)):
-        return _run(Path(ref))
+        return _run(Path(ref), overrides)
     try:
         path = weights_path(ref)
     except ValueError as error:
         if ":" not in ref:
             raise error from None
+        if overrides:
+            raise ValueError(f"{ref} is a CLIP of open_clip, which has no recipe to change") from None
         from .systems.clip import released_clip
 
         return Found(released_clip(ref, device), None, None)
-    recipe = recipe_of(ref)
+    recipe = overridden(recipe_of(ref), overrides)
     system = recipe.build()
     load_weights(system, unchanged(path))
     system.class_names = _class_names(card(ref), recipe, path.with_name("card.json"))
@@ -174,7 +233,7 @@ def _class_names(described: dict, recipe: Recipe, path: Path) -> tuple[str, ...]
     return tuple(names) or fixed_classes(recipe.data)
 
 
-def _run(folder: Path) -> Found:
+def _run(folder: Path, overrides: Sequence[str]) -> Found:
     """The averaged weights of a run."""
 
     def read(path: Path) -> tuple[Found, dict]:
@@ -184,9 +243,12 @@ def _run(folder: Path) -> Found:
             recipe = Recipe.from_plain(meta.get("recipe"))
         except ValueError as error:
             raise ValueError(f"{path} is no checkpoint of a run: {error}") from None
+        require_whole(tensors, meta, recipe.build(), recipe.training, path)
+        recipe = overridden(recipe, overrides)
         system = recipe.build()
-        require_whole(tensors, meta, system, recipe.training, path)
-        system.load_state_dict(averaged(tensors, recipe.training.ema[0]))
+        weights = averaged(tensors, recipe.training.ema[0])
+        require_fit(weights, system.state_dict(), str(path), f"the network of {recipe.name!r}")
+        system.load_state_dict(weights)
         system.class_names = _class_names(meta, recipe, path)
         return Found(system, recipe, path), meta
 

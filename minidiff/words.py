@@ -6,6 +6,11 @@ import difflib
 from collections.abc import Iterable
 
 
+def alike(word: str, words: Iterable[str]) -> list[str]:
+    """The words, those most like the given one first."""
+    return sorted(words, key=lambda other: (-difflib.SequenceMatcher(None, word, other).ratio(), other))
+
+
 def nearest(word: str, words: Iterable[str]) -> str:
     """The accepted words, the nearest one first, as the end of an error message."""
     words = list(words)

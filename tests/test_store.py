@@ -118,10 +118,10 @@ def test_a_released_clip_lies_in_a_folder_or_comes_from_open_clip(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("digit", "no checkpoint 'digit': did you mean 'digits'?"),
-        ("scenes-clap", "no checkpoint 'scenes-clap': did you mean 'scenes-clip'?"),
-        ("/nowhere", "no checkpoint '/nowhere': known: "),
-        ("", "no checkpoint ''"),
+        ("digit", "no checkpoint, run or preset 'digit': did you mean 'digits'?"),
+        ("scenes-clap", "no checkpoint, run or preset 'scenes-clap': did you mean 'scenes-clip'?"),
+        ("/nowhere", "no checkpoint, run or preset '/nowhere': there are the checkpoints "),
+        ("", "no checkpoint, run or preset ''"),
     ],
 )
 def test_names_that_are_none(name, message):
@@ -169,3 +169,66 @@ def test_the_data_lie_in_the_source_tree_or_in_the_package(tmp_path, monkeypatch
     assert (store.data_folder() / "checkpoints/digits/card.json").is_file() and "digits" in checkpoints()
     monkeypatch.setattr(store, "data_folder", lambda: tmp_path)
     assert checkpoints() == []
+
+
+# --- presets and recipes without weights, devices, overrides -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("adm-imagenet64", "`minidiff download adm-imagenet64` fetches 64x64_diffusion.pt into weights/; then name it "
+         "as adm-imagenet64=weights/64x64_diffusion.pt, or on the command line add --weights weights/64x64_diffusion"),
+        ("glide-clip", "fetches clip_image_enc.pt and clip_text_enc.pt into weights/; then name it as glide-clip=weig"),
+        ("glide-hands", "train it with `minidiff train glide-hands`, then name the folder runs/glide-hands"),
+    ],
+)  # fmt: skip
+def test_what_to_do_without_weights(name, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load(name)
+
+
+def test_weights_that_lie_where_downloads_go(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights/base.pt").touch()
+    with pytest.raises(ValueError, match=r"base\.pt lies in weights/: name it as glide-base=weights/base\.pt"):
+        load("glide-base")
+
+
+def test_a_run_that_is_there_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/glide-hands").mkdir(parents=True)
+    (tmp_path / "runs/glide-hands/last.safetensors").touch()
+    with pytest.raises(ValueError, match="name its run, runs/glide-hands"):
+        load("glide-hands")
+
+
+def test_unknown_names_list_all_that_are_known_the_nearest_first():
+    message = r"did you mean 'digits'\? There are the checkpoints digits, digits-"
+    with pytest.raises(ValueError, match=message) as refused:
+        load("digitss")
+    for name in [*checkpoints(), *pretrained.presets()]:
+        assert re.search(rf"[ ,]{name}(,|;|$)", str(refused.value)), name
+    with pytest.raises(ValueError, match="and the presets adm-imagenet64, adm-imagenet"):
+        load("adm-imagenet-64")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta"])
+def test_a_device_that_is_not_here(device):
+    with pytest.raises(ValueError, match=f"there is no device '{device}' here; cpu"):
+        find("digits", device=device)
+
+
+def test_a_recipe_is_changed_where_the_weights_still_fit():
+    plain, changed = load("digits"), load("digits", overrides=["network.dropout=0.5", "schedule.T=500"])
+    assert changed.network.config.dropout == 0.5 and changed.schedule.T == 500
+    for name, tensor in plain.state_dict().items():
+        assert torch.equal(tensor, changed.state_dict()[name])
+    with pytest.raises(ValueError, match="does not fit"):
+        load("digits", overrides=["network.channels=16"])
+    with pytest.raises(ValueError, match="did you mean 'dropout'"):
+        load("digits", overrides=["network.dropot=0.5"])
+    with pytest.raises(ValueError, match="has no recipe to change"):
+        load("ViT-B-32:nosuch", overrides=["network.dropout=0"])

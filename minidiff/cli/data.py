@@ -38,14 +38,9 @@ def _device(name: str | None) -> str:
     """
     import torch
 
-    here = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    name = name or ("cuda" if here else "cpu")
-    try:
-        torch.empty(1, device=name).cpu()  # "meta" computes nothing
-    except (RuntimeError, AssertionError, NotImplementedError):
-        found = ", ".join(["cpu", *here])
-        raise ValueError(f"there is no device {name!r} here; {found} {'are' if here else 'is'}") from None
-    return name
+    from ..store import require_device
+
+    return require_device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _done(index: dict, out: str) -> None:

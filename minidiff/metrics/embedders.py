@@ -44,6 +44,9 @@ def embedder(name: str, device: torch.device | str = "cpu", raw: bool = False) -
 
 def _classifier(name: str, found: Found, device: torch.device | str) -> Embedder:
     system = found.system
+    if system.noise_aware:
+        clean = ", ".join(_committed("classifier"))
+        raise ValueError(f"{name} is made for noised images; pictures are compared by a clean classifier: {clean}")
     channels, size, _ = system.shape
     return Embedder(
         name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,20 @@ def load_recipe(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Recip
     if not isinstance(values, dict) or "system" not in values:
         raise ValueError(f"{path} is no recipe: a mapping with a system is accepted")
     values = {"name": path.stem, **values, "system": _options(values["system"])}
+    for override in overrides:
+        _override(values, override)
+    return Recipe.from_plain(values)
+
+
+def overridden(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """A recipe with changes, as ``load_recipe`` takes them.
+
+    Raises:
+        ValueError: for an override that is not key=value, or any invalid value.
+    """
+    if not overrides:
+        return recipe
+    values = recipe.to_plain()
     for override in overrides:
         _override(values, override)
     return Recipe.from_plain(values)

@@ -173,6 +173,7 @@ def test_a_weights_file_that_runs_code_is_not_run(tmp_path):
     ("name", "message"),
     [
         ("digitz-classifier-clean", "did you mean 'digits-classifier-clean'"),
+        ("digits-classifier", "pictures are compared by a clean classifier: .*digits-classifier-clean"),
         ("digits", "is no classifier or CLIP and has no features; those that have: .*digits-classifier-clean"),
         ("scenes-clip-noisy", "made for noised images"),
         ("inception", "inception:PATH.*inception:download"),

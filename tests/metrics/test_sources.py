@@ -84,7 +84,7 @@ def test_the_averaged_weights_of_a_run(tmp_path):
     ("name", "can", "message"),
     [
         ("digitz", "", "did you mean 'digits'"),
-        ("x/y", "", "no checkpoint 'x/y'"),
+        ("x/y", "", "no checkpoint, run or preset 'x/y'"),
         ("digits", "classifier", "digits is a class_conditional, which has no classifier"),
         ("digits-classifier", "critic", "digits-classifier is a classifier, which has no critic"),
     ],

@@ -243,7 +243,7 @@ def _check_published_folder(folder, recipe):
     (folder / "model.safetensors").rename(folder / "elsewhere")
     with pytest.raises(ValueError, match="no checkpoint at"):
         load(str(folder))
-    with pytest.raises(ValueError, match="no checkpoint '"):
+    with pytest.raises(ValueError, match="no checkpoint, run or preset '"):
         load(str(folder.parent))
 
 
