@@ -27,7 +27,7 @@ class ImageEmbedding(Part):
         ValueError: for what is no probability.
     """
 
-    key, nullable, handed = "embedding", True, True
+    key, nullable, handed, vector = "embedding", True, True, True
     questions = (Question("like", "file", "Picture whose embedding is drawn: variations of it."),)
 
     def __init__(self, width: int, clip: str = "", p_drop: float = 0.0):
@@ -91,6 +91,8 @@ class CaptionAndEmbedding(Caption):
         clip: Name of the CLIP.
         p_drop: Probability of the null in training; .1 in the paper.
     """
+
+    vector = False
 
     def __init__(self, tokenizer: Tokenizer, width: int, clip: str = "", p_drop: float = 0.0):
         super().__init__(tokenizer, p_drop)

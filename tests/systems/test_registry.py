@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -21,7 +22,8 @@ from minidiff.systems.registry import HOMES, find, system
 def test_every_home_holds_the_system_that_it_is_said_to(name):
     found = find(name)
     assert found.name == name and found.make.__module__ == f"minidiff.systems.{HOMES[name]}"
-    assert found.config.__name__ in ("UNetConfig", "CLIPConfig") and found.scheduled
+    assert dataclasses.is_dataclass(found.config) and dataclasses.is_dataclass(found.options)
+    assert found.scheduled == (name != "unclip_ar_prior")
 
 
 def test_all_that_is_registered_here_has_a_home():
