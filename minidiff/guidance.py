@@ -122,7 +122,7 @@ def mean_shift_guidance(denoiser: Denoiser, log_prob: LogProb, scale: float) -> 
 
 
 def clip_guidance(clip, captions, scale: float) -> Callable[[Denoiser], Denoiser]:
-    """Guide by a CLIP: score + s grad f(x_t) . g(c) / tau (``eq-clip-guidance``; Nichol et al. 2022, section 2.4).
+    """Guide by a CLIP: score + s grad f(x_t) . g(c) / tau (``eq-clip-guidance``; Nichol et al. 2021, section 2.4).
 
     A critic that estimates log p(x_t, c) / (p(x_t) p(c)) up to a constant has the gradient of log p(c | x_t), so this
     is classifier guidance, and s = 1 is Bayes' rule as far as the critic is right. The temperature tau belongs to the

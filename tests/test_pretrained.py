@@ -201,7 +201,7 @@ def test_glide_at_the_size_of_the_paper():
 
 
 def test_glides_recipes_are_as_published():
-    """Defaults of the released code; section 4 of Nichol et al. 2022."""
+    """Defaults of the released code; section 4 of Nichol et al. 2021."""
     for name in RELEASED:
         recipe, up = load_recipe(name), "upsampler" in name
         network = recipe.network

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..random import rand
 
-# What is erased, and how often. GLIDE erases "random regions" and does not say which (Nichol et al. 2022, section 4.3).
+# What is erased, and how often. GLIDE erases "random regions" and does not say which (Nichol et al. 2021, section 4.3).
 KINDS = {"rectangle": 0.35, "strokes": 0.25, "side": 0.15, "surroundings": 0.1, "everything": 0.15}
 JOINTS = 4  # of a stroke
 

@@ -274,7 +274,7 @@ class _Tower(nn.Module):
 class NoisedCLIP(Towers):
     """GLIDE's noised CLIP: the image tower sees x_t, and a learned row for t where CLIP has its class token.
 
-    Nichol et al. 2022, section 4.4; the towers, their names and their start values are those of the released code,
+    Nichol et al. 2021, section 4.4; the towers, their names and their start values are those of the released code,
     whose tensors say ``w`` and ``b``, or ``g`` and ``b``, for weight and bias.
 
     Raises:

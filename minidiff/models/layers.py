@@ -213,7 +213,7 @@ class Reader(nn.Module):
 class AttentionBlock(Reader):
     """Self-attention over the pixels, residual, zero at the start (Dhariwal and Nichol 2021).
 
-    The pixels may attend to tokens as well, whose keys and values stand before their own (Nichol et al. 2022, 2.2). The
+    The pixels may attend to tokens as well, whose keys and values stand before their own (Nichol et al. 2021, 2.2). The
     rows of ``qkv`` are q, k, v, and those of ``encoder_kv`` k, v, each with its heads in order ("new attention order");
     the order of older checkpoints is mended where weights are read, never here (``FUSED`` says which, of how many).
 

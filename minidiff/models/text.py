@@ -40,7 +40,7 @@ class TextConfig:
 
 
 class TextTransformer(nn.Module):
-    """Captions into a vector and a sequence (Nichol et al. 2022, section 2.2; names as in the released checkpoints).
+    """Captions into a vector and a sequence (Nichol et al. 2021, section 4.1; names as in the released checkpoints).
 
     A place without a token (-1) holds a learned padding embedding of that place. Nothing is masked: padding is attended
     to, and the vector comes from the last place, which is padding for all but the longest captions.

@@ -1,4 +1,4 @@
-"""ADM's U-Net (Dhariwal and Nichol 2021), with GLIDE's text (Nichol et al. 2022); the classifier shares its encoder."""
+"""ADM's U-Net (Dhariwal and Nichol 2021), with GLIDE's text (Nichol et al. 2021); the classifier shares its encoder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GLIDE: a U-Net that reads captions, and its upsamplers (Nichol et al. 2022)."""
+"""GLIDE: a U-Net that reads captions, and its upsamplers (Nichol et al. 2021)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Inpainting: systems that also see part of the picture, and a mask that says which (Nichol et al. 2022, section 4.3).
+"""Inpainting: systems that also see part of the picture, and a mask that says which (Nichol et al. 2021, section 4.3).
 
 Masks are 1 where a pixel is known and kept, 0 where it is to be painted.
 """

@@ -104,7 +104,7 @@ class Label(Part):
 
 
 class Caption(Part):
-    """A caption, by the network's own text transformer: one vector, a token for each word (Nichol et al. 2022, 4.1).
+    """A caption, by the network's own text transformer: one vector, a token for each word (Nichol et al. 2021, 4.1).
 
     What the transformer makes of the last place goes to the vector door, what it makes of all places to the tokens
     door. The null is the empty caption, tokens of -1.
@@ -329,7 +329,7 @@ class LowRes(Part):
 
 
 class Known(Part):
-    """The known part of the image and the mask that says which, through the image door (Nichol et al. 2022, 4.3).
+    """The known part of the image and the mask that says which, through the image door (Nichol et al. 2021, 4.3).
 
     Its value is (image, mask): (B, C, H, W), whose values where the mask is 0 are not seen, and (B, 1, H, W), **1 where
     a pixel is known** and kept, 0 where it is to be painted. The network takes image * mask, then the mask.
