@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 LEFT = re.compile(r"\..+\.(\d+)\.tmp")  # a temporary file, and the process that wrote it
 
@@ -40,6 +41,39 @@ def write_atomically(path: Path, content: bytes, keep: Path | None = None) -> No
                 left.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+@contextmanager
+def written_atomically(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to, which is there under its name when it is whole; the one before is untouched until then.
+
+    Raises:
+        OSError: when the disk is full, say; no temporary file is left.
+    """
+    temporary = _temporary(path)
+    try:
+        with _synced(temporary) as file:
+            yield file
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def require_writable(path: Path) -> None:
+    """Prove that a file can be written, before the work whose result it is to hold; its folder is made.
+
+    Raises:
+        ValueError: when it cannot.
+    """
+    temporary = _temporary(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        temporary.unlink()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written ({error.strerror or error})") from None
 
 
 def _temporary(path: Path) -> Path:

@@ -74,7 +74,7 @@ def read_edit(path: str | Path, size: int, mask: str | Path | None = None) -> tu
     picture = _opened(path).convert("RGBA")
     if mask is not None:
         kept = _opened(mask).convert("L")
-        if kept.getextrema() == (0, 1):  # a table of zeros and ones
+        if kept.getextrema()[1] == 1:  # a table of zeros and ones
             kept = kept.point(lambda value: 255 * value)
         if kept.size != picture.size:
             raise ValueError(f"{mask} has {kept.size} pixels, {path} has {picture.size}; equal sizes are accepted")

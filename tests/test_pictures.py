@@ -119,3 +119,12 @@ def test_what_cannot_be_edited(pixels, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             read_edit(*arguments)
+
+
+def test_a_mask_of_ones_keeps_everything(tmp_path):
+    """In a table of zeros and ones too, where a one is nearly black."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "picture.png")
+    for value in (1, 255):
+        Image.new("L", (8, 8), value).save(tmp_path / "mask.png")
+        with pytest.raises(ValueError, match=r"nothing of .* is left to paint"):
+            read_edit(tmp_path / "picture.png", 8, tmp_path / "mask.png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 
 import click
@@ -43,6 +44,12 @@ class OneLine(click.Group):
             message = error.format_message() if isinstance(error, click.ClickException) else str(error)
             click.echo(f"minidiff: {' '.join(message.split())}", err=True)
             sys.exit(2)
+        except OSError as error:  # of a disk or a folder; torch raises others for what it cannot do
+            if error.errno in (None, errno.EPIPE):
+                raise
+            where = f"{error.filename}: " if error.filename else ""
+            click.echo(f"minidiff: {where}{error.strerror}", err=True)
+            sys.exit(1)
         except (RuntimeError, MemoryError) as error:
             if not _out_of_memory(error):
                 raise

@@ -25,9 +25,12 @@ def bench(batch, rounds, compiled, threads, json_path) -> None:
     import torch
 
     from ..bench import bench as race
+    from ..files import require_writable, write_atomically
 
     if threads:
         torch.set_num_threads(threads)
+    if json_path:
+        require_writable(Path(json_path))
     result = race(batch, rounds, compiled)
     ceilings = ", ".join(f"{name} {value / 1e9:.0f} GFLOP/s" for name, value in result["ceiling"].items())
     click.echo(f"{result['device']}, {result['threads']} threads, batch {batch}; one large convolution: {ceilings}")
@@ -48,4 +51,4 @@ def bench(batch, rounds, compiled, threads, json_path) -> None:
     for row in [header, *rows]:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     if json_path:
-        Path(json_path).write_text(json.dumps(result, indent=2) + "\n")
+        write_atomically(Path(json_path), (json.dumps(result, indent=2) + "\n").encode())

@@ -80,6 +80,8 @@ def claims(records) -> None:
     folder = records or os.environ.get("MINIDIFF_RECORDS")
     if not folder:
         raise click.UsageError("name the folder with --records, or set MINIDIFF_RECORDS; `make book` prints it")
+    if not Path(folder).is_dir():
+        raise click.UsageError(f"there is no folder {folder}; `make book` records claims and prints where")
     rows = ledger(load_records(Path(folder)))
     for row in rows:
         click.echo(f"{row['verdict']:<12} {row['id']:<40} {row['measured']}")

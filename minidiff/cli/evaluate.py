@@ -64,7 +64,7 @@ def evaluate(context, source, out, card, cpu, bound_images, quiet, **options) ->
       minidiff evaluate glide-base --weights base.pt --reference coco/val --captions 30000 --features inception
       torchrun --standalone --nproc-per-node 2 -m minidiff evaluate shapes16 --images 5000
     """
-    from ..files import sha256, write_atomically
+    from ..files import require_writable, sha256, write_atomically
     from ..metrics.evaluation import bound, judge
     from ..metrics.plans import Evaluation, judges, plan_of_images, plans
     from ..metrics.processes import processes
@@ -72,6 +72,9 @@ def evaluate(context, source, out, card, cpu, bound_images, quiet, **options) ->
     from ..store import weights_path
 
     described = weights_path(source).with_name("card.json") if card else None
+    path = Path(out or f"evaluation-{Path(source).stem}.json")
+    for file in filter(None, (path, described)):
+        require_writable(file)
     began = time.monotonic()
     same = ("images", "captions", "again", "reference", "features", "neighbours", "seed", "draws", "batch")
     how = Evaluation(options["scales"] or (1.0,), quiet=quiet, **{name: options[name] for name in same})
@@ -101,7 +104,6 @@ def evaluate(context, source, out, card, cpu, bound_images, quiet, **options) ->
     }
     if described:
         _onto_card(described, found)
-    path = Path(out or f"evaluation-{Path(source).stem}.json")
     write_atomically(path, (json.dumps(found, indent=2) + "\n").encode())
     _show(found, path)
 

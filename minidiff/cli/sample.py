@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import click
+from tqdm import tqdm
 
 from .. import __version__
 from .systems import answers, drawing_of, drawing_options, help_of
@@ -17,6 +19,26 @@ def _show_help(context: click.Context, option: click.Parameter, name: str | None
     if name:
         click.echo(help_of(name))
         context.exit()
+
+
+def _require_own(numbers: Path) -> None:
+    """The numbers of an earlier drawing may be replaced, another file of that name may not."""
+    try:
+        found = json.loads(numbers.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict) or not {"system", "scale", "version"} <= found.keys():
+        raise click.UsageError(f"the numbers would replace {numbers}, which was not written here; choose another --out")
+
+
+def _shown(parts: Iterable[tuple], total: int, rank: int) -> Iterator[tuple]:
+    """The parts of what is drawn, with a progress bar where a person looks on."""
+    with tqdm(total=total, desc="sample", unit="image", disable=True if rank else None) as bar:
+        for part in parts:
+            yield part
+            bar.update(len(part[0]))
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
@@ -51,6 +73,7 @@ def sample(context, system, words, scale, count, out, cpu, **options) -> None:
     """
     import numpy as np
 
+    from ..files import require_writable, write_atomically, written_atomically
     from ..metrics.processes import processes
     from ..pictures import save_grid
     from ..pixels import to_uint8
@@ -60,29 +83,31 @@ def sample(context, system, words, scale, count, out, cpu, **options) -> None:
     path = Path(out or f"samples-{Path(system).name}.png")
     if path.suffix not in (".png", ".npz"):
         raise click.UsageError(f"--out must end in .png or .npz, got {path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise click.UsageError(f"--out lies in {path.parent}, which cannot be a folder ({error})") from None
+    numbers = path.with_suffix(".json")
+    for file in (path, numbers):
+        require_writable(file)
+    _require_own(numbers)
     with processes(cpu) as here:
         drawing, _ = drawing_of(system, options, here.device)
         given = answers(drawing, system, words, [name for option in context.command.params for name in option.opts])
         if scale is None:
             scale = TEXT_SCALE if given.get("caption") else 1.0
         values, number = drawing.answers(given, count)
-        gathered = here.gathered(drawing.draw(here, values, number, scale, given.get("caption", ())))
+        drawn = drawing.draw(here, values, number, scale, given.get("caption", ()))
+        gathered = here.gathered(_shown(drawn, len(here.share(count)), here.rank))
     if gathered is None:
         return
     images = gathered[0]
     if path.suffix == ".npz":
-        np.savez(path, arr_0=to_uint8(images).permute(0, 2, 3, 1).numpy(), arr_1=number.numpy())
+        with written_atomically(path) as file:
+            np.savez(file, arr_0=to_uint8(images).permute(0, 2, 3, 1).numpy(), arr_1=number.numpy())
     else:
         save_grid(images, path)
     used = {"system": system, "scale": scale, "count": count} | options | given | {"version": __version__}
     if drawing.class_names:
         used["classes"] = {i: name for i, name in enumerate(drawing.class_names) if i in number.tolist()}
-    path.with_suffix(".json").write_text(json.dumps(used, indent=2) + "\n", encoding="utf-8")
+    write_atomically(numbers, (json.dumps(used, indent=2) + "\n").encode())
     click.echo(
         f"{path}: {len(images)} images, s = {scale:g}, {options['steps']} steps, seed {options['seed']}; numbers in"
-        f" {path.with_suffix('.json')}"
+        f" {numbers}"
     )
