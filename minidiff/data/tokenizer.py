@@ -88,9 +88,17 @@ class WordTokenizer(Tokenizer):
 
 
 class ClipTokenizer(Tokenizer):
-    """CLIP's byte-pair encoding as open_clip has it, without its start and end tokens."""
+    """CLIP's byte-pair encoding as open_clip has it, without its start and end tokens.
 
-    name, size, context = "clip", 49408, 77
+    Args:
+        name: Name.
+        context: Longest caption, in tokens.
+    """
+
+    size = 49408
+
+    def __init__(self, name: str = "clip", context: int = 77):
+        self.name, self.context = name, context
 
     @cached_property
     def _bpe(self):
@@ -148,6 +156,7 @@ TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
     "emoji": lambda: WordTokenizer("emoji", emoji.words(), emoji.CONTEXT),
     "emoji-hands": lambda: WordTokenizer("emoji-hands", emoji.words() + emoji.hand_words(), emoji.CONTEXT),
     "clip": ClipTokenizer,
+    "clip-256": lambda: ClipTokenizer("clip-256", 256),
     "glide": GlideTokenizer,
 }
 
@@ -155,7 +164,7 @@ TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
 @cache
 def tokenizer(name: str) -> Tokenizer:
     """A tokenizer by name: "scenes" (words of the caption grammar), "emoji" (words of their names),
-    "emoji-hands" (and of who drew them), "clip", "glide".
+    "emoji-hands" (and of who drew them), "clip", "clip-256" (the same for longer texts), "glide".
 
     Raises:
         ValueError: for an unknown name.
