@@ -12,10 +12,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from urllib.parse import unquote
 
 import torch
 from torch import Tensor, nn
 
+from .diffusers_names import prior_names, unet_names
 from .download import Downloaded, fetch
 from .recipes import Recipe, load_recipe
 from .training.checkpoint import require_finite, require_fit
@@ -30,11 +32,16 @@ class Layout:
         published: The published name of one of our parameters.
         convert: ``(network, tensors)`` under our names, float32 and of our shapes, to what our network computes with.
         fixed: Parameters that no file holds, by our names, and their published value.
+        within: Only tensors whose published names begin with this are read; the prefix is part of ``published``.
+        made_of: From a network to the published tensors that each of ours is made of, one after another; in place of
+            ``published`` and ``convert``.
     """
 
     published: Callable[[str], str] = lambda name: name
     convert: Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]] = lambda network, tensors: tensors
     fixed: Mapping[str, float] = field(default_factory=dict)
+    within: str = ""
+    made_of: Callable[[nn.Module], dict[str, tuple[str, ...]]] | None = None
 
 
 def _heads_first(network: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -59,6 +66,15 @@ def _clip_name(name: str) -> str:
     return f"{tower}.{rest}" if rest else name
 
 
+def _karlo_prior_name(name: str) -> str:
+    """Karlo's checkpoint says "model." before its names; mean and deviation of the embeddings are a pair in a file."""
+    return {"scale.mean": "stats.0", "scale.std": "stats.1"}.get(name, f"model.model.{name}")
+
+
+def _karlo_upsampler(step: str) -> Layout:
+    return Layout(lambda name: f"model_{step}.{name}", _heads_first, within=f"model_{step}.")
+
+
 # Names and shapes of ADM's networks are ours; the 64x64 model has our order of attention rows, every other the legacy
 # one. Time, label embedding, log variance between log beta-tilde and log beta, and its floor at t = 0 are as here.
 # GLIDE's networks are ADM's with legacy rows; the text transformer's parameters stand among those of the U-Net.
@@ -66,6 +82,12 @@ LAYOUTS = {
     "adm": Layout(),
     "adm-legacy": Layout(convert=_heads_first),
     "glide": Layout(lambda name: name.removeprefix("text."), _heads_first),
+    "karlo-prior": Layout(_karlo_prior_name, _heads_first),
+    "karlo-decoder": Layout(lambda name: f"model.{name.removeprefix('embedding.')}", _heads_first),
+    "karlo-first-steps": _karlo_upsampler("first_steps"),
+    "karlo-last-step": _karlo_upsampler("last_step"),
+    "diffusers-prior": Layout(made_of=prior_names),
+    "diffusers-unet": Layout(made_of=unet_names),
     "glide-clip": Layout(_clip_name, fixed={"logit_scale": math.log(100)}),  # config.yaml of the released code
 }
 
@@ -88,8 +110,9 @@ class Preset:
         layout: Its key of ``LAYOUTS``.
         scales: Published guidance scale for each spelling of ``steps`` (Dhariwal and Nichol 2021, table 14, for the
             classifier of the same size; the README of guided-diffusion for the unconditional model; the notebooks of
-            glide-text2im).
+            glide-text2im; Karlo's README).
         steps: Published sampling, where no classifier guides.
+        of: Name of its recipe, where it is another's: the same weights in another layout.
     """
 
     name: str
@@ -97,11 +120,12 @@ class Preset:
     layout: str
     scales: dict[str, float] = field(default_factory=dict)
     steps: str = "250"
+    of: str = ""
 
     @property
     def recipe(self) -> Recipe:
         """Network, schedule and how it was trained."""
-        return load_recipe(self.name)
+        return load_recipe(self.of or self.name)
 
     @property
     def urls(self) -> dict[str, str]:
@@ -111,7 +135,7 @@ class Preset:
     @property
     def files(self) -> dict[str, str]:
         """The published file name of each part."""
-        return {part: url.rpartition("/")[2] for part, url in self.urls.items()}
+        return {part: unquote(url.rpartition("/")[2]) for part, url in self.urls.items()}
 
     @property
     def file(self) -> str:
@@ -131,6 +155,21 @@ def _adm(name: str, file: str, *scales: float, layout: str = "adm-legacy", steps
 
 def _glide(name: str, file: str, steps: str, scale: float) -> Preset:
     return Preset(f"glide-{name}", f"{_OPENAI}dec-2021/{file}", "glide", {steps: scale}, steps)
+
+
+_KARLO = "https://arena.kakaocdn.net/brainrepo/models/karlo-public/v1.0.0.alpha/"
+_KARLO_UP = f"{_KARLO}4226b831ae0279020d134281f3c31590/improved-sr-ckpt-step%3D1.2M.ckpt"
+
+
+def _karlo_diffusers(name: str, folders: str | tuple[str, ...], layout: str, scales: dict, steps: str) -> Preset:
+    """The same weights as diffusers keeps them. The addresses were not looked up; the names in the files were."""
+    where = "https://huggingface.co/kakaobrain/karlo-v1-alpha/resolve/main/{}/{}"
+    file = lambda folder: "model.safetensors" if folder == "text_proj" else "diffusion_pytorch_model.safetensors"
+    urls = {
+        folder: where.format(folder, file(folder)) for folder in ([folders] if isinstance(folders, str) else folders)
+    }
+    url = urls[folders] if isinstance(folders, str) else urls
+    return Preset(f"karlo-{name}-diffusers", url, layout, scales, steps, f"karlo-{name}")
 
 
 _PRESETS = {
@@ -160,6 +199,29 @@ _PRESETS = {
             {part: f"{_OPENAI}dec-2021/clip_{part}_enc.pt" for part in ("image", "text")},
             "glide-clip",
         ),
+        Preset(
+            "karlo-prior",
+            {
+                "model": f"{_KARLO}85626483eaca9f581e2a78d31ff905ca/prior-ckpt-step%3D01000000-of-01000000.ckpt",
+                "stats": f"{_KARLO}0b62380a75e56f073e2844ab5199153d/ViT-L-14_stats.th",
+            },
+            "karlo-prior",
+            {"25": 4.0},
+            "25",
+        ),
+        Preset(
+            "karlo-decoder",
+            f"{_KARLO}efdf6206d8ed593961593dc029a8affa/decoder-ckpt-step%3D01000000-of-01000000.ckpt",
+            "karlo-decoder",
+            {"50": 8.0},
+            "50",
+        ),
+        Preset("karlo-up256", _KARLO_UP, "karlo-first-steps", steps="7"),
+        Preset("karlo-up256-last", _KARLO_UP, "karlo-last-step", steps="7"),
+        _karlo_diffusers("prior", "prior", "diffusers-prior", {"25": 4.0}, "25"),
+        _karlo_diffusers("decoder", ("decoder", "text_proj"), "diffusers-unet", {"50": 8.0}, "50"),
+        _karlo_diffusers("up256", "super_res_first", "diffusers-unet", {}, "7"),
+        _karlo_diffusers("up256-last", "super_res_last", "diffusers-unet", {}, "7"),
     )
 }
 
@@ -217,6 +279,12 @@ def read_into(system: nn.Module, layout: Layout, source: str | Path | Mapping[st
     given = isinstance(source, Mapping)
     where = "the state dict" if given else str(source)
     tensors = _named_tensors(source, where) if given else read_tensors(source)
+    tensors = {name: tensor for name, tensor in tensors.items() if name.startswith(layout.within)}
+    if layout.made_of is not None:
+        require_finite(tensors, where)
+        ours = _joined_parts(system.network, layout.made_of(system.network), tensors, where, what)
+        system.network.load_state_dict(ours, assign=True)
+        return system.eval().requires_grad_(False)
     own = {layout.published(k): v for k, v in system.network.state_dict().items()}
     fixed = {layout.published(k): value for k, value in layout.fixed.items()}
     tensors = _unwrapped(tensors, own) | {k: torch.full(own[k].shape, value) for k, value in fixed.items()}
@@ -234,6 +302,22 @@ def _unwrapped(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[st
         if all(name.startswith(prefix) for name in tensors) and not any(name.startswith(prefix) for name in own):
             return _unwrapped({name.removeprefix(prefix): tensor for name, tensor in tensors.items()}, own)
     return tensors
+
+
+def _joined_parts(network: nn.Module, made_of: dict, tensors: dict[str, Tensor], where: str, what: str) -> dict:
+    """Our tensors, each from the published ones that it is made of, whose numbers come in the same order."""
+    own = network.state_dict()
+    lacking = sorted(own.keys() - made_of.keys())
+    if lacking:
+        raise ValueError(f"{what} has parameters that this layout does not know: {', '.join(lacking[:5])}")
+    shares = {
+        part: share.flatten()
+        for name, parts in made_of.items()
+        for part, share in zip(parts, own[name].chunk(len(parts)), strict=True)
+    }
+    require_fit({name: tensor.flatten() for name, tensor in tensors.items()}, shares, where, what)
+    read = lambda name: torch.cat([tensors[part].detach().flatten().float() for part in made_of[name]])
+    return {name: read(name).reshape(tensor.shape) for name, tensor in own.items()}
 
 
 def _joined(chosen: Preset, source: str | Path | Mapping) -> dict[str, Tensor]:
@@ -276,6 +360,10 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is no checkpoint of plain tensors, and reading it could run code: {reason}") from None
     except Exception as error:  # torch and safetensors raise whatever a damaged file makes them stumble over
         raise ValueError(f"{path} is damaged, or no checkpoint ({type(error).__name__}: {error})") from None
+    if isinstance(tensors, Mapping) and isinstance(tensors.get("state_dict"), Mapping):
+        tensors = tensors["state_dict"]  # a checkpoint of Lightning
+    if isinstance(tensors, (tuple, list)) and tensors:
+        tensors = {str(i): tensor for i, tensor in enumerate(tensors)}
     return _named_tensors(tensors, str(path))
 
 

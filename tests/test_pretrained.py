@@ -40,6 +40,13 @@ MILLIONS = {  # as published, to the last digit given
     "glide-upsampler-inpaint": "398.37",
     "glide-clip": "158.12",  # 71.68 and 86.44, see tests/models/test_clip_networks.py
 }
+KARLOS = {  # exact counts: tests/models/test_unclip_conformance.py
+    "karlo-prior": "1022.03",
+    "karlo-decoder": "893.32",
+    "karlo-up256": "691.58",
+    "karlo-up256-last": "691.58",
+}
+MILLIONS |= KARLOS | {f"{name}-diffusers": count for name, count in KARLOS.items()}
 GLIDES = {  # what each is told, in the order of its channels
     "glide-base": ["caption"],
     "glide-upsampler": ["caption", "low_res"],
@@ -54,7 +61,7 @@ RELEASED = {  # channels that enter; width of each level, blocks of a level, siz
     "glide-base-inpaint": (7, *BASE),
     "glide-upsampler-inpaint": (10, *UP),
 }
-ADMS = [name for name in MILLIONS if name not in GLIDES]
+ADMS = [name for name in MILLIONS if name.startswith("adm")]
 TINY = [
     "network.size=16", "network.channels=16", "network.channel_mult=[0.5,1,2]", "network.blocks=2",
     "network.attention=[8,4]", "network.groups=4", "network.head_channels=8",
@@ -76,10 +83,12 @@ def test_published_parameter_counts(name):
 
 def test_the_table_of_presets_is_complete():
     assert set(presets()) == set(MILLIONS)
-    assert len({url for p in presets().values() for url in p.urls.values()}) == len(MILLIONS) + 1
+    assert len({url for p in presets().values() for url in p.urls.values()}) == len(MILLIONS) + 2
     new_order = [name for name, p in presets().items() if p.layout == "adm"]
     assert new_order == ["adm-imagenet64"]
-    for name in presets():
+    for name in KARLOS:
+        assert preset(name).recipe == preset(f"{name}-diffusers").recipe == load_recipe(name)
+    for name in (*ADMS, *GLIDES):
         system, kind = load_recipe(name).build(empty=True), name.split("-")[1]
         assert type(system) is {"classifier": NoisyClassifier, "clip": CLIP}.get(kind, Diffusion)
         if isinstance(system, Diffusion):

@@ -20,7 +20,7 @@ LAYERS = (
     ("course",),
     ("__init__",),
     ("metrics", "plots", "bench"),
-    ("store", "pretrained"),
+    ("store", "pretrained", "diffusers_names"),
     ("recipes",),
     ("systems",),
     ("training",),

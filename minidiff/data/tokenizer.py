@@ -94,9 +94,16 @@ class ClipTokenizer(Tokenizer):
 
     A caption that spells them, "<end_of_text>", has the tokens of these letters: an end token inside would end what
     CLIP reads.
+
+    Args:
+        name: Name.
+        context: Longest caption, in tokens.
     """
 
-    name, size, context = "clip", 49408, 77
+    size = 49408
+
+    def __init__(self, name: str = "clip", context: int = 77):
+        self.name, self.context = name, context
 
     @cached_property
     def _bpe(self):
@@ -173,6 +180,7 @@ TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
     "emoji": lambda: WordTokenizer("emoji", emoji.words(), emoji.CONTEXT),
     "emoji-hands": lambda: WordTokenizer("emoji-hands", emoji.words() + emoji.hand_words(), emoji.CONTEXT),
     "clip": ClipTokenizer,
+    "clip-256": lambda: ClipTokenizer("clip-256", 256),
     "glide": GlideTokenizer,
 }
 
@@ -180,7 +188,7 @@ TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
 @cache
 def tokenizer(name: str) -> Tokenizer:
     """A tokenizer by name: "scenes" (words of the caption grammar), "emoji" (words of their names),
-    "emoji-hands" (and of who drew them), "clip", "glide".
+    "emoji-hands" (and of who drew them), "clip", "clip-256" (the same for longer texts), "glide".
 
     Raises:
         ValueError: for an unknown name.

@@ -22,6 +22,7 @@ from ..schedule import NoiseLevel
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 CAPTION = (Question("caption", "text", "What to draw; several are drawn in turn.", many=True, first=True),)
+MODES = ("bilinear", "bicubic", "antialiased")
 TOLD = 1000  # a level in [0, 1] is told times this: the fastest sinusoid of a time embedding has the frequency one
 
 
@@ -197,8 +198,8 @@ class LowRes(Part):
     Args:
         factor: Height of x over that of the small image.
         channels: Channels of an image.
-        mode: How the small image is enlarged, and in training reduced: "bilinear" (reduced by the area average) or
-            "bicubic" (reduced with antialiasing).
+        mode: How the small image is enlarged, and in training reduced: "bilinear" (reduced by the area average),
+            "bicubic" (reduced with antialiasing), or "antialiased" (both ways by Pillow's bicubic kernel).
         augment: Largest sigma of training; 0 for none.
         rounding: Of the eight bits in which a cascade hands the small image on.
         degrade: How training makes small images of large ones, in place of ``downsample``.
@@ -221,8 +222,10 @@ class LowRes(Part):
         rounding: Callable[[Tensor], Tensor] = torch.round,
         degrade: Degradation | None = None,
     ):
-        if type(factor) is not int or factor < 1 or mode not in ("bilinear", "bicubic"):
-            raise ValueError(f"a factor >= 1 and mode 'bilinear' or 'bicubic' are accepted, got {factor} and {mode!r}")
+        if type(factor) is not int or factor < 1 or mode not in MODES:
+            raise ValueError(
+                f"a factor >= 1 and mode {' or '.join(map(repr, MODES))} are accepted, got {factor} and {mode!r}"
+            )
         if not 0 <= augment <= 1:
             raise ValueError(f"augment is a standard deviation in [0, 1], got {augment}")
         self.factor, self.channels, self.mode, self.augment, self.rounding = factor, channels, mode, augment, rounding
@@ -278,7 +281,9 @@ class LowRes(Part):
     def upsample(self, image: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C, factor h, factor w)."""
         size = [self.factor * side for side in image.shape[2:]]
-        return F.interpolate(image, size, mode=self.mode, align_corners=False)
+        antialias = self.mode == "antialiased"
+        mode = "bicubic" if antialias else self.mode
+        return F.interpolate(image, size, mode=mode, align_corners=False, antialias=antialias)
 
     def downsample(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H / factor, W / factor)."""
