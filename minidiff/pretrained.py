@@ -80,21 +80,15 @@ class Preset:
         name: Its name, which is also that of its recipe.
         url: Where it is published; of a model in several files, where each part is.
         layout: Its key of ``LAYOUTS``.
-        scales: Published guidance scale for each spelling of ``steps`` (Dhariwal and Nichol 2021, table 14, for the
-            classifier of the same size; the README of guided-diffusion for the unconditional model; the notebooks of
-            glide-text2im).
-        steps: Published sampling, where no classifier guides.
     """
 
     name: str
     url: str | Mapping[str, str]
     layout: str
-    scales: dict[str, float] = field(default_factory=dict)
-    steps: str = "250"
 
     @property
     def recipe(self) -> Recipe:
-        """Network, schedule and how it was trained."""
+        """Network, schedule, how it was trained, and in ``sampling`` how it is sampled."""
         return load_recipe(self.name)
 
     @property
@@ -118,37 +112,36 @@ class Preset:
         return sum(p.numel() for p in self.recipe.build(empty=True).parameters())
 
 
-def _adm(name: str, file: str, *scales: float, layout: str = "adm-legacy", steps: str = "250") -> Preset:
-    scales = dict(zip(("250", "ddim25"), scales, strict=False))
-    return Preset(f"adm-{name}", f"{_OPENAI}jul-2021/{file}", layout, scales, steps)
+def _adm(name: str, file: str, layout: str = "adm-legacy") -> Preset:
+    return Preset(f"adm-{name}", f"{_OPENAI}jul-2021/{file}", layout)
 
 
-def _glide(name: str, file: str, steps: str, scale: float) -> Preset:
-    return Preset(f"glide-{name}", f"{_OPENAI}dec-2021/{file}", "glide", {steps: scale}, steps)
+def _glide(name: str, file: str) -> Preset:
+    return Preset(f"glide-{name}", f"{_OPENAI}dec-2021/{file}", "glide")
 
 
 _PRESETS = {
     preset.name: preset
     for preset in (
-        _adm("imagenet64", "64x64_diffusion.pt", 1.0, layout="adm"),
-        _adm("imagenet128", "128x128_diffusion.pt", 0.5, 1.25),
-        _adm("imagenet256", "256x256_diffusion.pt", 1.0, 2.5),
-        _adm("imagenet256-uncond", "256x256_diffusion_uncond.pt", 10.0),
-        _adm("imagenet512", "512x512_diffusion.pt", 4.0, 9.0),
-        _adm("lsun-bedroom", "lsun_bedroom.pt", steps="1000"),
-        _adm("lsun-cat", "lsun_cat.pt", steps="1000"),
-        _adm("lsun-horse", "lsun_horse.pt", steps="1000"),
-        _adm("lsun-horse-nodropout", "lsun_horse_nodropout.pt", steps="1000"),
+        _adm("imagenet64", "64x64_diffusion.pt", layout="adm"),
+        _adm("imagenet128", "128x128_diffusion.pt"),
+        _adm("imagenet256", "256x256_diffusion.pt"),
+        _adm("imagenet256-uncond", "256x256_diffusion_uncond.pt"),
+        _adm("imagenet512", "512x512_diffusion.pt"),
+        _adm("lsun-bedroom", "lsun_bedroom.pt"),
+        _adm("lsun-cat", "lsun_cat.pt"),
+        _adm("lsun-horse", "lsun_horse.pt"),
+        _adm("lsun-horse-nodropout", "lsun_horse_nodropout.pt"),
         _adm("upsampler-64-256", "64_256_upsampler.pt"),
         _adm("upsampler-128-512", "128_512_upsampler.pt"),
         _adm("classifier-64", "64x64_classifier.pt"),
         _adm("classifier-128", "128x128_classifier.pt"),
         _adm("classifier-256", "256x256_classifier.pt"),
         _adm("classifier-512", "512x512_classifier.pt"),
-        _glide("base", "base.pt", "100", 3.0),
-        _glide("upsampler", "upsample.pt", "fast27", 1.0),
-        _glide("base-inpaint", "base_inpaint.pt", "100", 5.0),
-        _glide("upsampler-inpaint", "upsample_inpaint.pt", "fast27", 1.0),
+        _glide("base", "base.pt"),
+        _glide("upsampler", "upsample.pt"),
+        _glide("base-inpaint", "base_inpaint.pt"),
+        _glide("upsampler-inpaint", "upsample_inpaint.pt"),
         Preset(
             "glide-clip",
             {part: f"{_OPENAI}dec-2021/clip_{part}_enc.pt" for part in ("image", "text")},
