@@ -8,14 +8,14 @@ from pathlib import Path
 
 import click
 
+from .finite import Finite
+
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True))
 @click.option("--csv", "csv_path", type=click.Path(dir_okay=False), default="grades.csv", show_default=True)
 @click.option("--json", "json_path", type=click.Path(dir_okay=False), help="Also all details: cases, what was printed.")
-@click.option(
-    "--time-limit", type=click.FloatRange(1, 86_400), default=120.0, show_default=True, help="Seconds a hand-in."
-)
+@click.option("--time-limit", type=Finite(1, 86_400), default=120.0, show_default=True, help="Seconds a hand-in.")
 @click.option(
     "--memory-limit", type=click.IntRange(512, 1 << 20), default=2048, show_default=True, help="MB a hand-in."
 )
