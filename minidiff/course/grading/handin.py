@@ -30,9 +30,6 @@ LIGHT = {"check", "claim", "live"}  # tags of cells that never run whole, but ma
 WHOLE = {"setup", "exercise", "whole"}  # tags of cells that run from the first to the last line
 MUTATORS = {"append", "add", "update", "extend", "insert", "setdefault", "eval", "load_state_dict", "set_default_dtype"}
 REORDERING = {"sort", "reverse", "pop", "popitem", "remove", "clear", "discard", "appendleft", "extendleft", "rotate"}
-CHOICES = (ast.If, ast.While, ast.Try, ast.Match)  # statements of which a part may not run
-PLAIN = (ast.Assign, ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)  # bind for sure
-LATER = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda, ast.GeneratorExp)  # look names up later
 
 
 @dataclass(frozen=True)
@@ -101,17 +98,11 @@ def detect_lesson(handin: HandIn, path: Path, names: dict[str, dict[str, str]]) 
 
 @dataclass
 class _Statement:
-    """A top-level statement: the names that it binds, surely binds anew, changes in place, and looks up.
-
-    ``reads`` are the names that it looks up before it binds them, or maybe later: in a function it defines.
-    """
+    """A top-level statement: the names it binds and the names it looks up."""
 
     node: ast.stmt
     binds: set[str]
-    anew: set[str]
-    changes: set[str]
     needs: set[str]
-    reads: set[str]
 
 
 @dataclass
@@ -166,37 +157,6 @@ def changed(node: ast.AST) -> set[str]:
     return found.union(*map(changed, ast.iter_child_nodes(node)))
 
 
-def exposed(body: Iterable[ast.stmt], bound: set[str]) -> set[str]:
-    """The names that statements read before they bind them; what they surely bind is added to ``bound``."""
-    found: set[str] = set()
-    for node in body:
-        if isinstance(node, ast.For):
-            found |= _read(node.iter) - bound
-            found |= exposed(node.body + node.orelse, bound | _bound(node.target))
-        elif isinstance(node, ast.With):
-            for item in node.items:
-                found |= _read(item.context_expr) - bound
-                bound |= _bound(item.optional_vars) if item.optional_vars else set()
-            found |= exposed(node.body, bound)
-        elif isinstance(node, ast.If | ast.While):
-            found |= _read(node.test) - bound
-            found |= exposed(node.body, set(bound)) | exposed(node.orelse, set(bound))
-        else:
-            binds, needs = names_of(node)
-            inside = mutated(node)
-            found |= (needs | inside) - bound
-            bound |= set() if isinstance(node, CHOICES) else binds - inside
-    return found
-
-
-def _read(node: ast.expr) -> set[str]:
-    return names_of(ast.Expr(node))[1]
-
-
-def _bound(target: ast.expr) -> set[str]:
-    return {part.id for part in ast.walk(target) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)}
-
-
 def _root(target: ast.expr) -> set[str]:
     while isinstance(target, ast.Attribute | ast.Subscript):
         target = target.value
@@ -211,9 +171,7 @@ def _bound_by_pattern(block: Block) -> set[str]:
 
 def _statement(node: ast.stmt) -> _Statement:
     binds, needs = names_of(node)
-    changes, later = changed(node), any(isinstance(part, LATER) for part in ast.walk(node))
-    anew = binds - changes if isinstance(node, PLAIN) else set()
-    return _Statement(node, binds | changes, anew, changes, needs, needs if later else exposed([node], set()))
+    return _Statement(node, binds | changed(node), needs)
 
 
 def _always(statement: _Statement) -> bool:
@@ -224,27 +182,17 @@ def _always(statement: _Statement) -> bool:
 
 
 def _select(cells: list[_Cell]) -> None:
-    """Mark what to run: whole cells, and everything they need, backwards through the names.
-
-    A name that a cell binds anew before it looks it up comes from nowhere else; else an answer that calls something
-    ``generator`` would run all cells that do. What changes it in place runs all the same: it may have another name.
-    """
+    """Mark what to run: whole cells, and everything they need, backwards through the names."""
     for cell in cells:
         cell.run = {i for i, s in enumerate(cell.statements) if cell.whole or _always(s)}
-    needed: set[str] = set()  # names that come from other cells
-    used: set[str] = set()  # and those that do not
+    needed: set[str] = set()
     grown = True
     while grown:
-        before = sum(len(cell.run) for cell in cells)
+        chosen = [(cell, i) for cell in cells for i in cell.run]
+        needed.update(*(cell.statements[i].needs for cell, i in chosen))
         for cell in cells:
-            bound: set[str] = set()
-            for statement in (cell.statements[i] for i in sorted(cell.run)):
-                used |= statement.needs
-                needed |= statement.reads - (set() if statement.reads is statement.needs else bound)
-                bound |= statement.anew
-        for cell in cells:
-            cell.run |= {i for i, s in enumerate(cell.statements) if s.binds & needed or s.changes & used}
-        grown = sum(len(cell.run) for cell in cells) > before
+            cell.run |= {i for i, s in enumerate(cell.statements) if s.binds & needed}
+        grown = sum(len(cell.run) for cell in cells) > len(chosen)
 
 
 def execute(blocks: Iterable[Block], answers: Iterable[str]) -> tuple[dict, dict[str, list[str]]]:
