@@ -16,7 +16,9 @@ import builtins
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from minidiff.course.grading.handin import MUTATORS, Block, mutated, names_of, parse
+from minidiff.course.grading.dialect import parse
+from minidiff.course.grading.formats import Block
+from minidiff.course.grading.handin import MUTATORS, mutated, names_of
 
 ROOTS = {"exercise", "check"}  # tags of the cells that an unsolved answer reaches first
 CHOICES = (ast.If, ast.While, ast.Try, ast.Match)  # statements of which a part may not run

@@ -22,7 +22,7 @@ from .finite import Finite
 @click.option("--jobs", type=click.IntRange(1, 1024), default=1, show_default=True, help="Hand-ins at a time.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of the inputs that the cases draw (default: a new one).")
 def grade(paths, csv_path, json_path, time_limit, memory_limit, jobs, seed) -> None:
-    """Grade hand-ins: notebooks, .py files, or folders of them.
+    """Grade hand-ins: notebooks (.ipynb, .md), .py files, or folders of them.
 
     Each runs in a process of its own, with limits and without network; what one does costs that one its points only.
     All are asked the same questions; --seed repeats those of an earlier run. The files are rewritten as each hand-in
