@@ -57,8 +57,9 @@ def sample(context, system, words, count, out, cpu, quiet, **options) -> None:
       minidiff sample --help-system glide-inpaint
       minidiff sample glide-base "an oil painting of a corgi" --weights weights/base.pt
         --upsample glide-upsampler=weights/upsample.pt
-        (which is --steps 100 --steps fast27 --sampler ancestral --sampler ddim --scale 3 --scale 1
-        --temperature 1 --temperature .997)
+      minidiff sample glide-base "the same, spelled out" --weights weights/base.pt
+        --upsample glide-upsampler=weights/upsample.pt --steps 100 --steps fast27 --sampler ancestral --sampler ddim
+        --scale 3 --scale 1 --temperature 1 --temperature .997
       torchrun --nproc-per-node 8 -m minidiff sample adm-imagenet64 --weights weights/64x64_diffusion.pt
         --classifier adm-classifier-64=weights/64x64_classifier.pt --count 50000 --out samples.npz
     """
