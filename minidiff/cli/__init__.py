@@ -10,6 +10,7 @@ from .. import __version__
 from .bench import bench
 from .course import claims, grade
 from .data import data
+from .doctor import doctor
 from .download import download
 from .evaluate import evaluate
 from .info import info
@@ -63,8 +64,9 @@ def main() -> None:
       minidiff evaluate digits --scale 1 --scale 3
       minidiff grade hand-ins/ --csv grades.csv
       minidiff info
+      minidiff doctor
     """
 
 
-for command in (train, sample, evaluate, bench, data, download, info, grade, claims):
+for command in (train, sample, evaluate, bench, data, download, info, doctor, grade, claims):
     main.add_command(command)
