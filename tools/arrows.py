@@ -19,7 +19,7 @@ LAYERS = (
     ("cli", "__main__"),
     ("course",),
     ("__init__",),
-    ("metrics", "plots", "bench"),
+    ("metrics", "plots", "bench", "doctor"),
     ("store", "pretrained", "diffusers_names"),
     ("recipes",),
     ("systems",),

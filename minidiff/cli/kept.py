@@ -60,6 +60,11 @@ class Kept:
             except (OSError, ValueError, KeyError, EOFError):
                 path.unlink(missing_ok=True)
 
+    def leave(self) -> None:
+        """Remove the folder if it holds no picture: nothing was drawn."""
+        if not any(self.folder.glob("*.npz")):
+            self.end()
+
     def end(self) -> None:
         """Remove the folder: the pictures are where they belong."""
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -160,11 +160,14 @@ def _drawn(here, drawing, values, number, scale, captions, kept, quiet):
             for index, images in drawing.draw(here, values, number, scale, captions, done, bar.update):
                 parts.append((index, to_uint8(images).permute(0, 2, 3, 1).contiguous()))
                 kept.add(*parts[-1])
-        except KeyboardInterrupt:
+        except BaseException as stop:
             have = sum(len(index) for index, _ in parts)
             said = f"{have} pictures are kept in {kept.folder}, and the same command goes on from there"
             said = said if have else "no batch was complete yet; with a smaller --batch more is kept"
-            click.echo(f"minidiff: stopped; {said}", err=True)
+            if isinstance(stop, KeyboardInterrupt):
+                click.echo(f"minidiff: stopped; {said}", err=True)
+            if not have:
+                kept.leave()
             raise
     return here.gathered(parts)
 

@@ -58,8 +58,13 @@ def run(*arguments):
     return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
+def quick(arguments) -> list:
+    """A few steps for the base, and for every system that enlarges."""
+    return [*QUICK, *list(arguments).count("--upsample") * QUICK[:2]]
+
+
 def drawn(path: Path, *arguments) -> tuple[np.ndarray, np.ndarray, dict]:
-    result = run("sample", *arguments, *QUICK, "--out", path)
+    result = run("sample", *arguments, *quick(arguments), "--out", path)
     assert result.exit_code == 0, result.output
     file = np.load(path)
     return file["arr_0"], file["arr_1"], json.loads(path.with_suffix(".json").read_text())
@@ -177,7 +182,7 @@ def test_a_picture_is_edited_in_both_sizes(systems, edited, tmp_path):
 )
 def test_bad_usage_is_one_line_and_exit_code_2(systems, edited, arguments, message, tmp_path):
     places = {path.name: path for path in systems.iterdir()} | {"picture": edited}
-    result = run("sample", *(a.format(**places) for a in arguments), *QUICK, "--out", tmp_path / "x.npz")
+    result = run("sample", *(a.format(**places) for a in arguments), *quick(arguments), "--out", tmp_path / "x.npz")
     assert result.exit_code == 2 and message in result.output, result.output
     assert len(result.output.strip().splitlines()) == 1 and not list(tmp_path.iterdir())
 
@@ -240,7 +245,7 @@ def test_captions_of_shards(systems, tmp_path):
 
 def test_a_cascade_is_judged_beside_real_pictures_of_its_size(systems, tmp_path):
     stage = ["--upsample", systems / "augmented", "--aug-level", 0.3]
-    result = run("evaluate", systems / "base", *JUDGED, *QUICK, *stage, "--json", tmp_path / "x.json")
+    result = run("evaluate", systems / "base", *JUDGED, *quick(stage), *stage, "--json", tmp_path / "x.json")
     assert result.exit_code == 0, result.output
     rows = {row["what"]: row["measures"] for row in json.loads((tmp_path / "x.json").read_text())["rows"]}
     assert rows["heldout, real"]["all"]["value"] > 0.8 > rows["heldout, s = 1"]["all"]["value"]
