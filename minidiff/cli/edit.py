@@ -9,6 +9,9 @@ from pathlib import Path
 import click
 
 from .. import __version__
+from ..files import write_atomically
+from .finite import Finite
+from .outputs import checked
 
 FILE = click.Path(exists=True, dir_okay=False)
 
@@ -20,7 +23,7 @@ def _options(command: Callable) -> Callable:
         click.option("--weights", type=FILE, help="Released file of a preset."),
         click.option("--upsample", "upsamplers", multiple=True, help="Enlarge the results by this; repeatable."),
         click.option("--steps", default="50", show_default=True, help="Steps, both ways."),
-        click.option("--scale", type=float, default=1.0, show_default=True, help="Guidance scale of the way back."),
+        click.option("--scale", type=Finite(), default=1.0, show_default=True, help="Guidance scale of the way back."),
         click.option("--seed", type=int, default=0, show_default=True, help="Of whatever is drawn anew."),
         click.option("--out", type=click.Path(dir_okay=False), default="edit.png", show_default=True, help="PNG grid."),
         click.option("--cpu", is_flag=True, help="Stay on the CPU."),
@@ -103,11 +106,9 @@ def _run(action: str, pictures: list[str], options: dict, change: Callable, **us
     from ..systems.bipartite import Bipartite
     from ..systems.draw import draw, receiver
 
-    path = Path(options["out"])
-    if path.suffix != ".png":
-        raise click.UsageError(f"--out must end in .png, got {path.name}")
+    path = checked(Path(options["out"]), (".png",), {"action", "pictures", "version"})
     ref = f"{options['decoder']}={options['weights']}" if options["weights"] else options["decoder"]
-    steps = int(options["steps"]) if options["steps"].isdecimal() else options["steps"]
+    steps = options["steps"]
     with processes(options["cpu"]) as here, torch.no_grad():
         decoder = load(ref, here.device)
         if not hasattr(decoder, "part") or decoder.part("embedding") is None:
@@ -128,7 +129,7 @@ def _run(action: str, pictures: list[str], options: dict, change: Callable, **us
             images = draw(system, len(images), levels=steps, generator=more, **given)
     save_grid(images.cpu(), path)
     said = {"action": action, "pictures": pictures, **used, **options, "version": __version__}
-    path.with_suffix(".json").write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+    write_atomically(path.with_suffix(".json"), (json.dumps(said, indent=2) + "\n").encode())
     click.echo(
         f"{path}: {len(pictures)} original{'s' if len(pictures) > 1 else ''} and {count} after `{action}`; numbers in "
         f"{path.with_suffix('.json')}"

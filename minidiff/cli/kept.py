@@ -68,8 +68,3 @@ class Kept:
     def end(self) -> None:
         """Remove the folder: the pictures are where they belong."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    def abandon(self) -> None:
-        """Remove the folder where no picture is kept in it."""
-        if not any(self.folder.glob("*.npz")):
-            self.end()

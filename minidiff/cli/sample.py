@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 
 import click
 
 from .. import __version__
-from ..files import require_writable, write_atomically
+from ..files import write_atomically, written_atomically
 from .kept import Kept
+from .outputs import checked
 from .systems import FINITE, PER_STAGE, answers, drawing_of, drawing_options, help_of, stages_of
 
 TEXT_SCALE = 3.0  # where nothing was published: as in GLIDE's example
@@ -67,7 +67,7 @@ def sample(context, system, words, count, out, cpu, quiet, **options) -> None:
 
     if system.startswith("-"):
         raise click.UsageError(f"the name of the system comes first, then what it is asked for; got {system}")
-    path = _checked(Path(out or f"samples-{Path(system).name}.png"))
+    path = checked(Path(out or f"samples-{Path(system).name}.png"), (".png", ".npz"), {"system", "count", "version"})
     with processes(cpu) as here:
         drawing, _ = drawing_of(system, options, here.device)
         given = answers(drawing, system, words, [name for option in context.command.params for name in option.opts])
@@ -79,14 +79,10 @@ def sample(context, system, words, count, out, cpu, quiet, **options) -> None:
         stamps = _stamps([system, *same.values(), *given.values()])
         kept = Kept(path, settings | {"version": __version__, "files": stamps})
         kept.begin(here.rank == 0)
-        try:
-            found = _drawn(here, drawing, values, number, scale, given.get("caption", ()), kept, quiet)
-        except ValueError:
-            kept.abandon()
-            raise
+        found = _drawn(here, drawing, values, number, scale, given.get("caption", ()), kept, quiet)
     if found is None:
         return
-    _write(path, found[0], number, kept)
+    _write(path, found[0], number)
     used = settings | {"batch": options["batch"], "version": __version__}
     if drawing.class_names:
         used["classes"] = {i: name for i, name in enumerate(drawing.class_names) if i in number.tolist()}
@@ -96,30 +92,6 @@ def sample(context, system, words, count, out, cpu, quiet, **options) -> None:
     said = [f"{name}: {_said(drawing.way(i), own.get(i))}" for i, name in enumerate(drawing.names)]
     seed, beside = options["seed"], path.with_suffix(".json")
     click.echo(f"{path}: {count} images by {'; '.join(said)}; seed {seed}; all numbers in {beside}")
-
-
-def _checked(path: Path) -> Path:
-    """The file to write, where it can be: the same is asked of the folder before anything is drawn.
-
-    Raises:
-        UsageError: for another kind of file, a folder that cannot be, or a JSON beside it that is somebody's.
-    """
-    if path.suffix not in (".png", ".npz"):
-        raise click.UsageError(f"--out must end in .png or .npz, got {path.name}")
-    beside = path.with_suffix(".json")
-    for file in (path, beside):
-        require_writable(file)
-    if beside.exists() and not _ours(beside):
-        raise click.UsageError(f"{beside} is not of minidiff sample and would be replaced; choose another --out")
-    return path
-
-
-def _ours(path: Path) -> bool:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(found, dict) and {"system", "count", "version"} <= found.keys()
 
 
 def _stamps(values) -> dict[str, list[int]]:
@@ -172,7 +144,7 @@ def _drawn(here, drawing, values, number, scale, captions, kept, quiet):
     return here.gathered(parts)
 
 
-def _write(path: Path, pixels, number, kept) -> None:
+def _write(path: Path, pixels, number) -> None:
     """All pictures in one file, which is whole or not there."""
     import numpy as np
 
@@ -182,9 +154,8 @@ def _write(path: Path, pixels, number, kept) -> None:
     if path.suffix == ".png":
         save_grid(from_uint8(pixels).permute(0, 3, 1, 2), path)
         return
-    whole = kept.folder / "whole.npz"
-    np.savez(whole, arr_0=pixels.numpy(), arr_1=number.numpy())
-    os.replace(whole, path)
+    with written_atomically(path) as file:
+        np.savez(file, arr_0=pixels.numpy(), arr_1=number.numpy())
 
 
 def _said(way, scale: float | None) -> str:

@@ -238,7 +238,35 @@ class Decoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(h)))
 
 
-class AutoencoderKL(nn.Module):
+class _Autoencoder(nn.Module):
+    """What both kinds have in common; ``moments`` numbers of each pixel of z leave the encoder."""
+
+    def __init__(self, config: AutoencoderConfig, moments: int):
+        super().__init__()
+        self.config = config
+        width = config.width or config.latent_channels
+        self.encoder, self.decoder = Encoder(config, moments * width), Decoder(config, width)
+        self.quant_conv = nn.Conv2d(moments * width, moments * config.latent_channels, 1)
+        self.post_quant_conv = nn.Conv2d(config.latent_channels, width, 1)
+
+    def _encoded(self, x: Tensor) -> Tensor:
+        check_input(x, self.config.image_shape)
+        return self.quant_conv(self.encoder(x))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Images (B, C, H, W) of latents (B, c, h, w); an autoencoder with a codebook rounds them first.
+
+        Raises:
+            ValueError: for latents of another shape.
+        """
+        check_input(z, self.config.latent_shape)
+        return self.decoder(self.post_quant_conv(self._rounded(z)))
+
+    def _rounded(self, z: Tensor) -> Tensor:
+        return z
+
+
+class AutoencoderKL(_Autoencoder):
     """Images to the law q(z | x) of a latent, and latents to images.
 
     Args:
@@ -249,14 +277,9 @@ class AutoencoderKL(nn.Module):
     """
 
     def __init__(self, config: AutoencoderConfig):
-        super().__init__()
         if config.codes is not None:
             raise ValueError(f"an autoencoder with {config.codes} codes is an AutoencoderVQ")
-        self.config = config
-        width = config.width or config.latent_channels
-        self.encoder, self.decoder = Encoder(config, 2 * width), Decoder(config, width)
-        self.quant_conv = nn.Conv2d(2 * width, 2 * config.latent_channels, 1)
-        self.post_quant_conv = nn.Conv2d(config.latent_channels, width, 1)
+        super().__init__(config, moments=2)
 
     def encode(self, x: Tensor) -> DiagonalGaussian:
         """q(z | x) of images (B, C, H, W) in [-1, 1].
@@ -264,18 +287,8 @@ class AutoencoderKL(nn.Module):
         Raises:
             ValueError: for images of another shape.
         """
-        check_input(x, self.config.image_shape)
-        mean, log_variance = self.quant_conv(self.encoder(x)).chunk(2, dim=1)
+        mean, log_variance = self._encoded(x).chunk(2, dim=1)
         return DiagonalGaussian(mean, log_variance.clamp(*LOG_VARIANCE))
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Images (B, C, H, W) of latents (B, c, h, w).
-
-        Raises:
-            ValueError: for latents of another shape.
-        """
-        check_input(z, self.config.latent_shape)
-        return self.decoder(self.post_quant_conv(z))
 
 
 @dataclass(frozen=True)
@@ -319,7 +332,7 @@ class Codebook(nn.Module):
         return Quantized(z + (nearest - z).detach(), codes, loss)
 
 
-class AutoencoderVQ(nn.Module):
+class AutoencoderVQ(_Autoencoder):
     """Images to latents that the decoder rounds to a codebook.
 
     Args:
@@ -330,15 +343,10 @@ class AutoencoderVQ(nn.Module):
     """
 
     def __init__(self, config: AutoencoderConfig):
-        super().__init__()
         if config.codes is None:
             raise ValueError("an AutoencoderVQ needs codes, the size of its codebook")
-        self.config = config
-        width = config.width or config.latent_channels
-        self.encoder, self.decoder = Encoder(config, width), Decoder(config, width)
+        super().__init__(config, moments=1)
         self.quantize = Codebook(config.codes, config.latent_channels)
-        self.quant_conv = nn.Conv2d(width, config.latent_channels, 1)
-        self.post_quant_conv = nn.Conv2d(config.latent_channels, width, 1)
 
     def encode(self, x: Tensor) -> Tensor:
         """Latents (B, c, h, w), not rounded yet, of images (B, C, H, W) in [-1, 1].
@@ -346,14 +354,7 @@ class AutoencoderVQ(nn.Module):
         Raises:
             ValueError: for images of another shape.
         """
-        check_input(x, self.config.image_shape)
-        return self.quant_conv(self.encoder(x))
+        return self._encoded(x)
 
-    def decode(self, z: Tensor) -> Tensor:
-        """Images (B, C, H, W) of latents (B, c, h, w), which are rounded first.
-
-        Raises:
-            ValueError: for latents of another shape.
-        """
-        check_input(z, self.config.latent_shape)
-        return self.decoder(self.post_quant_conv(self.quantize(z).z))
+    def _rounded(self, z: Tensor) -> Tensor:
+        return self.quantize(z).z

@@ -164,3 +164,16 @@ def test_edit_refuses_in_one_line(folder):
     ):
         text = run("edit", *arguments, "--steps", 2, "--cpu", code=2)
         assert message in text and len(text.strip().splitlines()) == 1
+
+
+def test_edit_proves_its_outputs_before_the_work(folder):
+    vary = ["edit", "vary", "one.png", "--decoder", "unclip-decoder", "--steps", 2, "--cpu"]
+    Path("mine.json").write_text('{"mine": 1}')
+    for options, message in (
+        (["--out", "mine.png"], "would be replaced; choose another --out"),
+        (["--out", "one.png/x.png"], "cannot be written"),
+        (["--scale", "nan"], "a finite number is accepted"),
+    ):
+        text = run(*vary, *options, code=2)
+        assert message in text and len(text.strip().splitlines()) == 1
+    assert Path("mine.json").read_text() == '{"mine": 1}' and not Path("mine.png").exists()
