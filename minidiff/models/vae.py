@@ -238,8 +238,13 @@ class Decoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(h)))
 
 
-class _Autoencoder(nn.Module):
-    """What both kinds have in common; ``moments`` numbers of each pixel of z leave the encoder."""
+class Autoencoder(nn.Module):
+    """What both kinds have in common: an encoder and a decoder, each with a 1x1 convolution at the latent's side.
+
+    Args:
+        config: Its shape.
+        moments: How many numbers the encoder gives for each number of a latent.
+    """
 
     def __init__(self, config: AutoencoderConfig, moments: int):
         super().__init__()
@@ -266,7 +271,7 @@ class _Autoencoder(nn.Module):
         return z
 
 
-class AutoencoderKL(_Autoencoder):
+class AutoencoderKL(Autoencoder):
     """Images to the law q(z | x) of a latent, and latents to images.
 
     Args:
@@ -332,7 +337,7 @@ class Codebook(nn.Module):
         return Quantized(z + (nearest - z).detach(), codes, loss)
 
 
-class AutoencoderVQ(_Autoencoder):
+class AutoencoderVQ(Autoencoder):
     """Images to latents that the decoder rounds to a codebook.
 
     Args:
