@@ -8,7 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from statistics import median
@@ -152,22 +152,43 @@ def operations() -> dict[str, float]:
     return out
 
 
-def ceiling(bf16: bool, device: torch.device, batch: int, rounds: int = 5) -> float:
-    """Operations per second of one large 3x3 convolution with channels last: what the machine can do at best."""
-    dtype, channels = (torch.bfloat16 if bf16 else torch.float32), OURS.channels * 2
-    conv = nn.Conv2d(channels, channels, 3, padding=1).to(device, dtype, memory_format=torch.channels_last)
-    x = torch.randn(batch, channels, SIZE, SIZE, device=device, dtype=dtype).contiguous(
-        memory_format=torch.channels_last
-    )
-    seconds = []
-    with torch.no_grad():
-        for _ in range(rounds + 1):
+class Ceiling:
+    """What the machine can do at best: the largest rate among large convolutions and a matrix product.
+
+    It is measured whenever the contestants are, between their turns, so that what slows the machine slows it as well;
+    one shape alone is not the fastest on every machine.
+
+    Args:
+        bf16: In bfloat16, else float32.
+        batch: Images at a time.
+        device: Where.
+    """
+
+    def __init__(self, bf16: bool, batch: int, device: torch.device):
+        self.device, self.best = device, 0.0
+        dtype = torch.bfloat16 if bf16 else torch.float32
+        self.shapes: list[tuple[nn.Module, Tensor, float]] = []
+        for factor in (1, 2, 4):  # as wide and as large as the levels of our network
+            channels, size = OURS.channels * factor, max(SIZE // factor, 1)
+            conv = nn.Conv2d(channels, channels, 3, padding=1).to(device, dtype, memory_format=torch.channels_last)
+            x = torch.randn(batch, channels, size, size, device=device, dtype=dtype)
+            operations = 2.0 * 9 * channels**2 * size**2 * batch
+            self.shapes.append((conv, x.contiguous(memory_format=torch.channels_last), operations))
+        wide, rows = 8 * OURS.channels, 32 * batch
+        product = nn.Linear(wide, wide).to(device, dtype)
+        x = torch.randn(rows, wide, device=device, dtype=dtype)
+        self.shapes.append((product, x, 2.0 * wide**2 * rows))
+
+    @torch.no_grad()
+    def measure(self) -> float:
+        """Operations per second: the largest rate until now."""
+        for module, x, operations in self.shapes:
             began = time.perf_counter()
-            conv(x)
-            if device.type == "cuda":
+            module(x)
+            if self.device.type == "cuda":
                 torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - began)
-    return 2 * 9 * channels**2 * SIZE**2 * batch / min(seconds[1:])
+            self.best = max(self.best, operations / (time.perf_counter() - began))
+        return self.best
 
 
 def _peak(index: int, batch: int, compiled: bool, queue) -> None:
@@ -192,6 +213,16 @@ def peak_memory(index: int, batch: int, compiled: bool = False) -> int:
     return queue.get()
 
 
+def _turn(task: str, races: list[Race], ceilings: Iterable[Ceiling]) -> list[float]:
+    """Seconds of every contestant, with a look at the ceiling after each."""
+    seconds = []
+    for race in races:
+        seconds.append(race.seconds(task))
+        for ceiling in ceilings:
+            ceiling.measure()
+    return seconds
+
+
 def bench(batch: int = 16, rounds: int = 5, compiled: bool = False) -> dict:
     """Race all contestants.
 
@@ -203,12 +234,12 @@ def bench(batch: int = 16, rounds: int = 5, compiled: bool = False) -> dict:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     entrants = contestants(compiled)
     races, counted = [Race(c, batch, device) for c in entrants], operations()
-    best = {bf16: ceiling(bf16, device, batch) for bf16 in (False, True)}
+    ceilings = {bf16: Ceiling(bf16, batch, device) for bf16 in (False, True)}
     memory, rows = [peak_memory(i, batch, compiled) for i in range(len(entrants))], []
     for task, passes in (("sampling", 1), ("training", 3)):
         for race in races:
             race.seconds(task)  # warm-up, compilation
-        turns = [[race.seconds(task) for race in races] for _ in range(rounds)]
+        turns = [_turn(task, races, ceilings.values()) for _ in range(rounds)]
         for i, entrant in enumerate(entrants):
             ratios = [turn[i] / turn[0] for turn in turns]
             rate = batch / median(turn[i] for turn in turns)
@@ -220,10 +251,12 @@ def bench(batch: int = 16, rounds: int = 5, compiled: bool = False) -> dict:
                     "images_per_second": rate,
                     "ratio": (median(ratios), min(ratios), max(ratios)),
                     "flops_per_second": done,
-                    "of_ceiling": done / best[entrant.bf16],
+                    "bf16": entrant.bf16,
                     "peak_memory": memory[i],
                 }
             )
+    for row in rows:  # when all has been measured
+        row["of_ceiling"] = row["flops_per_second"] / ceilings[row.pop("bf16")].best
     size = {c.name: sum(p.numel() for p in r.network.parameters()) for c, r in zip(entrants, races, strict=True)}
     return {
         "device": str(device),
@@ -233,6 +266,6 @@ def bench(batch: int = 16, rounds: int = 5, compiled: bool = False) -> dict:
         "compiled": compiled,
         "parameters": size,
         "forward_flops": counted,
-        "ceiling": {"fp32": best[False], "bf16": best[True]},
+        "ceiling": {"fp32": ceilings[False].best, "bf16": ceilings[True].best},
         "rows": rows,
     }

@@ -404,3 +404,25 @@ def auto(weak: Denoiser, scale: float) -> Guide:
     _require_finite_scale(scale)
     require_takes(weak, "the weaker model is a denoiser, such as conditioned(model, condition)", "x", "level")
     return lambda model, condition, null: autoguidance(conditioned(model, condition), weak, scale)
+
+
+def ends_with(last: ConditionalModel, sigma: float, guide: Guide | None = None) -> Guide:
+    """Another model at the clean end of a chain, told the same; Karlo's upsampler takes its last step by a second one.
+
+    Args:
+        last: Asked where the noise of the level is at most sigma.
+        sigma: Of a scalar level.
+        guide: Of both; plain conditional when left out.
+
+    Raises:
+        ValueError: when sigma is not in [0, 1].
+    """
+    if not 0 <= sigma <= 1:
+        raise ValueError(f"the noise from which another model takes over lies in [0, 1], got {sigma}")
+    guide = guide or cfg(1.0)
+
+    def both(model: ConditionalModel, condition, null) -> Denoiser:
+        early, late = guide(model, condition, null), guide(last, condition, null)
+        return lambda x, level: (late if level.sigma <= sigma else early)(x, level)
+
+    return both

@@ -108,23 +108,17 @@ class Preset:
         name: Its name, which is also that of its recipe.
         url: Where it is published; of a model in several files, where each part is.
         layout: Its key of ``LAYOUTS``.
-        scales: Published guidance scale for each spelling of ``steps`` (Dhariwal and Nichol 2021, table 14, for the
-            classifier of the same size; the README of guided-diffusion for the unconditional model; the notebooks of
-            glide-text2im; Karlo's README).
-        steps: Published sampling, where no classifier guides.
         of: Name of its recipe, where it is another's: the same weights in another layout.
     """
 
     name: str
     url: str | Mapping[str, str]
     layout: str
-    scales: dict[str, float] = field(default_factory=dict)
-    steps: str = "250"
     of: str = ""
 
     @property
     def recipe(self) -> Recipe:
-        """Network, schedule and how it was trained."""
+        """Network, schedule, how it was trained, and in ``sampling`` how it is sampled."""
         return load_recipe(self.of or self.name)
 
     @property
@@ -148,20 +142,19 @@ class Preset:
         return sum(p.numel() for p in self.recipe.build(empty=True).parameters())
 
 
-def _adm(name: str, file: str, *scales: float, layout: str = "adm-legacy", steps: str = "250") -> Preset:
-    scales = dict(zip(("250", "ddim25"), scales, strict=False))
-    return Preset(f"adm-{name}", f"{_OPENAI}jul-2021/{file}", layout, scales, steps)
+def _adm(name: str, file: str, layout: str = "adm-legacy") -> Preset:
+    return Preset(f"adm-{name}", f"{_OPENAI}jul-2021/{file}", layout)
 
 
-def _glide(name: str, file: str, steps: str, scale: float) -> Preset:
-    return Preset(f"glide-{name}", f"{_OPENAI}dec-2021/{file}", "glide", {steps: scale}, steps)
+def _glide(name: str, file: str) -> Preset:
+    return Preset(f"glide-{name}", f"{_OPENAI}dec-2021/{file}", "glide")
 
 
 _KARLO = "https://arena.kakaocdn.net/brainrepo/models/karlo-public/v1.0.0.alpha/"
 _KARLO_UP = f"{_KARLO}4226b831ae0279020d134281f3c31590/improved-sr-ckpt-step%3D1.2M.ckpt"
 
 
-def _karlo_diffusers(name: str, folders: str | tuple[str, ...], layout: str, scales: dict, steps: str) -> Preset:
+def _karlo_diffusers(name: str, folders: str | tuple[str, ...], layout: str) -> Preset:
     """The same weights as diffusers keeps them. The addresses were not looked up; the names in the files were."""
     where = "https://huggingface.co/kakaobrain/karlo-v1-alpha/resolve/main/{}/{}"
     file = lambda folder: "model.safetensors" if folder == "text_proj" else "diffusion_pytorch_model.safetensors"
@@ -169,31 +162,31 @@ def _karlo_diffusers(name: str, folders: str | tuple[str, ...], layout: str, sca
         folder: where.format(folder, file(folder)) for folder in ([folders] if isinstance(folders, str) else folders)
     }
     url = urls[folders] if isinstance(folders, str) else urls
-    return Preset(f"karlo-{name}-diffusers", url, layout, scales, steps, f"karlo-{name}")
+    return Preset(f"karlo-{name}-diffusers", url, layout, f"karlo-{name}")
 
 
 _PRESETS = {
     preset.name: preset
     for preset in (
-        _adm("imagenet64", "64x64_diffusion.pt", 1.0, layout="adm"),
-        _adm("imagenet128", "128x128_diffusion.pt", 0.5, 1.25),
-        _adm("imagenet256", "256x256_diffusion.pt", 1.0, 2.5),
-        _adm("imagenet256-uncond", "256x256_diffusion_uncond.pt", 10.0),
-        _adm("imagenet512", "512x512_diffusion.pt", 4.0, 9.0),
-        _adm("lsun-bedroom", "lsun_bedroom.pt", steps="1000"),
-        _adm("lsun-cat", "lsun_cat.pt", steps="1000"),
-        _adm("lsun-horse", "lsun_horse.pt", steps="1000"),
-        _adm("lsun-horse-nodropout", "lsun_horse_nodropout.pt", steps="1000"),
+        _adm("imagenet64", "64x64_diffusion.pt", layout="adm"),
+        _adm("imagenet128", "128x128_diffusion.pt"),
+        _adm("imagenet256", "256x256_diffusion.pt"),
+        _adm("imagenet256-uncond", "256x256_diffusion_uncond.pt"),
+        _adm("imagenet512", "512x512_diffusion.pt"),
+        _adm("lsun-bedroom", "lsun_bedroom.pt"),
+        _adm("lsun-cat", "lsun_cat.pt"),
+        _adm("lsun-horse", "lsun_horse.pt"),
+        _adm("lsun-horse-nodropout", "lsun_horse_nodropout.pt"),
         _adm("upsampler-64-256", "64_256_upsampler.pt"),
         _adm("upsampler-128-512", "128_512_upsampler.pt"),
         _adm("classifier-64", "64x64_classifier.pt"),
         _adm("classifier-128", "128x128_classifier.pt"),
         _adm("classifier-256", "256x256_classifier.pt"),
         _adm("classifier-512", "512x512_classifier.pt"),
-        _glide("base", "base.pt", "100", 3.0),
-        _glide("upsampler", "upsample.pt", "fast27", 1.0),
-        _glide("base-inpaint", "base_inpaint.pt", "100", 5.0),
-        _glide("upsampler-inpaint", "upsample_inpaint.pt", "fast27", 1.0),
+        _glide("base", "base.pt"),
+        _glide("upsampler", "upsample.pt"),
+        _glide("base-inpaint", "base_inpaint.pt"),
+        _glide("upsampler-inpaint", "upsample_inpaint.pt"),
         Preset(
             "glide-clip",
             {part: f"{_OPENAI}dec-2021/clip_{part}_enc.pt" for part in ("image", "text")},
@@ -206,22 +199,18 @@ _PRESETS = {
                 "stats": f"{_KARLO}0b62380a75e56f073e2844ab5199153d/ViT-L-14_stats.th",
             },
             "karlo-prior",
-            {"25": 4.0},
-            "25",
         ),
         Preset(
             "karlo-decoder",
             f"{_KARLO}efdf6206d8ed593961593dc029a8affa/decoder-ckpt-step%3D01000000-of-01000000.ckpt",
             "karlo-decoder",
-            {"50": 8.0},
-            "50",
         ),
-        Preset("karlo-up256", _KARLO_UP, "karlo-first-steps", steps="7"),
-        Preset("karlo-up256-last", _KARLO_UP, "karlo-last-step", steps="7"),
-        _karlo_diffusers("prior", "prior", "diffusers-prior", {"25": 4.0}, "25"),
-        _karlo_diffusers("decoder", ("decoder", "text_proj"), "diffusers-unet", {"50": 8.0}, "50"),
-        _karlo_diffusers("up256", "super_res_first", "diffusers-unet", {}, "7"),
-        _karlo_diffusers("up256-last", "super_res_last", "diffusers-unet", {}, "7"),
+        Preset("karlo-up256", _KARLO_UP, "karlo-first-steps"),
+        Preset("karlo-up256-last", _KARLO_UP, "karlo-last-step"),
+        _karlo_diffusers("prior", "prior", "diffusers-prior"),
+        _karlo_diffusers("decoder", ("decoder", "text_proj"), "diffusers-unet"),
+        _karlo_diffusers("up256", "super_res_first", "diffusers-unet"),
+        _karlo_diffusers("up256-last", "super_res_last", "diffusers-unet"),
     )
 }
 
@@ -360,8 +349,6 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is no checkpoint of plain tensors, and reading it could run code: {reason}") from None
     except Exception as error:  # torch and safetensors raise whatever a damaged file makes them stumble over
         raise ValueError(f"{path} is damaged, or no checkpoint ({type(error).__name__}: {error})") from None
-    if isinstance(tensors, Mapping) and isinstance(tensors.get("state_dict"), Mapping):
-        tensors = tensors["state_dict"]  # a checkpoint of Lightning
     if isinstance(tensors, (tuple, list)) and tensors:
         tensors = {str(i): tensor for i, tensor in enumerate(tensors)}
     return _named_tensors(tensors, str(path))

@@ -66,6 +66,17 @@ def sample(
     return state.x
 
 
+def watched(sampler: Sampler, watch: Callable[[], object]) -> Sampler:
+    """The same sampler, which calls ``watch`` after every step: to show how far it is."""
+
+    def run(denoiser: Denoiser, levels: Sequence[NoiseLevel], x: Tensor, generator=None) -> Iterator[State]:
+        for state in sampler(denoiser, levels, x, generator):
+            watch()
+            yield state
+
+    return run
+
+
 def _check(levels: Sequence[NoiseLevel], x: Tensor) -> None:
     require_finite(x, "x_T")
     if len(levels) < 2:

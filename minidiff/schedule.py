@@ -182,16 +182,25 @@ def respaced(schedule, steps: int | str | Sequence[NoiseLevel]) -> Sequence[Nois
         return steps if isinstance(steps, Sequence) else schedule.levels(steps)
     if not isinstance(schedule, DiscreteSchedule) and not steps.isdecimal():
         raise ValueError(f"steps of a continuous schedule are a number, got {steps!r}")
+    return schedule.levels(**read_steps(steps))
+
+
+def read_steps(steps: str) -> dict:
+    """The arguments of ``DiscreteSchedule.levels`` that ADM's spelling of a number of steps stands for.
+
+    Raises:
+        ValueError: for anything else.
+    """
     if steps == "fast27":
-        return schedule.levels(spacing=steps)
+        return {"spacing": steps}
     text = steps.removeprefix("ddim")
     if not all(count.isdecimal() for count in text.split(",")) or (text != steps and "," in text):
         accepted = "a number, '250', 'ddim25', 'fast27' or sections such as '90,60,60,20,20'"
         raise ValueError(f"steps must be {accepted}, got {steps!r}")
     if text != steps:
-        return schedule.levels(int(text), "ddim")
+        return {"n": int(text), "spacing": "ddim"}
     counts = [int(count) for count in text.split(",")]
-    return schedule.levels(spacing=counts) if "," in text else schedule.levels(*counts)
+    return {"spacing": counts} if "," in text else {"n": counts[0]}
 
 
 def _even(size: int, n: int) -> list[int]:

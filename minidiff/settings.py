@@ -49,6 +49,10 @@ def _value(hint, value, where: str):
         return value if isinstance(value, hint) else from_plain(hint, value, where)
     if isinstance(hint, UnionType):  # with None, the only union there is
         return None if value is None else _value(next(o for o in get_args(hint) if o is not type(None)), value, where)
+    if get_origin(hint) is dict:
+        if not isinstance(value, dict):
+            raise ValueError(f"{where} must be a mapping, got {value!r}")
+        return {str(key): _value(get_args(hint)[1], one, f"{where}.{key}") for key, one in value.items()}
     if get_origin(hint) is tuple:
         values = value if isinstance(value, (list, tuple)) else [value]
         return tuple(_value(get_args(hint)[0], v, where) for v in values)

@@ -48,3 +48,29 @@ def test_the_report(small, monkeypatch, tmp_path):
         assert low <= middle <= high and row["name"] in result.output
     ours = [row for row in report["rows"] if row["name"] == bench.contestants()[0].name]
     assert [row["ratio"] for row in ours] == [[1, 1, 1]] * 2, "ours against itself"
+
+
+def test_the_ceiling_is_the_largest_rate_of_several_shapes(small, monkeypatch):
+    """By a clock that says how long each shape takes, which changes from look to look."""
+    top = bench.Ceiling(False, 2, torch.device("cpu"))
+    operations = [cost for _, _, cost in top.shapes]
+    assert len(operations) == 4 and operations[0] == 2 * 9 * 16**2 * 8**2 * 2
+    now, took = [0.0], iter([1.0, 1.0, 1.0, 1.0, 1.0, 0.1, 1.0, 1.0, 9.0, 9.0, 9.0, 9.0])
+    ticks = iter(range(100))
+
+    def clock():
+        now[0] += next(took) if next(ticks) % 2 else 0.0
+        return now[0]
+
+    monkeypatch.setattr(bench.time, "perf_counter", clock)
+    assert top.measure() == pytest.approx(max(operations))
+    assert top.measure() == pytest.approx(max(*operations, operations[1] / 0.1))
+    assert top.measure() == top.best, "a slower look changes nothing"
+
+
+def test_the_ceiling_is_looked_at_in_every_turn(small, monkeypatch):
+    looks = []
+    monkeypatch.setattr(bench, "peak_memory", lambda index, batch, compiled: 1)
+    monkeypatch.setattr(bench.Ceiling, "measure", lambda self: looks.append(1) or setattr(self, "best", 1.0))
+    bench.bench(2, 3)
+    assert len(looks) == 2 * 3 * len(bench.contestants()) * 2, "tasks, rounds, contestants, precisions"

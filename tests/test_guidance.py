@@ -19,6 +19,7 @@ from minidiff.guidance import (
     classifier,
     classifier_free,
     classifier_guidance,
+    ends_with,
     grad_log_prob,
     guidance_interval,
     interval,
@@ -584,3 +585,26 @@ def test_threshold_without_a_range(mixture, low, high):
 def test_labels_out_of_range_reach_the_user(mixture):
     with pytest.raises(ValueError, match=r"-1 \(none\) or 0 ... 2"):
         classifier_free(mixture, torch.tensor([0, 1, 3, 0]), NULL, 2.0)(batch(mixture, MIDDLE), MIDDLE)
+
+
+def test_another_model_ends_the_chain(mixture):
+    """Asked at the levels up to sigma and at no other, with the guide of the first."""
+    levels, x, asked = linear_schedule().levels(7), torch.zeros(2, 2, dtype=torch.float64), []
+
+    def named(name):
+        def model(x, level, label):
+            asked.append((name, level.time))
+            return mixture(x, level, label)
+
+        return model
+
+    label, none = torch.ones(2, dtype=torch.long), torch.full((2,), -1)
+    guide = ends_with(named("last"), levels[-2].sigma)
+    sample(ddim(), guide(named("first"), label, none), levels, x)
+    assert [name for name, _ in asked] == ["first"] * 6 + ["last"] and asked[-1][1] == 0
+    both = ends_with(mixture, 0.5, cfg(2.0))(mixture, label, none)
+    expected = classifier_free(mixture, label, none, 2.0)
+    for level in (levels[0], levels[-2]):
+        torch.testing.assert_close(both(x, level).x0, expected(x, level).x0)
+    with pytest.raises(ValueError, match=r"lies in \[0, 1\], got 2"):
+        ends_with(mixture, 2)

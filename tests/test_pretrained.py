@@ -223,13 +223,34 @@ def test_glides_recipes_are_as_published():
     assert {name: (p.steps, p.batch) for name, p in plans.items()} == {
         "base": (2_500_000, 2048), "upsampler": (1_600_000, 512), "paper-base": (2_500_000, 2048),
     }  # fmt: skip
-    assert (preset("glide-base").scales, preset("glide-base-inpaint").scales) == ({"100": 3.0}, {"100": 5.0})
+
+
+def test_presets_are_sampled_as_published():
+    """The READMEs and notebooks of guided-diffusion and glide-text2im; table 14 of Dhariwal and Nichol 2021."""
+    way = {name: found.recipe.sampling for name, found in presets().items()}
+    for name in ("adm-classifier-64", "glide-clip"):
+        assert way.pop(name) is None, "these draw nothing"
+    scales = {size: way[f"adm-imagenet{size}"].classifier_scales for size in ("64", "128", "256", "256-uncond", "512")}
+    assert scales == {
+        "64": {"250": 1.0}, "128": {"250": 0.5, "ddim25": 1.25}, "256": {"250": 1.0, "ddim25": 2.5},
+        "256-uncond": {"250": 10.0}, "512": {"250": 4.0, "ddim25": 9.0},
+    }  # fmt: skip
+    for name, found in way.items():
+        if name.startswith("adm-") and "classifier" not in name:
+            steps = "1000" if "lsun" in name else "250"
+            assert (found.steps, found.sampler, found.temperature) == (steps, "ancestral", 1.0), name
+            assert found.guide == ("adm" if "imagenet" in name else None) and found.scale is None
+    glide = {name: way[f"glide-{name}"] for name in ("base", "upsampler", "base-inpaint", "upsampler-inpaint")}
+    assert {n: (g.steps, g.sampler, g.scale, g.temperature) for n, g in glide.items()} == {
+        "base": ("100", "ancestral", 3.0, 1.0), "upsampler": ("fast27", "ddim", 1.0, 0.997),
+        "base-inpaint": ("100", "ancestral", 5.0, 1.0), "upsampler-inpaint": ("fast27", "ancestral", 1.0, 0.997),
+    }  # fmt: skip
 
 
 def test_glides_fast_steps():
     """Sections of 10, 10, 3, 2, 2 of a thousand times, but not the noisiest of all."""
     system = load_recipe("glide-upsampler").build(empty=True)
-    times = [level.time for level in respaced(system.schedule, preset("glide-upsampler").steps)]
+    times = [level.time for level in respaced(system.schedule, preset("glide-upsampler").recipe.sampling.steps)]
     even = lambda first, last, n: [round(first + i * (last - first) / (n - 1)) for i in range(n)]
     sections = [even(200 * i, 200 * i + 199, n) for i, n in enumerate((10, 10, 3, 2, 2))]
     expected = [t for section in sections for t in section]

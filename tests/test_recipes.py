@@ -24,7 +24,7 @@ def test_committed_recipes_build_and_survive_a_round_trip(name):
     plain = yaml.safe_load(yaml.safe_dump(recipe.to_plain()))
     assert Recipe.from_plain(plain) == recipe and Recipe.from_plain(plain).to_plain() == plain
     system = recipe.build(empty=True)
-    assert system.shape[-1] == getattr(recipe.network, "size", recipe.network.in_shape[0])
+    assert system.shape[-1] == (getattr(recipe.network, "size", None) or recipe.network.embedding)
     assert all(parameter.is_meta for parameter in system.parameters())
     if recipe.schedule:
         assert system.schedule.T == recipe.schedule.T

@@ -1,5 +1,6 @@
 """Recipes, checkpoints and options that cannot be: one line, which says where and what is accepted."""
 
+import math
 import re
 
 import pytest
@@ -13,6 +14,7 @@ from minidiff.metrics.embedders import embedder
 from minidiff.metrics.plans import Evaluation
 from minidiff.recipes import load_recipe
 from minidiff.systems.draw import draw
+from minidiff.systems.sampling import Sampling
 
 NAN = float("nan")
 
@@ -88,14 +90,32 @@ def test_a_hand_is_named_once():
     ("options", "message"),
     [
         ({"systems": []}, "something has to draw"),
-        ({"temperature": NAN}, "the temperature is a finite number >= 0, got nan"),
-        ({"sampler": "euler"}, "the sampler is one of ddim, ancestral, heun, got 'euler'"),
+        ({"ways": [Sampling(), Sampling()]}, "1 systems take as many ways to sample, got 2"),
         ({"guide": "free"}, "the guide is one of cfg, classifier, clip, adm, got 'free'"),
     ],
 )
-def test_what_is_no_way_to_draw(options, message):
+def test_what_is_no_drawing(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         Drawing(**{"systems": [store.load("digits")]} | options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": NAN}, "the temperature is a finite number >= 0, got nan"),
+        ({"sampler": "euler"}, "the sampler is one of ddim, ancestral, heun, got 'euler'"),
+        ({"guide": "free"}, "the guide is one of cfg, classifier, clip, adm, got 'free'"),
+        ({"threshold": "soft"}, "the threshold is one of static, none, got 'soft'"),
+        ({"aug_level": 1.0}, "aug_level is a standard deviation in [0, 1), got 1.0"),
+        ({"scale": NAN}, "the guidance scale must be a finite number, got nan"),
+        ({"classifier_scales": {"250": math.inf}}, "the guidance scale must be a finite number, got inf"),
+        ({"steps": "many"}, "steps must be a number, '250', 'ddim25', 'fast27' or sections"),
+        ({"classifier_scales": {"ddim": 1.0}}, "steps must be a number"),
+    ],
+)
+def test_what_is_no_way_to_sample(options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Sampling(**options)
 
 
 @pytest.mark.parametrize(

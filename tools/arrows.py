@@ -19,7 +19,7 @@ LAYERS = (
     ("cli", "__main__"),
     ("course",),
     ("__init__",),
-    ("metrics", "plots", "bench"),
+    ("metrics", "plots", "bench", "doctor"),
     ("store", "pretrained", "diffusers_names"),
     ("recipes",),
     ("systems",),
@@ -31,7 +31,7 @@ LAYERS = (
     ("prediction",),
     ("schedule", "random"),
     ("settings",),
-    ("files", "words", "download", "pixels", "layouts"),
+    ("files", "words", "download", "pixels"),
 )
 HEIGHT = {name: -line for line, names in enumerate(LAYERS) for name in names}
 OUTSIDERS = {"sphinx", "myst_nb", "pytest"}  # a module may not need them to be imported

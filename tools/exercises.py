@@ -7,12 +7,16 @@ styles, ``RIGHT``: exercise id -> style -> answer. Wrong ones are ``MUTANTS`` th
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import torch
 
 from minidiff.course.exercises import (
     FAILED,
@@ -24,7 +28,8 @@ from minidiff.course.exercises import (
     exercises,
     grade_answer,
 )
-from minidiff.course.grading.handin import Block, execute
+from minidiff.course.grading.formats import Block
+from minidiff.course.grading.handin import execute
 from tools.lessons import ROOT, Lesson
 
 
@@ -41,6 +46,43 @@ TRIVIAL = {
     "a function that returns its first argument": lambda *args, **kwargs: next(iter(args), None),
     "the student notebook's stub": _stub,
 }
+
+
+def _returns(value: Any) -> Callable:
+    return lambda *args, **kwargs: value
+
+
+def _argument(i: int) -> Callable:
+    return lambda *args, **kwargs: dict(enumerate([*args, *kwargs.values()])).get(i)
+
+
+def _like_a_tensor(change: Callable) -> Callable:
+    """What ``change`` makes of the first tensor that is given."""
+    return lambda *args, **kwargs: next(
+        (change(v) for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)), 0.0
+    )
+
+
+def _raises(*args, **kwargs):
+    raise ValueError("always")
+
+
+_VALUES = (True, False, 1.0, -1.0, 0.5, 2, 100, math.nan, math.inf, "", [], (), {}, torch.empty(0), torch.zeros(1))
+LAZY = {f"{value!r}": value for value in _VALUES}
+LAZY |= {f"a function that returns {value!r}": _returns(value) for value in _VALUES}
+LAZY |= {f"a function that returns argument {i}": _argument(i) for i in range(1, 5)}
+LAZY |= {
+    "zeros like a tensor": _like_a_tensor(torch.zeros_like),
+    "ones like a tensor": _like_a_tensor(torch.ones_like),
+    "a tensor's negative": _like_a_tensor(lambda x: x if x.dtype == torch.bool else -x),
+    "twice a tensor": _like_a_tensor(lambda x: 2 * x),
+    "a tensor's mean": _like_a_tensor(lambda x: x.double().mean()),
+    "a function that raises": _raises,
+    "a function of a function that returns its argument": _returns(_argument(0)),
+    "a function of a function that raises": _returns(_raises),
+    "a function of zeros": _returns(_like_a_tensor(torch.zeros_like)),
+}
+FILLS = (0.0, 1.0, -1.0, 0.5, 2.0, math.nan)
 
 
 def reference_answers(lesson: Lesson) -> dict[str, Any]:
@@ -97,13 +139,22 @@ def survivors(exercise: Exercise, mutants: Mapping[str, tuple], seeds: Iterable[
             yield f"{exercise.id}: no planted wrong answer fails the case {case.name!r}"
 
 
+def without_thought(exercise: Exercise) -> Iterator[tuple[str, Any]]:
+    """Name and value of answers that cost no thought: constants, arguments, and constants of the right form."""
+    yield from (TRIVIAL | LAZY).items()
+    for value in FILLS:
+        with contextlib.suppress(ValueError, OverflowError, StopIteration):  # no integer is nan
+            yield f"{value} in the right form", exercise.form.constant(value, {})
+
+
 def too_easy(exercise: Exercise) -> Iterator[str]:
-    """Answers without thought that would get full marks, cases that the stub passes, and nothing that has the form."""
-    for name, answer in TRIVIAL.items():
+    """Answers without thought that earn points, cases that the stub passes, and nothing that has the form."""
+    for name, answer in without_thought(exercise):
         results = list(grade_answer(exercise.id, answer))
         passed = [r.case for r in results if r.status == PASSED]
         nothing = name in ("None", "a function that returns None")
-        if len(passed) == len(results) or (passed and (answer is _stub or nothing)):
+        earned = any(r.points for r in results)
+        if earned or len(passed) == len(results) or (passed and (answer is _stub or nothing)):
             yield f"{exercise.id}: {name} passes {', '.join(passed) or 'as there is no case'}"
 
 

@@ -17,6 +17,7 @@ from tools.lessons import ROOT, Cell, Lesson
 
 NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+(?![\w.]*\w)|(?:\.\d+)?\s?%)")
 MARK = re.compile(r"^% (?:given|published): \S|\{admonition\} .* as published *$", re.M)
+REMARK = re.compile(r"^% (?!given: |published: ).*$", re.M)  # comments, which are not shown
 BLOCKS = re.compile(
     r"^ *`{3,}\{exercise-start\}[\s\S]*?\{exercise-end\}"
     r"|^(?P<fence> *`{3,})(?!\{(?!math|code))[\s\S]*?^(?P=fence)`* *$|\$\$[\s\S]*?\$\$",
@@ -53,6 +54,7 @@ def typed(lesson: Lesson) -> Iterator[str]:
 def _paragraphs(cell: Cell) -> Iterator[tuple[int, str]]:
     """Line and text of the paragraphs and tables in which numbers have to be glued."""
     source = BLOCKS.sub(lambda match: re.sub(r"[^\n]", " ", match[0]), cell.source)
+    source = REMARK.sub(lambda match: " " * len(match[0]), source)
     excused = False  # a table that follows belongs to its paragraph
     for match in re.finditer(r"(?:^.*\S.*$\n?)+", source, re.M):
         text = match[0]

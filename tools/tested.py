@@ -26,7 +26,16 @@ ALLOWED = {
     "tests/data/test_workers.py": ["pytest.skip('no unshare here')", "pytest.skip('this process may not mount')"],
     "tests/book/conftest.py": ["pytest.skip(message)"],  # no browser here; where CI is set that fails
     "tests/course/test_book.py": ["pytest.mark.skipif(sys.platform == 'win32', reason='grading needs Linux or macOS')"],
+    "tests/test_doctor.py": ["pytest.importorskip('tomllib')"],  # of Python 3.11 and later
+    "tests/course/test_crashes.py": [
+        "pytest.mark.skipif(not sys.platform.startswith('linux'), reason='follows processes in /proc')"
+    ],
+    "tests/course/test_honest.py": [
+        "pytest.mark.skipif(sys.platform == 'win32', reason='grading needs Linux or macOS')",
+        "pytest.skip('this system gives a hand-in no root of its own')",
+    ],
     "tests/course/test_grading.py": [
+        """pytest.skip(f"this system offers only: {graded['asking_attempts']['layers']}")""",
         "pytest.mark.skipif(not sys.platform.startswith('linux'), reason='threads are counted in /proc')",
         "pytest.mark.skipif(not sys.platform.startswith('linux'), reason='follows processes in /proc')",
         "pytest.skip(f'this kernel offers only: {layers}')",

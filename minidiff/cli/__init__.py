@@ -11,6 +11,7 @@ from .. import __version__
 from .bench import bench
 from .course import claims, grade
 from .data import data
+from .doctor import doctor
 from .download import download
 from .edit import edit
 from .evaluate import evaluate
@@ -71,8 +72,9 @@ def main() -> None:
       minidiff evaluate digits --scale 1 --scale 3
       minidiff grade hand-ins/ --csv grades.csv
       minidiff info
+      minidiff doctor
     """
 
 
-for command in (train, sample, edit, evaluate, bench, data, download, info, grade, claims):
+for command in (train, sample, edit, evaluate, bench, data, download, info, doctor, grade, claims):
     main.add_command(command)

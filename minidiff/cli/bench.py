@@ -33,7 +33,8 @@ def bench(batch, rounds, compiled, threads, json_path) -> None:
         require_writable(Path(json_path))
     result = race(batch, rounds, compiled)
     ceilings = ", ".join(f"{name} {value / 1e9:.0f} GFLOP/s" for name, value in result["ceiling"].items())
-    click.echo(f"{result['device']}, {result['threads']} threads, batch {batch}; one large convolution: {ceilings}")
+    where = f"{result['device']}, {result['threads']} threads, batch {batch}"
+    click.echo(f"{where}; at best, in convolutions and a matrix product: {ceilings}")
     header = ("task", "network", "images/s", "ours is faster by (range)", "GFLOP/s", "of ceiling", "peak MB")
     rows = [
         (

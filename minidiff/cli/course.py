@@ -8,21 +8,21 @@ from pathlib import Path
 
 import click
 
+from .finite import Finite
+
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True))
 @click.option("--csv", "csv_path", type=click.Path(dir_okay=False), default="grades.csv", show_default=True)
 @click.option("--json", "json_path", type=click.Path(dir_okay=False), help="Also all details: cases, what was printed.")
-@click.option(
-    "--time-limit", type=click.FloatRange(1, 86_400), default=120.0, show_default=True, help="Seconds a hand-in."
-)
+@click.option("--time-limit", type=Finite(1, 86_400), default=120.0, show_default=True, help="Seconds a hand-in.")
 @click.option(
     "--memory-limit", type=click.IntRange(512, 1 << 20), default=2048, show_default=True, help="MB a hand-in."
 )
 @click.option("--jobs", type=click.IntRange(1, 1024), default=1, show_default=True, help="Hand-ins at a time.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of the inputs that the cases draw (default: a new one).")
 def grade(paths, csv_path, json_path, time_limit, memory_limit, jobs, seed) -> None:
-    """Grade hand-ins: notebooks, .py files, or folders of them.
+    """Grade hand-ins: notebooks (.ipynb, .md), .py files, or folders of them.
 
     Each runs in a process of its own, with limits and without network; what one does costs that one its points only.
     All are asked the same questions; --seed repeats those of an earlier run. The files are rewritten as each hand-in

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from .. import __version__
-from .systems import DRAWING, drawing_of, drawing_options
+from .systems import DRAWING, drawing_of, drawing_options, stages_of
 
 INTERVALS = (
     "half-sample bootstrap, see minidiff.metrics.bootstrap; Wilson's for class_accuracy and what the oracle sees"
@@ -86,7 +86,7 @@ def evaluate(context, source, out, card, cpu, bound_images, quiet, **options) ->
             drawing, base = drawing_of(source, options, here.device)
             judged = judges(drawing)
             _refuse(context, f"{source} is judged by {judged}", FOREIGN[judged])
-            facts = {"recipe": base.recipe.to_plain(), "sha256": sha256(base.path)}
+            facts = {"recipe": base.recipe.to_plain(), "sha256": sha256(base.path), "stages": stages_of(drawing)}
             planned = plans(drawing, base.recipe, how, here, facts)
             if bound_images:
                 more = (how.seed, quiet, how.draws)

@@ -13,10 +13,10 @@ from ..recipes import available
 @click.command()
 @click.option("--presets", "published", is_flag=True, help="List the published models that can be loaded.")
 def info(published) -> None:
-    """Show versions, the device, and the checkpoints and recipes found."""
-    if published:
-        from ..pretrained import presets
+    """Show versions, the device, and the checkpoints, presets and recipes that there are."""
+    from ..pretrained import presets
 
+    if published:
         for name, preset in presets().items():
             click.echo(f"{name:<28} {preset.parameters / 1e6:8.2f} M  {preset.file}")
         return
@@ -30,4 +30,6 @@ def info(published) -> None:
     for name in checkpoints():
         found = card(name)
         click.echo(f"checkpoint {name}: {found['parameters'] / 1e6:.2f} M, {found['steps']} steps, {found['metrics']}")
+    named = ", ".join(presets())
+    click.echo(f"presets, published models whose weights `minidiff download NAME` fetches: {named}")
     click.echo(f"recipes: {', '.join(available())}")

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Iterable, Iterator
+import os
 from pathlib import Path
 
 import click
-from tqdm import tqdm
 
 from .. import __version__
-from .systems import answers, drawing_of, drawing_options, help_of
+from ..files import require_writable, write_atomically
+from .kept import Kept
+from .systems import FINITE, PER_STAGE, answers, drawing_of, drawing_options, help_of, stages_of
 
-TEXT_SCALE = 3.0  # as in GLIDE's published example
+TEXT_SCALE = 3.0  # where nothing was published: as in GLIDE's example
 
 
 def _show_help(context: click.Context, option: click.Parameter, name: str | None) -> None:
@@ -21,45 +23,30 @@ def _show_help(context: click.Context, option: click.Parameter, name: str | None
         context.exit()
 
 
-def _require_own(numbers: Path) -> None:
-    """The numbers of an earlier drawing may be replaced, another file of that name may not."""
-    try:
-        found = json.loads(numbers.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError):
-        found = None
-    if not isinstance(found, dict) or not {"system", "scale", "version"} <= found.keys():
-        raise click.UsageError(f"the numbers would replace {numbers}, which was not written here; choose another --out")
-
-
-def _shown(parts: Iterable[tuple], total: int, rank: int) -> Iterator[tuple]:
-    """The parts of what is drawn, with a progress bar where a person looks on."""
-    with tqdm(total=total, desc="sample", unit="image", disable=True if rank else None) as bar:
-        for part in parts:
-            yield part
-            bar.update(len(part[0]))
-
-
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.argument("system")
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[CAPTION]... [OPTIONS OF THE SYSTEM]")
 @click.option(
-    "--help-system", metavar="NAME", is_eager=True, expose_value=False, callback=_show_help, help="What it may be told."
+    "--help-system", metavar="NAME", is_eager=True, expose_value=False, callback=_show_help, help="Its options."
 )
-@click.option("--scale", type=float, help="Guidance scale s; 1 is plain conditional (default: 1; of captions 3).")
+@click.option("--scale", type=FINITE, multiple=True, help="Guidance scale s (default: as published, or 1; captions 3).")
 @click.option("--count", type=click.IntRange(1), default=16, show_default=True, help="Number of images.")
 @click.option("--out", type=click.Path(dir_okay=False), help="PNG grid, or npz of all (default: samples-SYSTEM.png).")
 @click.option("--cpu", is_flag=True, help="Stay on the CPU.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
 @drawing_options
 @click.pass_context
-def sample(context, system, words, scale, count, out, cpu, **options) -> None:
+def sample(context, system, words, count, out, cpu, quiet, **options) -> None:
     """Draw images: a PNG grid, or an npz file as ADM writes it, and the numbers used beside it as JSON.
 
     SYSTEM is a committed checkpoint, the folder of a run or of what it published, or a preset with its released
-    --weights. What it is told beside is an option of its own: --label 7, --caption "a red ring" (or captions by
+    --weights. What it is asked for is an option of its own: --label 7, --caption "a red ring" (or captions by
     themselves), --edit and --mask, --image; see --help-system. Several are drawn in turn; in the npz file a label is
     the class, or the number of the caption. Under torchrun every process draws its share, and the images are the same.
+
+    A preset is sampled as was published. --steps, --sampler, --temperature and --scale change that; with --upsample
+    each may be repeated, the base first, then every enlarger in order. Pictures are kept batch by batch: the same
+    command goes on where it was killed.
 
     \b
     Examples:
@@ -68,46 +55,137 @@ def sample(context, system, words, scale, count, out, cpu, **options) -> None:
       minidiff sample glide "a small red ring above a blue square" --upsample glide-up32 --upsample glide-up64
       minidiff sample glide-inpaint "a red ring and a blue square" --edit picture.png --count 4
       minidiff sample --help-system glide-inpaint
-      torchrun --nproc-per-node 8 -m minidiff sample adm-imagenet64 --weights 64x64_diffusion.pt --guide adm
-        --classifier adm-classifier-64=64x64_classifier.pt --steps 250 --count 50000 --out samples.npz
+      minidiff sample glide-base "an oil painting of a corgi" --weights weights/base.pt
+        --upsample glide-upsampler=weights/upsample.pt
+      minidiff sample glide-base "the same, spelled out" --weights weights/base.pt
+        --upsample glide-upsampler=weights/upsample.pt --steps 100 --steps fast27 --sampler ancestral --sampler ddim
+        --scale 3 --scale 1 --temperature 1 --temperature .997
+      torchrun --nproc-per-node 8 -m minidiff sample adm-imagenet64 --weights weights/64x64_diffusion.pt
+        --classifier adm-classifier-64=weights/64x64_classifier.pt --count 50000 --out samples.npz
     """
-    import numpy as np
-
-    from ..files import require_writable, write_atomically, written_atomically
     from ..metrics.processes import processes
-    from ..pictures import save_grid
-    from ..pixels import to_uint8
 
     if system.startswith("-"):
-        raise click.UsageError(f"the name of the system comes first, then what it is told; got {system}")
-    path = Path(out or f"samples-{Path(system).name}.png")
-    if path.suffix not in (".png", ".npz"):
-        raise click.UsageError(f"--out must end in .png or .npz, got {path.name}")
-    numbers = path.with_suffix(".json")
-    for file in (path, numbers):
-        require_writable(file)
-    _require_own(numbers)
+        raise click.UsageError(f"the name of the system comes first, then what it is asked for; got {system}")
+    path = _checked(Path(out or f"samples-{Path(system).name}.png"))
     with processes(cpu) as here:
         drawing, _ = drawing_of(system, options, here.device)
         given = answers(drawing, system, words, [name for option in context.command.params for name in option.opts])
-        if scale is None:
-            scale = TEXT_SCALE if given.get("caption") else 1.0
+        scale = _scale(drawing, bool(given.get("caption")))
         values, number = drawing.answers(given, count)
-        drawn = drawing.draw(here, values, number, scale, given.get("caption", ()))
-        gathered = here.gathered(_shown(drawn, len(here.share(count)), here.rank))
-    if gathered is None:
+        stages = stages_of(drawing, scale)
+        same = {name: value for name, value in options.items() if name not in (*PER_STAGE, "batch")}
+        settings = {"system": system, "count": count, "stages": stages} | same | given
+        stamps = _stamps([system, *same.values(), *given.values()])
+        kept = Kept(path, settings | {"version": __version__, "files": stamps})
+        kept.begin(here.rank == 0)
+        try:
+            found = _drawn(here, drawing, values, number, scale, given.get("caption", ()), kept, quiet)
+        except ValueError:
+            kept.abandon()
+            raise
+    if found is None:
         return
-    images = gathered[0]
-    if path.suffix == ".npz":
-        with written_atomically(path) as file:
-            np.savez(file, arr_0=to_uint8(images).permute(0, 2, 3, 1).numpy(), arr_1=number.numpy())
-    else:
-        save_grid(images, path)
-    used = {"system": system, "scale": scale, "count": count} | options | given | {"version": __version__}
+    _write(path, found[0], number, kept)
+    used = settings | {"batch": options["batch"], "version": __version__}
     if drawing.class_names:
         used["classes"] = {i: name for i, name in enumerate(drawing.class_names) if i in number.tolist()}
-    write_atomically(numbers, (json.dumps(used, indent=2) + "\n").encode())
-    click.echo(
-        f"{path}: {len(images)} images, s = {scale:g}, {options['steps']} steps, seed {options['seed']}; numbers in"
-        f" {numbers}"
-    )
+    write_atomically(path.with_suffix(".json"), (json.dumps(used, indent=2) + "\n").encode())
+    kept.end()
+    own = {drawing.base: scale}
+    said = [f"{name}: {_said(drawing.way(i), own.get(i))}" for i, name in enumerate(drawing.names)]
+    seed, beside = options["seed"], path.with_suffix(".json")
+    click.echo(f"{path}: {count} images by {'; '.join(said)}; seed {seed}; all numbers in {beside}")
+
+
+def _checked(path: Path) -> Path:
+    """The file to write, where it can be: the same is asked of the folder before anything is drawn.
+
+    Raises:
+        UsageError: for another kind of file, a folder that cannot be, or a JSON beside it that is somebody's.
+    """
+    if path.suffix not in (".png", ".npz"):
+        raise click.UsageError(f"--out must end in .png or .npz, got {path.name}")
+    beside = path.with_suffix(".json")
+    for file in (path, beside):
+        require_writable(file)
+    if beside.exists() and not _ours(beside):
+        raise click.UsageError(f"{beside} is not of minidiff sample and would be replaced; choose another --out")
+    return path
+
+
+def _ours(path: Path) -> bool:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and {"system", "count", "version"} <= found.keys()
+
+
+def _stamps(values) -> dict[str, list[int]]:
+    """Size and time of the files among the values of options, and of the weights of runs."""
+    words = [word for value in values for word in (value if isinstance(value, (list, tuple)) else [value])]
+    stamps = {}
+    for word in filter(None, words):
+        place = Path(str(word).rpartition("=")[2])
+        for file in (place, place / "last.safetensors", place / "model.safetensors"):
+            if file.is_file():
+                stamps[str(file)] = [file.stat().st_size, file.stat().st_mtime_ns]
+    return stamps
+
+
+def _scale(drawing, captioned: bool) -> float:
+    """The guidance scale of the base: the one that is named, or was published for these steps, or a default."""
+    way, published = drawing.way(drawing.base), None
+    if drawing.classifier is not None or drawing.clip is not None:
+        published = way.classifier_scales.get(way.steps)
+    default = TEXT_SCALE if captioned else 1.0
+    return next(scale for scale in (way.scale, published, default) if scale is not None)
+
+
+def _drawn(here, drawing, values, number, scale, captions, kept, quiet):
+    """All pictures (n, H, W, C), uint8, in the first process: those that were kept, and those that are drawn now."""
+    from tqdm import tqdm
+
+    from ..pixels import to_uint8
+
+    parts, done, share = [], set(), set(here.share(len(number)))
+    for index, pixels in kept:
+        if set(index.tolist()) <= share - done:
+            parts.append((index, pixels))
+            done |= set(index.tolist())
+    hidden = True if quiet or here.rank else None  # None: where nobody watches
+    with tqdm(total=drawing.steps(len(share - done)), desc="sample", unit="step", disable=hidden, leave=False) as bar:
+        try:
+            for index, images in drawing.draw(here, values, number, scale, captions, done, bar.update):
+                parts.append((index, to_uint8(images).permute(0, 2, 3, 1).contiguous()))
+                kept.add(*parts[-1])
+        except BaseException as stop:
+            have = sum(len(index) for index, _ in parts)
+            said = f"{have} pictures are kept in {kept.folder}, and the same command goes on from there"
+            said = said if have else "no batch was complete yet; with a smaller --batch more is kept"
+            if isinstance(stop, KeyboardInterrupt):
+                click.echo(f"minidiff: stopped; {said}", err=True)
+            if not have:
+                kept.leave()
+            raise
+    return here.gathered(parts)
+
+
+def _write(path: Path, pixels, number, kept) -> None:
+    """All pictures in one file, which is whole or not there."""
+    import numpy as np
+
+    from ..pictures import save_grid
+    from ..pixels import from_uint8
+
+    if path.suffix == ".png":
+        save_grid(from_uint8(pixels).permute(0, 3, 1, 2), path)
+        return
+    whole = kept.folder / "whole.npz"
+    np.savez(whole, arr_0=pixels.numpy(), arr_1=number.numpy())
+    os.replace(whole, path)
+
+
+def _said(way, scale: float | None) -> str:
+    return str(way if scale is None else dataclasses.replace(way, scale=scale))

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import click
 from torch import nn
 
-from ..metrics.drawing import GUIDES, SAMPLERS, Drawing
+from ..metrics.drawing import Drawing
 from ..recipes import Recipe, available, load_recipe
 from ..store import Found, checkpoints, find, load, stages
 from ..systems import registry
+from ..systems.sampling import GUIDES, SAMPLERS, Sampling
 from ..systems.told import Told
 from ..words import nearest
+from .finite import Finite
 
 FILE = click.Path(exists=True, dir_okay=False)
+FINITE = Finite()
+STAGES = "(repeat it for enlargers; default: as published, or"
+PER_STAGE = ("steps", "sampler", "temperature", "scale")
 KINDS = {"integer": click.INT, "number": click.FLOAT, "text": click.STRING, "file": FILE}
 
 
@@ -38,18 +44,22 @@ class ClassOf(click.ParamType):
 
 
 def drawing_options(command: Callable) -> Callable:
-    """The options that say how a system draws, see ``drawing_of``."""
+    """The options that say how a system draws, see ``drawing_of``.
+
+    One that is of every stage is repeated, the base first; a stage that is left without takes what its recipe says was
+    published, and where it says nothing the steps that were named last, or the default.
+    """
     options = [
         click.option("--weights", type=FILE, help="Released file of a preset."),
-        click.option("--guide", type=click.Choice(GUIDES), help="Guide (default: whoever is named, or cfg)."),
+        click.option("--guide", type=click.Choice(GUIDES), help="Guide (default: as published, or whoever is named)."),
         click.option("--classifier", help="Guide by this classifier; a preset as NAME=FILE."),
         click.option("--clip", help="Guide by this CLIP."),
-        click.option("--sampler", type=click.Choice(SAMPLERS), help="Sampler (default: ddim, or the guide's own)."),
-        click.option("--steps", default="50", show_default=True, help="Steps; or ddim25, or sections 90,60,60,20,20."),
-        click.option("--temperature", type=float, default=1.0, show_default=True, help="Of the noise at the start."),
-        click.option("--prior-scale", type=float, default=1.0, show_default=True, help="Of what draws an embedding."),
-        click.option("--upsample", "upsamplers", multiple=True, help="Enlarge by this, told the same; repeatable."),
-        click.option("--aug-level", "aug_levels", type=float, multiple=True, help="Noise in what each of them sees."),
+        click.option("--steps", multiple=True, help=f"250, ddim25, fast27, or sections 90,60,60,20,20 {STAGES} 50)."),
+        click.option("--sampler", type=click.Choice(SAMPLERS), multiple=True, help=f"Sampler {STAGES} ddim)."),
+        click.option("--temperature", type=FINITE, multiple=True, help=f"Of the noise at the start {STAGES} 1)."),
+        click.option("--prior-scale", type=FINITE, help="Guidance scale of what draws an embedding first."),
+        click.option("--upsample", "upsamplers", multiple=True, help="Enlarge by this; repeatable."),
+        click.option("--aug-level", "aug_levels", type=FINITE, multiple=True, help="Noise in what each of them sees."),
         click.option("--seed", type=int, default=0, show_default=True, help="Image i depends on the seed and i alone."),
         click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help="Images at a time."),
     ]
@@ -63,8 +73,8 @@ DRAWING = (
     "guide",
     "classifier",
     "clip",
-    "sampler",
     "steps",
+    "sampler",
     "temperature",
     "prior_scale",
     "upsamplers",
@@ -87,11 +97,49 @@ def drawing_of(name: str, options: dict, device) -> tuple[Drawing, Found]:
     if len((found + larger)[-1].system.shape) != 3:
         raise click.UsageError(f"{names[-1]} draws embeddings, no pictures: name what decodes them with --upsample")
     guides = {who: load(options[who], device, can) for who, can in CAN.items() if options[who]}
-    steps = int(options["steps"]) if options["steps"].isdecimal() else options["steps"]
-    same = {key: options[key] for key in ("sampler", "guide", "temperature", "prior_scale", "seed", "batch")}
-    same["aug_levels"] = (0.0,) * (len(own) - 1) + options["aug_levels"] if options["aug_levels"] else ()
-    base = next((one for one in found if len(one.system.shape) == 3), found[0])
-    return Drawing([one.system for one in (*found, *larger)], steps, names=names, **same, **guides), base
+    chain = [*found, *larger]
+    first = next(i for i, one in enumerate(chain) if len(one.system.shape) == 3)
+    steps = {"steps": options["steps"][0]} if options["steps"] else {}
+    priors = [one.recipe.sampling or Sampling(**steps) for one in chain[:first]]
+    if options["prior_scale"] is not None:
+        priors = [replace(way, scale=options["prior_scale"]) for way in priors]
+    own = priors + ways([one.recipe.sampling for one in chain[first:]], options)
+    guide = options["guide"] or (own[first].guide if guides else None)
+    same = {"names": names, "guide": guide, "seed": options["seed"], "batch": options["batch"]}
+    return Drawing([one.system for one in chain], own, **same, **guides), chain[first]
+
+
+def ways(published: Sequence[Sampling | None], options: Mapping) -> list[Sampling]:
+    """How each stage is sampled: as published, but for the options that name it.
+
+    Where nothing was published, a stage without steps of its own takes those that were named last.
+
+    Raises:
+        UsageError: for more values than there are stages.
+        ValueError: for values that are out of range.
+    """
+    count = len(published)
+    for name in PER_STAGE:
+        if len(options.get(name, ())) > count:
+            raise click.UsageError(
+                f"--{name} is named {len(options[name])} times for {count} system{'s' * (count > 1)}: once for each is "
+                "accepted, the base first, then every --upsample"
+            )
+    if len(options["aug_levels"]) > count - 1:
+        raise click.UsageError(
+            f"--aug-level is of the picture that an --upsample enlarges; {len(options['aug_levels'])} are too many for "
+            f"{count - 1} of these"
+        )
+    found = []
+    for i, way in enumerate(published):
+        own = {name: options[name][i] for name in PER_STAGE if i < len(options.get(name, ()))}
+        if way is None and options["steps"]:
+            own.setdefault("steps", options["steps"][-1])
+        if own.get("steps", "").startswith("ddim"):
+            own.setdefault("sampler", "ddim")  # ADM's spelling of steps of that sampler
+        own |= {"aug_level": options["aug_levels"][i - 1]} if 0 < i <= len(options["aug_levels"]) else {}
+        found.append(replace(way or Sampling(), **own))
+    return found
 
 
 def _drawer(ref: str, device, otherwise: str) -> Found:
@@ -99,6 +147,17 @@ def _drawer(ref: str, device, otherwise: str) -> Found:
     if not isinstance(found.system, Told):
         raise click.UsageError(f"{ref.partition('=')[0]} draws nothing; {otherwise}")
     return found
+
+
+def stages_of(drawing: Drawing, scale: float | None = None) -> list[dict]:
+    """How each stage is sampled, for a record; ``scale`` is the base's."""
+    stages = []
+    for i, name in enumerate(drawing.names):
+        way = drawing.way(i)
+        own = {name: getattr(way, name) for name in ("steps", "scale", "temperature", "aug_level", "threshold")}
+        stages.append({"system": name, "sampler": way.sampler or "ddim"} | own)
+    stages[0]["scale"] = scale
+    return stages
 
 
 def asking(drawing: Drawing, name: str) -> click.Command:
@@ -132,8 +191,8 @@ def answers(drawing: Drawing, name: str, words: Sequence[str], others: Sequence[
         known = nearest(error.option_name, [*own, *others])
         raise click.UsageError(f"{name} has no option {error.option_name}: {known}") from None
     if context.args:
-        told = f"it is told by {', '.join(own)}" if own else "it is told nothing"
-        raise click.UsageError(f"{name} does not read {' '.join(context.args)!r}: {told}")
+        reads = f"what to draw is said by {', '.join(own)}" if own else "it draws what it likes"
+        raise click.UsageError(f"{name} does not read {' '.join(context.args)!r}: {reads}")
     given = context.params
     for question in drawing.questions:
         if question.first:
@@ -142,7 +201,7 @@ def answers(drawing: Drawing, name: str, words: Sequence[str], others: Sequence[
 
 
 def help_of(name: str) -> str:
-    """What a system is told, its options on the command line, and the options of its recipe.
+    """What a system reads, its options on the command line, and the options of its recipe.
 
     Args:
         name: A checkpoint, run or preset's recipe, a stack of them, a recipe, or a registered system.
@@ -159,7 +218,9 @@ def help_of(name: str) -> str:
     lines = [f"{recipe.name}: a {recipe.system}, {parameters / 1e6:.2f} M parameters"]
     for part in getattr(system, "parts", ()):
         null = f"can be nothing, which training makes of it with probability {part.p_drop:g}"
-        lines.append(f"  {part.key}: {null if part.nullable else 'always told'}")
+        lines.append(f"  {part.key}: {null if part.nullable else 'always needed'}")
+    if recipe.sampling:
+        lines.append(f"  sampled as published: {recipe.sampling}")
     lines.append(_recipe_options(registry.find(recipe.system)))
     if hasattr(system, "parts"):
         formatter = click.HelpFormatter(width=100)

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from ..recipes import available
+from .finite import Finite
 
 PEAK = "peak of one, an A100's bf16 by default"
 SHARE = "share of the peak that training reaches (ADM reports .29 to .41, table 7)"
@@ -23,10 +24,8 @@ SHARE = "share of the peak that training reaches (ADM reports .29 to .41, table 
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.")
 @click.option("--dry-run", is_flag=True, help="Only say what it would cost.")
 @click.option("--gpus", type=click.IntRange(min=1), default=8, show_default=True, help="Dry run: number of GPUs.")
-@click.option("--tflops", type=click.FloatRange(min=0.1), default=312.0, show_default=True, help=f"Dry run: {PEAK}.")
-@click.option(
-    "--utilisation", type=click.FloatRange(0.01, 1), default=0.35, show_default=True, help=f"Dry run: {SHARE}."
-)
+@click.option("--tflops", type=Finite(min=0.1), default=312.0, show_default=True, help=f"Dry run: {PEAK}.")
+@click.option("--utilisation", type=Finite(0.01, 1), default=0.35, show_default=True, help=f"Dry run: {SHARE}.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def train(recipe, overrides, out, target, cpu, threads, dry_run, gpus, tflops, utilisation, quiet) -> None:
     """Train a RECIPE (a name, or a YAML file), or go on where its folder stands.

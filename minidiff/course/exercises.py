@@ -114,7 +114,7 @@ def case(
     Args:
         id: the exercise.
         name: unique in the exercise.
-        points: what it is worth.
+        points: what it is worth; nothing where an answer without thought passes it.
         assumes: the cases before it without which it says nothing: where one of them fails, this one is not run. By
             default all that are declared before it. The form is always assumed.
 

@@ -25,6 +25,7 @@ from torch import Generator, Tensor
 
 from minidiff.course.grading.wire import Remote
 from minidiff.prediction import Prediction
+from minidiff.schedule import NoiseLevel
 
 ANSWER, RETURNED = "the answer", "what your function returns"
 Given = dict[str, Any]  # the arguments of the call that gave a value
@@ -50,6 +51,10 @@ class Form:
 
     def probe(self, seen: Any, rng: Generator) -> None:
         """Try a value that ``see`` gave: call it on sample arguments, if it is a function."""
+
+    def constant(self, value: float, given: Given) -> Any:
+        """An answer of this form without a thought in it: everywhere one value."""
+        return value
 
 
 class _Watched:
@@ -82,6 +87,9 @@ class _Number(Form):
         assert float(value).is_integer(), f"{what} must be an integer; it is {value}"
         return int(value)
 
+    def constant(self, value, given):
+        return int(value) if self._integer else value
+
 
 class _Choice(Form):
     def see(self, value, given, what):
@@ -89,6 +97,9 @@ class _Choice(Form):
         if isinstance(value, Tensor) and value.numel() == 1:
             value = value.item()
         assert isinstance(value, int | float) and value in (0, 1), f"{what} must be True or False; it is {_kind(value)}"
+        return bool(value)
+
+    def constant(self, value, given):
         return bool(value)
 
 
@@ -107,6 +118,11 @@ class _Array(Form):
             assert value.dtype == dtype, f"{what} has dtype {_named(value.dtype)}; it must be {_named(dtype)}"
             return value
         return value.double() if kind == "float" else value.long() if kind == "integer" else value
+
+    def constant(self, value, given):
+        size, kind, dtype, _ = self._wanted(given)
+        kinds = {"float": torch.float64, "integer": torch.int64, "bool": torch.bool}
+        return torch.full(size, value, dtype=dtype if self._exact else kinds[kind])
 
     def _wanted(self, given: Given) -> tuple[tuple[int, ...], str, torch.dtype | None, str]:
         """Shape, kind, dtype, and a remark on the shape."""
@@ -135,6 +151,9 @@ class _Several(Form):
         for part, value in zip(self._parts.values(), seen, strict=True):
             part.probe(value, rng)
 
+    def constant(self, value, given):
+        return tuple(part.constant(value, given) for part in self._parts.values())
+
 
 class _Listed(Form):
     def __init__(self, of: Form, count: int | Callable[[Given], int]):
@@ -149,6 +168,10 @@ class _Listed(Form):
         assert len(value) == count, f"{what} must have {count} entries; it has {len(value)}"
         return [self._of.see(v, given, f"entry {i} of {what}") for i, v in enumerate(value)]
 
+    def constant(self, value, given):
+        count = self._count(given) if callable(self._count) else self._count
+        return [self._of.constant(value, given) for _ in range(count)]
+
 
 class _Predicted(Form):
     def __init__(self, size: str):
@@ -160,6 +183,10 @@ class _Predicted(Form):
         found, wanted = tuple(value.x.shape), tuple(given[self._size].shape)
         assert found == wanted, f"{what} is for an x of shape {found}; {self._size} has {wanted}"
         return value
+
+    def constant(self, value, given):
+        level = next(v for v in given.values() if isinstance(v, NoiseLevel))
+        return Prediction(given[self._size], level, torch.full_like(given[self._size], value), "eps")
 
 
 class _Call(Form):
@@ -180,6 +207,11 @@ class _Call(Form):
             return self._gives.see(value(*args, **kwargs), named, returned)
 
         return seen
+
+    def constant(self, value, given):
+        return lambda *args, **kwargs: self._gives.constant(
+            value, given | dict(zip(self._names, args, strict=False)) | kwargs
+        )
 
     def probe(self, seen, rng):
         given = self._sample(rng)

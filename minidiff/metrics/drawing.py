@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -13,16 +12,15 @@ from torch import Tensor, nn
 from ..condition import Part, Question, Value, each
 from ..data.sets import require_names
 from ..guidance import LogProb, adm, cfg, classifier
-from ..sampler import Sampler, ancestral, ddim, heun
+from ..sampler import watched
+from ..schedule import respaced
 from ..systems.diffusion import Diffusion
 from ..systems.draw import drawn, receiver
 from ..systems.parts import Label
+from ..systems.sampling import GUIDES, Sampling
 from ..systems.told import Told
 from ..training.trainable import classes_told
 from .processes import Processes
-
-GUIDES = ("cfg", "classifier", "clip", "adm")
-SAMPLERS = ("ddim", "ancestral", "heun")
 
 
 @dataclass(frozen=True)
@@ -31,56 +29,57 @@ class Drawing:
 
     Attributes:
         systems: The base, then those that enlarge what it draws; before it perhaps what draws an embedding for it.
-        steps: Of every chain, as ``schedule.respaced`` takes them.
-        sampler: One of ``SAMPLERS``, of the base; the guide's own when left out.
+        ways: How each of them is sampled; as a recipe that says nothing when left out.
         guide: One of ``GUIDES``, of the base; by what guides, classifier-free where nothing does, when left out.
         classifier: A classifier that guides.
         clip: A CLIP that guides.
-        aug_levels: Noise in what each enlarger sees, as far as they are given.
-        temperature: See ``systems.draw.draw``; of the base.
-        prior_scale: Guidance scale of what draws an embedding.
         seed: Seed.
         batch: Pictures at a time.
         names: Of the systems, for messages.
 
     Raises:
-        ValueError: for no systems or such that do not go together or call their classes otherwise, another sampler or
-            guide, a guide without what it guides by, a temperature that is none, or a level that a system was
-            not trained with.
+        ValueError: for no systems or such that do not go together or call their classes otherwise, another guide, a
+            guide without what it guides by, or a level that a system was not trained with.
     """
 
     systems: Sequence[Told]
-    steps: int | str = 50
-    sampler: str | None = None
+    ways: Sequence[Sampling] = ()
     guide: str | None = None
     classifier: nn.Module | None = None
     clip: nn.Module | None = None
-    aug_levels: Sequence[float] = ()
-    temperature: float = 1.0
     seed: int = 0
     batch: int = 64
     names: Sequence[str] = ()
-    prior_scale: float = 1.0
 
     def __post_init__(self):
         if not self.systems:
             raise ValueError("something has to draw: name a system")
-        if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"the temperature is a finite number >= 0, got {self.temperature}")
-        for name, given, known in (("sampler", self.sampler, SAMPLERS), ("guide", self.guide, GUIDES)):
-            if given is not None and given not in known:
-                raise ValueError(f"the {name} is one of {', '.join(known)}, got {given!r}")
+        if self.guide is not None and self.guide not in GUIDES:
+            raise ValueError(f"the guide is one of {', '.join(GUIDES)}, got {self.guide!r}")
+        if self.ways and len(self.ways) != len(self.systems):
+            raise ValueError(f"{len(self.systems)} systems take as many ways to sample, got {len(self.ways)}")
         self._require_stages()
         self._require_guide()
 
+    def way(self, i: int) -> Sampling:
+        """How a system is sampled. ADM's guide takes ancestral steps, unless the steps are spelled as DDIM's are."""
+        way = self.ways[i] if self.ways else Sampling()
+        if i == self.base and self.guide == "adm" and way.sampler is None:
+            return replace(way, sampler="ddim" if way.steps.startswith("ddim") else "ancestral")
+        return way
+
+    def steps(self, left: int) -> int:
+        """How many steps of chains a process takes to draw ``left`` pictures."""
+        drawers = ((i, system) for i, system in enumerate(self.systems) if isinstance(system, Diffusion))
+        chains = [respaced(system.schedule, self.way(i).steps) for i, system in drawers]
+        return -(-left // self.batch) * sum(len(chain) - 1 for chain in chains)
+
     def _require_stages(self) -> None:
-        if len(self.aug_levels) > len(self.systems) - 1:
-            raise ValueError(f"a level is for the image that a system enlarges; {len(self.aug_levels)} are too many")
         for i, system in enumerate(self.systems[1:], 1):
             name = self._name(i)
             _require_enlarges(self.systems[0], system, name)
             require_names(_names(system), self.class_names, name, self._name(0))
-            level, most = self._aug_level(i), getattr(receiver(system), "augment", 0.0)
+            level, most = self.way(i).aug_level, getattr(receiver(system), "augment", 0.0)
             if not 0 <= level <= most:
                 trained = f"with noise from 0 to {most:g}" if most else "without noise"
                 raise ValueError(f"{name} was trained {trained} in the small image, not with {level:g}")
@@ -104,16 +103,13 @@ class Drawing:
     def _name(self, i: int) -> str:
         return self.names[i] if self.names else f"stage {i}"
 
-    def _aug_level(self, i: int) -> float:
-        return self.aug_levels[i - 1] if i <= len(self.aug_levels) else 0.0
-
     @property
     def class_names(self) -> tuple[str, ...]:
         """What the classes that the base is told are called; () where it is told none, or their names are not known."""
         return _names(self.systems[0])
 
     @property
-    def _base(self) -> int:
+    def base(self) -> int:
         """Number of the first system that draws pictures."""
         return next((i for i, system in enumerate(self.systems) if len(system.shape) == 3), 0)
 
@@ -164,6 +160,8 @@ class Drawing:
         number: Tensor,
         scale: float,
         captions: Sequence[str] = (),
+        skip: Collection[int] = (),
+        watch: Callable[[], object] = lambda: None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """This process's share of the pictures: their indices and images (b, C, H, W) on the CPU.
 
@@ -173,30 +171,33 @@ class Drawing:
             number: (n,) class or caption of each picture.
             scale: Guidance scale s of the base.
             captions: The captions that are numbered.
+            skip: Pictures that are not drawn.
+            watch: Called after every step of a chain.
         """
 
-        first = self._base
+        def options(i: int, fixed: str = "beta_tilde") -> dict:
+            way, system = self.way(i), self.systems[i]
+            return way.options(system) | {"sampler": watched(way.sampler_for(system, fixed), watch)}
+
+        first = self.base
 
         def own(i: int, mine: Tensor) -> dict:
             return {key: each(lambda tensor: tensor[mine], value) for key, value in values[i].items()} if i else {}
 
         def prior(i: int, mine: Tensor) -> dict:
-            if isinstance(self.systems[i], Diffusion):
-                return {"levels": self.steps, "guide": cfg(self.prior_scale)}
-            return {"scale": self.prior_scale}
+            return options(i) if isinstance(self.systems[i], Diffusion) else {"scale": self.way(i).scale or 1.0}
 
         def base(mine: Tensor) -> dict:
-            guided = self._guided(number[mine], scale, captions)
-            how = {"levels": self.steps, "temperature": self.temperature, "sampler": self._sampler()}
-            return how | guided | own(first, mine)
+            fixed = "beta" if self.guide == "adm" else "beta_tilde"
+            return options(first, fixed) | self._guided(number[mine], scale, captions) | own(first, mine)
 
         def enlarger(i: int, mine: Tensor) -> dict:
-            return {"levels": self.steps, "aug_level": self._aug_level(i)} | own(i, mine)
+            return options(i) | {"aug_level": self.way(i).aug_level} | own(i, mine)
 
         stages = [(system, partial(prior, i)) for i, system in enumerate(self.systems[:first])]
         stages += [(self.systems[first], base)]
         stages += [(system, partial(enlarger, i)) for i, system in enumerate(self.systems[first + 1 :], first + 1)]
-        return drawn(stages, values[0], len(number), self.seed, self.batch, here.rank, here.world)
+        return drawn(stages, values[0], len(number), self.seed, self.batch, here.rank, here.world, skip)
 
     def _guided(self, number: Tensor, scale: float, captions: Sequence[str]) -> dict:
         """Options of ``draw`` that say who guides the pictures of these classes or captions."""
@@ -204,7 +205,7 @@ class Drawing:
         if log_prob is None:
             return {"guide": cfg(scale)}
         if self.guide == "adm":
-            return {"guide": adm(log_prob, scale, ode=self._sampler_name() != "ancestral"), "threshold": None}
+            return {"guide": adm(log_prob, scale, ode=self.way(self.base).sampler != "ancestral"), "threshold": None}
         return {"guide": classifier(log_prob, scale)}
 
     def _log_prob(self, number: Tensor, captions: Sequence[str]) -> LogProb | None:
@@ -212,26 +213,20 @@ class Drawing:
             return self.classifier.classifier(number)
         return None if self.clip is None else self.clip.critic([captions[i] for i in number.tolist()])
 
-    def _sampler_name(self) -> str:
-        """ADM's guide takes ancestral steps, unless the steps are spelled as DDIM's are; all others take DDIM's."""
-        ancestral_steps = self.guide == "adm" and not str(self.steps).startswith("ddim")
-        return self.sampler or ("ancestral" if ancestral_steps else "ddim")
-
-    def _sampler(self) -> Sampler:
-        name = self._sampler_name()
-        if name != "ancestral":
-            return {"ddim": ddim, "heun": heun}[name]()
-        fixed = "beta" if self.guide == "adm" else "beta_tilde"
-        return ancestral("learned" if self.systems[self._base].variance == "learned" else fixed)
-
 
 def _require_enlarges(base: Told, system: Told, name: str) -> None:
-    """A system that goes on from what a base draws is told the same as the base, as far as it is told something."""
+    """A system that goes on from what a base draws reads the same labels or captions, as far as it reads some."""
     if receiver(system) is None:
-        raise ValueError(f"{name} does not enlarge what another system drew; systems with a small image do")
+        raise ValueError(
+            f"{name} does not enlarge what another system drew; systems with a small image do, see `minidiff sample "
+            "--help-system NAME`"
+        )
     for own, other in zip(_vocabulary(system), _vocabulary(base), strict=True):
         if own is not None and own != other:
-            raise ValueError(f"{name} is told something else than what is to be enlarged: labels, or other tokens")
+            raise ValueError(
+                f"{name} reads something else than what is to be enlarged, labels or captions in other tokens: name an "
+                "enlarger that was trained with the same"
+            )
 
 
 def _names(system: nn.Module) -> tuple[str, ...]:
@@ -240,6 +235,6 @@ def _names(system: nn.Module) -> tuple[str, ...]:
 
 
 def _vocabulary(system: Told) -> tuple[int | None, str | None]:
-    """How many classes a system is told, and in which tokens it reads captions."""
+    """How many classes a system knows, and in which tokens it reads captions."""
     label, tokenizer = system.part("label"), getattr(system.part("caption"), "tokenizer", None)
     return label and label.n_classes, tokenizer and tokenizer.name

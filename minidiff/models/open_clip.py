@@ -97,6 +97,18 @@ class ReleasedCLIP(Towers):
         """(B, L) of the model's own tokenizer -> (B, E)."""
         return self.model.encode_text(tokens)
 
+    def states(self, tokens: Tensor) -> Tensor:
+        """(B, L) -> (B, L, W), of every place what leaves the last norm of the text tower.
+
+        Raises:
+            ValueError: for a model whose text tower is made otherwise.
+        """
+        model = self.model
+        if not all(hasattr(model, name) for name in ("token_embedding", "positional_embedding", "ln_final")):
+            raise ValueError(f"the states of the text tower of a {type(model).__name__} cannot be had; a CLIP's can")
+        x = model.token_embedding(tokens) + model.positional_embedding
+        return model.ln_final(model.transformer(x, attn_mask=model.attn_mask))
+
 
 class OpenCLIP(Towers):
     """The two towers of open_clip in a shape of one's own, with our tokens: a small CLIP of clean images.

@@ -212,6 +212,11 @@ class CodePriorConfig(PriorConfig):
                 f"{self.buckets}"
             )
 
+    @property
+    def in_shape(self) -> tuple[int, ...]:
+        """(components,) codes enter: that of the cosine, and all but the last."""
+        return (self.components,)
+
 
 class Buckets(nn.Module):
     """Numbers as one of equally wide buckets between the least and the greatest of the training data.

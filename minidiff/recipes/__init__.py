@@ -16,6 +16,7 @@ from .. import schedule as schedules
 from ..data.recipe import DataRecipe
 from ..settings import from_plain, to_plain
 from ..systems.registry import find
+from ..systems.sampling import Sampling
 from ..training.plan import TrainingRecipe
 from ..words import nearest
 
@@ -71,6 +72,7 @@ class Recipe:
         schedule: Noise levels; None for a system without.
         start: Checkpoint whose weights training starts from, by name, by its folder or as a path to its
             ``model.safetensors``; input channels that it lacks start at zero. "" starts from nothing.
+        sampling: How it is sampled; None where nothing was published.
         fresh: Parts, such as "network.text", that do not take the weights of the start.
 
     Raises:
@@ -86,6 +88,7 @@ class Recipe:
     schedule: ScheduleRecipe | None
     start: str = ""
     fresh: tuple[str, ...] = ()
+    sampling: Sampling | None = None
 
     def __post_init__(self):
         if not self.name:

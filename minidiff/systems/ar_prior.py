@@ -50,7 +50,7 @@ class AutoregressivePrior(Told):
     @property
     def shape(self) -> tuple[int, ...]:
         """(E,)."""
-        return self.network.config.in_shape
+        return (self.network.config.embedding,)
 
     def prepare(self, rows: Rows) -> None:
         """Learn principal directions, ranges and statistics from the embeddings of the training data."""

@@ -110,6 +110,21 @@ class CLIP(Trainable):
         """A caption, B captions or their tokens (B, L) -> (B, E) of length 1; gradients flow."""
         return F.normalize(self.network.text(self.tokens(captions)).float(), dim=1)
 
+    def text_states(self, captions: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """What the text tower says of every place: (B, L, W) states, (B, L) which count, and the embedding (B, E).
+
+        The embedding is as long as the tower makes it. A place counts up to the end of the text, its end included.
+
+        Raises:
+            ValueError: for a network that shows no states.
+        """
+        if not hasattr(self.network, "states"):
+            raise ValueError("only a released CLIP of open_clip shows the states of its text tower")
+        tokens = self.tokens(captions)
+        end = tokens.argmax(1, keepdim=True)  # CLIP's end has the largest number
+        counts = torch.arange(tokens.shape[1], device=tokens.device) <= end
+        return self.network.states(tokens), counts, self.network.text(tokens)
+
     @torch.no_grad()
     def similarity(self, x: Tensor, captions: Captions, level: NoiseLevel = DATA) -> Tensor:
         """(N, M) cosines of N images and M captions; times exp(logit_scale) they are the critic of every pair."""

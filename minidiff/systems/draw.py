@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 
@@ -187,8 +187,8 @@ def cascade(stages: Sequence[Stage], n: int, generator=None, truncate: bool = Fa
         if level and truncate:
             options["levels"] = truncated(system.schedule, options.get("levels", 50), level)
         keys = [part.key for part in system.parts]
-        told = {key: value for key, value in values.items() if key in keys or key not in known}
-        drawn = _one_stage(system)(n, generator=generator, **{**told, **options})
+        given = {key: value for key, value in values.items() if key in keys or key not in known}
+        drawn = _one_stage(system)(n, generator=generator, **{**given, **options})
         if following:
             end = options["levels"][-1].sigma if level and truncate else 0.0
             part = receiver(following[0])
@@ -214,6 +214,7 @@ def drawn(
     batch: int = 64,
     rank: int = 0,
     world: int = 1,
+    skip: Collection[int] = (),
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Many images from a cascade, or from one system; image i depends on the seed, its values and i alone.
 
@@ -225,6 +226,7 @@ def drawn(
         batch: Images at a time.
         rank: This process.
         world: Number of processes; each draws every ``world``-th image.
+        skip: Indices that are not drawn.
 
     Yields:
         (b,) indices and (b, C, H, W) images on the CPU, until this process has drawn its share.
@@ -236,9 +238,9 @@ def drawn(
         raise ValueError(f"at least one picture of one stage is drawn, got {n} of {len(stages)}")
     if not 0 <= rank < world or batch < 1:
         raise ValueError(f"need 0 <= rank < world and batch >= 1, got rank {rank}, world {world}, batch {batch}")
-    share = torch.arange(rank, n, world)
+    share = torch.tensor([i for i in range(rank, n, world) if i not in skip], dtype=torch.long)
     for mine in share.split(batch) if len(share) else ():  # an empty tensor splits into one part
         generators = sample_generators(seed, mine.tolist(), stages[0][0].device.type)
-        told = {key: each(lambda tensor, mine=mine: tensor[mine], value) for key, value in values.items()}
+        given = {key: each(lambda tensor, mine=mine: tensor[mine], value) for key, value in values.items()}
         own = [(system, options(mine)) for system, options in stages]
-        yield mine, cascade(own, len(mine), generators, **told).cpu()
+        yield mine, cascade(own, len(mine), generators, **given).cpu()

@@ -123,7 +123,7 @@ def images_per_second(recipe, most: int, steps: int = 3) -> tuple[float, int] | 
         network.compile()
     optimizer = torch.optim.AdamW(network.parameters(), lr=plan.lr, fused=True)
     ema, seconds = EMA(network, plan.ema), []
-    x = torch.randn(batch, network.config.in_channels, network.config.size, network.config.size, device=device)
+    x = torch.rand(batch, *network.config.in_shape, device=device)  # in the range of codes, where these enter
     t = torch.rand(batch, device=device) * 1000
     for step in range(steps + 1):
         began = time.perf_counter()

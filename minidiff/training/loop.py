@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import time
 from collections.abc import Callable
-from contextlib import closing, nullcontext
+from contextlib import closing, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
@@ -181,6 +182,22 @@ def _accumulated(model: nn.Module, batch, generators: list, plan: TrainingRecipe
     return {name: torch.cat([terms[name] for terms in seen]) for name in seen[0]}
 
 
+class _Onlookers:
+    """Standard error as long as somebody reads it: a training does not end with the terminal that it began in."""
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            sys.stderr.flush()
+
+    def __getattr__(self, name: str):
+        return getattr(sys.stderr, name)
+
+
 class _Log:
     """The progress bar, and TensorBoard's numbers, of the first process."""
 
@@ -193,7 +210,8 @@ class _Log:
         main = accelerator.is_main_process
         self.accelerator = accelerator
         self.writer = SummaryWriter(folder / "log", purge_step=start) if main else None
-        self.bar = tqdm(total=steps, initial=start, desc=name, disable=quiet or not main, unit="step")
+        shown = {"file": _Onlookers(), "disable": quiet or not main}
+        self.bar = tqdm(total=steps, initial=start, desc=name, unit="step", **shown)
 
     def step(self, step: int, losses: dict[str, Tensor], norm: Tensor, lr: float) -> None:
         self.bar.update()

@@ -209,7 +209,7 @@ def require_same(recipe, meta: dict, path: Path) -> None:
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from None
     theirs, ours = _flat(before.to_plain()), _flat(recipe.to_plain())
-    keys = [k for k in ours | theirs if theirs.get(k) != ours.get(k) and k not in HOW_IT_RUNS]
+    keys = [k for k in ours | theirs if theirs.get(k) != ours.get(k) and not _only_how(k)]
     if keys == ["training.steps"] and recipe.training.final_lr == 1 and meta["step"] <= recipe.training.steps:
         return
     if keys:
@@ -217,6 +217,11 @@ def require_same(recipe, meta: dict, path: Path) -> None:
         why = "; the learning rate falls towards the last step unless training.final_lr is 1, and earlier steps cannot "
         why = why + "be undone" if "training.steps" in keys else ""
         raise Another(f"{path} was made by another recipe ({changes}{why}); choose another folder or move it")
+
+
+def _only_how(key: str) -> bool:
+    """Whether a key says how training runs, or how to sample afterwards, and nothing of the weights."""
+    return key in HOW_IT_RUNS or key.partition(".")[0] == "sampling"
 
 
 def _flat(plain: dict, prefix: str = "") -> dict:

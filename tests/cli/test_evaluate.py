@@ -54,7 +54,7 @@ def test_guidance_trades_recall_for_precision(judged):
 
 def test_the_record_holds_what_it_takes_to_measure_again(judged):
     _, found = judged
-    assert found["options"]["seed"] == 0 and found["options"]["steps"] == "8" and found["images"] == 140
+    assert found["options"]["seed"] == 0 and found["options"]["steps"] == ["8"] and found["images"] == 140
     assert found["reference"] == {"name": "digits heldout", "images": len(digits("heldout")[0]), "left_out": 0}
     assert found["features"]["name"] == "digits-classifier-clean" and len(found["features"]["sha256"]) == 64
     assert found["recipe"]["name"] == "digits" and len(found["sha256"]) == 64

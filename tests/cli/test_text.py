@@ -58,8 +58,13 @@ def run(*arguments):
     return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
+def quick(arguments) -> list:
+    """A few steps for the base, and for every system that enlarges."""
+    return [*QUICK, *list(arguments).count("--upsample") * QUICK[:2]]
+
+
 def drawn(path: Path, *arguments) -> tuple[np.ndarray, np.ndarray, dict]:
-    result = run("sample", *arguments, *QUICK, "--out", path)
+    result = run("sample", *arguments, *quick(arguments), "--out", path)
     assert result.exit_code == 0, result.output
     file = np.load(path)
     return file["arr_0"], file["arr_1"], json.loads(path.with_suffix(".json").read_text())
@@ -68,7 +73,7 @@ def drawn(path: Path, *arguments) -> tuple[np.ndarray, np.ndarray, dict]:
 def test_captions_are_drawn_in_turn(systems, tmp_path):
     images, captions, used = drawn(tmp_path / "x.npz", systems / "base", *CAPTIONS, "--count", 5)
     assert images.shape == (5, 16, 16, 3) and captions.tolist() == [0, 1, 0, 1, 0]
-    assert used["caption"] == CAPTIONS and used["scale"] == 3 and used["steps"] == "3"
+    assert used["caption"] == CAPTIONS and [(s["scale"], s["steps"]) for s in used["stages"]] == [(3.0, "3")]
     one, _, _ = drawn(tmp_path / "y.npz", systems / "base", CAPTIONS[0], "--count", 3, "--batch", 1)
     assert np.abs(one[[0, 2]].astype(int) - images[[0, 2]]).max() <= 1, "that of its caption, seed and place"
     assert np.abs(one[1].astype(int) - images[1]).max() > 1
@@ -77,7 +82,7 @@ def test_captions_are_drawn_in_turn(systems, tmp_path):
 def test_scale_one_is_plain(systems, tmp_path):
     plain, _, used = drawn(tmp_path / "x.npz", systems / "base", "a star", "--count", 2, "--scale", 1)
     guided, _, _ = drawn(tmp_path / "y.npz", systems / "base", "a star", "--count", 2)
-    assert used["scale"] == 1 and np.abs(plain.astype(int) - guided).max() > 1
+    assert used["stages"][0]["scale"] == 1 and np.abs(plain.astype(int) - guided).max() > 1
 
 
 def test_captions_by_the_name_of_their_option(systems, tmp_path):
@@ -115,8 +120,8 @@ def test_noise_in_the_small_picture(systems, tmp_path):
     sets = {}
     for level in ((), ("--aug-level", 0), ("--aug-level", 0.4)):
         images, _, used = drawn(tmp_path / "x.npz", *arguments, *level)
-        sets[level], expected = images.astype(int), [float(x) for x in level[1:]]
-        assert used["aug_levels"] == expected
+        sets[level], expected = images.astype(int), [0.0, *(float(x) for x in level[1:] or [0])]
+        assert [stage["aug_level"] for stage in used["stages"]] == expected
     plain, zero, noised = sets.values()
     assert (plain == zero).all() and np.abs(noised - plain).max() > 1
 
@@ -153,7 +158,7 @@ def test_a_picture_is_edited_in_both_sizes(systems, edited, tmp_path):
         (["{base}", "a ring", "--captoin", "a star"], "has no option --captoin: did you mean '--caption'?"),
         (["{base}", "a ring", "--classifier", "digits-classifier"], "a classifier guides systems with classes"),
         (["{base}", "a ring", "--clip", "digits"], "which has no critic"),
-        (["digits", "a ring"], "does not read 'a ring': it is told by --label"),
+        (["digits", "a ring"], "does not read 'a ring': what to draw is said by --label"),
         (["digits", "--clip", "scenes-clip-noisy"], "reads no captions"),
         (["{base}", "a ring", "--guide", "clip"], "'clip' needs a classifier or a CLIP"),
         (["{base}", "a ring", "--guide", "cfg", "--clip", "scenes-clip-noisy"], "takes no clip"),
@@ -161,8 +166,8 @@ def test_a_picture_is_edited_in_both_sizes(systems, edited, tmp_path):
         (["{up}", "a ring"], "name a small picture with --image, or it as --upsample"),
         (["{base}", "a ring", "--upsample", "digits"], "digits does not enlarge"),
         (["{base}", "a ring", "--upsample", "scenes-clip"], "scenes-clip draws nothing"),
-        (["digits", "--upsample", "{up}"], "told something else"),
-        (["{base}", "a ring", "--upsample", "shapes8-16"], "told something else"),
+        (["digits", "--upsample", "{up}"], "reads something else"),
+        (["{base}", "a ring", "--upsample", "shapes8-16"], "reads something else"),
         (["{base}", "a ring", "--upsample", "{up}", "--upsample", "{up}"], "one stage draws (3, 32, 32)"),
         (["{base}", "a ring", "--upsample", "{up}", "--aug-level", "0.1"], "was trained without noise"),
         (["{base}", "a ring", "--aug-level", "0.1"], "1 are too many"),
@@ -177,7 +182,7 @@ def test_a_picture_is_edited_in_both_sizes(systems, edited, tmp_path):
 )
 def test_bad_usage_is_one_line_and_exit_code_2(systems, edited, arguments, message, tmp_path):
     places = {path.name: path for path in systems.iterdir()} | {"picture": edited}
-    result = run("sample", *(a.format(**places) for a in arguments), *QUICK, "--out", tmp_path / "x.npz")
+    result = run("sample", *(a.format(**places) for a in arguments), *quick(arguments), "--out", tmp_path / "x.npz")
     assert result.exit_code == 2 and message in result.output, result.output
     assert len(result.output.strip().splitlines()) == 1 and not list(tmp_path.iterdir())
 
@@ -240,7 +245,7 @@ def test_captions_of_shards(systems, tmp_path):
 
 def test_a_cascade_is_judged_beside_real_pictures_of_its_size(systems, tmp_path):
     stage = ["--upsample", systems / "augmented", "--aug-level", 0.3]
-    result = run("evaluate", systems / "base", *JUDGED, *QUICK, *stage, "--json", tmp_path / "x.json")
+    result = run("evaluate", systems / "base", *JUDGED, *quick(stage), *stage, "--json", tmp_path / "x.json")
     assert result.exit_code == 0, result.output
     rows = {row["what"]: row["measures"] for row in json.loads((tmp_path / "x.json").read_text())["rows"]}
     assert rows["heldout, real"]["all"]["value"] > 0.8 > rows["heldout, s = 1"]["all"]["value"]

@@ -151,7 +151,7 @@ os.system("true")
 os.execv(sys.executable, [sys.executable, "-c", "0"])
 os.posix_spawn("/bin/cat", ["cat", {victim!r}], os.environ)
 __import__("subprocess").run(["cat", {victim!r}])
-__import__("multiprocessing").Process(target=print).start()
+__import__("multiprocessing.context").context.ForkProcess(target=print).start()
 __import__("socket").socket()
 __import__("socket").create_connection(("127.0.0.1", 80))
 __import__("urllib.request").request.urlopen("http://127.0.0.1")
@@ -224,6 +224,60 @@ c(libc.inotify_init())
 c(libc.inotify_init1(0))
 c(libc.fanotify_init(0, 0))
 c(libc.syscall(io_setup, 128, ctypes.byref(ctypes.c_ulong(0))))
+c(libc.ioctl(opened, 0x40086602, ctypes.byref(ctypes.c_int(0))))
+c(libc.ioctl(opened, 0x401C5820, ctypes.create_string_buffer(28)))
+c(libc.ioctl(opened, 0x40806685, ctypes.create_string_buffer(128)))
+c(libc.fcntl(opened, 6, ctypes.create_string_buffer(32)))
+c(libc.fcntl(opened, 37, ctypes.create_string_buffer(32)))
+c(libc.fcntl(opened, 1036, ctypes.byref(ctypes.c_ulong(1))))
+c(libc.syscall(469, -100, b"leased", 0, 0, 0))
+c(libc.syscall(500, 0))
+c(libc.socketpair(1, 2, 0, (ctypes.c_int * 2)()))
+c(libc.socketpair(16, 3, 0, (ctypes.c_int * 2)()))
+c(libc.sendto(pair[0].fileno(), b"x", 1, 0, bytes([1, 0]) + b"/dev/log", 10))
+c(libc.sendmsg(pair[0].fileno(), ctypes.create_string_buffer(56), 0))
+c(libc.connect(pair[0].fileno(), bytes([1, 0]) + b"/dev/log", 10))
+c(libc.bind(pair[0].fileno(), bytes([1, 0]) + b"leased.sock", 13))
+c(libc.listen(pair[0].fileno(), 1))
+c(libc.syncfs(opened))
+c(libc.mlockall(3))
+c(libc.unshare(0x10000000))
+c(libc.setns(opened, 0))
+c(libc.chroot(b"."))
+c(libc.syscall(userfaultfd, 0))
+c(libc.syscall(keyctl, 0, -3, 1))
+c(libc.syscall(425, 8, ctypes.create_string_buffer(120)))
+c(libc.syscall(bpf, 0, ctypes.create_string_buffer(128), 128))
+c(libc.syscall(perf, ctypes.create_string_buffer(128), 0, -1, -1, 0))
+c(libc.syscall(435, ctypes.create_string_buffer(88), 88))
+c(libc.shmget(0, 4096, 0o1600))
+c(libc.msgget(0, 0o1600))
+c(libc.semget(0, 1, 0o1600))
+c(libc.setpriority(0, 0, -5))
+c(libc.sched_setscheduler(0, 1, ctypes.byref(ctypes.c_int(1))))
+c(libc.sched_setaffinity(0, 8, ctypes.byref(ctypes.c_ulong(1))))
+c(libc.setuid(1))
+c(libc.sethostname(b"x", 1))
+c(libc.mknod(b"device", 0o20666, 0x103))
+c(libc.open(b"/proc/self/mem", 2))
+c(libc.open(b"/proc/sys/kernel/hostname", 1))
+c(libc.open(b"/dev/tty", 2))
+c(libc.open(b"/dev/shm/shared", 0o102, 0o600))
+c(libc.mkdir(b"/proc/mine", 0o700))
+c(libc.setrlimit(0, ctypes.byref((ctypes.c_ulong * 2)(1 << 30, 1 << 30))))
+"""
+
+# What no right of reading guards; these need a root of its own.
+ASKING = """
+os.stat({victim!r})
+os.stat(os.path.dirname({victim!r}))
+os.stat({repository!r} + "/tests")
+os.stat("/etc/passwd")
+os.access({victim!r}, os.F_OK) or 1 / 0
+os.statvfs({victim!r})
+os.readlink("/proc/self/cwd")
+os.chdir(os.path.dirname({victim!r}))
+c(libc.access({victim!r}.encode(), 0))
 """
 
 
@@ -232,9 +286,12 @@ def attempts(lines: str, **places) -> str:
     tried = lines.format(**places).strip().splitlines()
     return f"""
 import ctypes
+import socket
 
 libc = ctypes.CDLL(None, use_errno=True)
-io_setup = 206 if os.uname().machine == "x86_64" else 0
+pair = socket.socketpair()
+x86 = os.uname().machine == "x86_64"
+io_setup, userfaultfd, keyctl, bpf, perf = (206, 323, 250, 321, 298) if x86 else (0, 282, 219, 280, 241)
 opened, own, folder = os.open(os.__file__, 0), os.open("leased", os.O_CREAT), os.open(".", 0)
 
 

@@ -88,6 +88,7 @@ def graded(places, tmp_path_factory):
     sources = HOSTILE | {
         "python_attempts": attacks.attempts(attacks.PYTHON, **places),
         "native_attempts": attacks.attempts(attacks.NATIVE, **places),
+        "asking_attempts": attacks.attempts(attacks.ASKING, **places),
     }
     for i, (name, source) in enumerate(sources.items()):
         (folder / f"{i:02}_{name}.py").write_text(attacks.RIGHT + source)
@@ -122,7 +123,7 @@ def statuses(result):
     return [e["status"] for e in result["exercises"]]
 
 
-@pytest.mark.parametrize("name", [*HOSTILE, "python_attempts", "native_attempts"])
+@pytest.mark.parametrize("name", [*HOSTILE, "python_attempts", "native_attempts", "asking_attempts"])
 def test_the_next_hand_in_gets_full_marks(graded, name):
     assert points(graded[f"{name}_then_good"]) == FULL
 
@@ -191,6 +192,14 @@ def test_attempts_through_c_are_refused(graded, places):
     assert Path(places["victim"]).read_text() == "untouched"
 
 
+def test_nothing_can_be_asked_about_other_files(graded, places):
+    if "private root" not in graded["asking_attempts"]["layers"]:
+        pytest.skip(f"this system offers only: {graded['asking_attempts']['layers']}")
+    found, wanted = outcome(graded["asking_attempts"], attacks.ASKING)
+    assert {line: end for line, end in found.items() if not end.startswith("refused")} == {}
+    assert len(found) == len(wanted)
+
+
 def test_no_folder_is_left(graded):
     assert os.listdir(graded["scratch"]) == []
 
@@ -212,13 +221,12 @@ def test_a_notebook_of_magics_files_and_waiting(graded):
 
 
 def test_hand_ins_that_cannot_be_graded(graded):
-    assert graded["broken"]["message"] == "not a notebook of nbformat 4"
+    assert graded["broken"]["message"] == "not a notebook of nbformat 4 or 3"
     assert "cannot tell which lesson" in graded["unknown"]["message"]
 
 
 def test_a_file_goes_on_after_an_import_that_fails(graded):
     assert points(graded["cannot_import"]) == FULL
-    assert statuses(graded["tagged"])[1] == "missing", "but a cell of a notebook stops, as a notebook does"
 
 
 def test_layers_are_reported(graded):

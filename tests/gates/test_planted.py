@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -273,10 +274,10 @@ def test_a_fact_of_a_card_that_is_typed_is_named(published, name, value):
     assert f"not {value!r}" in "".join(cards.untrue(folder))
 
 
-@pytest.mark.parametrize("factor, seconds", [(0.98, 15), (0.7, 0)], ids=["all measured again", "a few batches"])
+@pytest.mark.parametrize("factor, seconds", [(0.98, math.inf), (0.7, 0)], ids=["all measured again", "a few batches"])
 def test_a_metric_that_is_typed_by_hand_is_named(published, factor, seconds):
     falsify = lambda card: card["metrics"].update(heldout_loss=card["metrics"]["heldout_loss"] * factor)
-    true = data_folder() / "checkpoints/digits-weak"
+    true = data_folder() / "checkpoints/digits-classifier"
     assert list(cards.wrong_metrics(true, seconds)) == []
-    found = "".join(cards.wrong_metrics(published("digits-weak", card=falsify), seconds))
+    found = "".join(cards.wrong_metrics(published("digits-classifier", card=falsify), seconds))
     assert "heldout_loss is" in found and "the card says" in found

@@ -14,7 +14,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from minidiff.course.grading.handin import Block, parse
+from minidiff.course.grading.dialect import parse
+from minidiff.course.grading.formats import Block
 from tools import reach, render, run_lessons
 from tools.lessons import ROOT, read
 

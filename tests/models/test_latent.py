@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from minidiff.condition import Condition
-from minidiff.layouts import diffusers_unet, diffusers_vae
+from minidiff.diffusers_names import autoencoder_name, latent_unet_name
 from minidiff.models.latent_unet import LatentUNet, LatentUNetConfig, SpatialTransformer
 from minidiff.models.vae import AutoencoderConfig, AutoencoderKL, AutoencoderVQ, Codebook, DiagonalGaussian
 
@@ -76,7 +76,7 @@ def test_the_unet_is_the_function_of_diffusers(matrices):
         cross_attention_dim=24,
         use_linear_projection=matrices,
     ).eval()
-    renamed(ours, theirs, diffusers_unet)
+    renamed(ours, theirs, latent_unet_name)
     generator = torch.Generator().manual_seed(1)
     x, tokens = torch.randn(2, 4, 16, 16, generator=generator), torch.randn(2, 5, 24, generator=generator)
     time = torch.tensor([3.0, 700.0])
@@ -98,7 +98,7 @@ def test_the_autoencoder_is_the_function_of_diffusers():
         latent_channels=4,
         norm_num_groups=8,
     ).eval()
-    renamed(ours, theirs, lambda name: diffusers_vae(name, levels=3))
+    renamed(ours, theirs, lambda name: autoencoder_name(name, levels=3))
     x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         law, expected = ours.encode(x), theirs.encode(x).latent_dist

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import awake, noise, seeded
+from helpers import awake, noise, seeded, small_open_clip
 
 from minidiff.data.sets import Columns, rows
 from minidiff.guidance import cfg
@@ -16,6 +16,9 @@ from minidiff.models.embedding import Convention, EmbeddingScale
 from minidiff.models.prior import Buckets, CodePrior, CodePriorConfig, DiffusionPrior, PrincipalCodes, PriorConfig
 from minidiff.random import sample_generators
 from minidiff.recipes import load_recipe
+from minidiff.sampler import ancestral
+from minidiff.store import load
+from minidiff.systems.clip import released_clip
 from minidiff.systems.draw import cascade, draw
 from minidiff.systems.embeddings import ImageEmbedding
 from minidiff.systems.unclip import random_crops
@@ -480,3 +483,33 @@ def test_prior_decoder_and_upsampler_in_one_cascade(prior, decoder, coder):
     torch.testing.assert_close(cascade(stages, 4, sample_generators(0, range(4)), caption=CAPTIONS), by_hand)
     with pytest.raises(ValueError, match=r"one stage draws \(6,\), the next takes \(3, 8, 8\)"):
         cascade([(prior, {}), (up, {})], 1, caption=CAPTIONS[:1])
+
+
+# --- a released CLIP ------------------------------------------------------------------------------------------------
+
+
+def test_states_of_a_released_clip(tmp_path):
+    """Its embedding is the state at the end of the text, projected; what follows the end does not count."""
+    small_open_clip(tmp_path, 77)
+    clip = released_clip(f"local-dir:{tmp_path}")
+    states, counts, z = clip.text_states(["a ring", ""])
+    assert states.shape == (2, 77, 16) and counts.sum(1).tolist() == [4, 2]  # start, two words, end; start, end
+    at_end = states[torch.arange(2), counts.sum(1) - 1]
+    torch.testing.assert_close(at_end @ clip.network.model.text_projection, z, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="only a released CLIP"):
+        load("scenes-clip").text_states(["a ring"])
+
+
+def test_karlos_systems_read_captions_by_the_frozen_clip(tmp_path):
+    """Of tiny size: the null is the empty text, and both networks are told the same states."""
+    small_open_clip(tmp_path, 77)
+    clip = released_clip(f"local-dir:{tmp_path}")
+    changes = ["network.embedding=12", "network.states=16", "network.width=16", "network.layers=1", "network.heads=2"]
+    prior = awake(load_recipe("karlo-prior", changes).build(), 0.3, dtype=torch.float32)
+    prior.parts[0].lend(lambda: clip)
+    level, x = prior.schedule.level(500), noise(2, 12).float()
+    nothing = prior(x, level, prior.null(2, caption=CAPTIONS[:2])).value
+    torch.testing.assert_close(nothing, prior(x, level, prior.condition(2, caption=["", ""])).value)
+    assert not torch.allclose(nothing, prior(x, level, prior.condition(caption=CAPTIONS[:2])).value, atol=1e-4)
+    drawn = draw(prior, 2, caption=CAPTIONS[:2], guide=cfg(4.0), levels="25", sampler=ancestral(), generator=seeded(0))
+    assert drawn.shape == (2, 12) and bool(drawn.isfinite().all())

@@ -118,3 +118,26 @@ def test_the_command_says_how_to_go_on_after_ctrl_c(tmp_path, monkeypatch):
     result = CliRunner().invoke(main, ["train", TINY, "--out", str(tmp_path), "--quiet", "--cpu"])
     assert result.exit_code == 130
     assert "stopped after step 2 of 24" in result.output and "the same command goes on" in result.output
+
+
+class Gone:
+    """Standard error after whoever read it has left."""
+
+    encoding = "utf-8"
+
+    def write(self, text=""):
+        raise BrokenPipeError
+
+    flush = write
+
+    def fileno(self):
+        return 2
+
+    def isatty(self):
+        return False
+
+
+def test_training_goes_on_when_nobody_looks_on_any_more(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stderr", Gone())
+    train(load_recipe(TINY, ["training.steps=2"]), Recipe.build, tmp_path, cpu=True, quiet=False)
+    assert load_checkpoint(tmp_path / "last.safetensors")[1]["step"] == 2

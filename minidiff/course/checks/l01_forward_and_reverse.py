@@ -536,14 +536,14 @@ def commitment(kept=None, added=None, schedule=clipped_cosine_schedule, share: f
 SQUARED_ALPHA, SQUARED_SIGMA = (lambda alpha, sigma: alpha**2), (lambda alpha, sigma: sigma**2)
 
 
-@case("ex-01-commit", "a-time")
+@case("ex-01-commit", "a-time", points=0)
 def _(answer):
     if answer == TIMES.index(commitment()):
         raise Mistake("this is the place in the list of times; the time itself was asked for")
     assert answer in TIMES, "the answer is one of the times 0, 50, ..., 950"
 
 
-@case("ex-01-commit", "measured")
+@case("ex-01-commit", "measured", points=2)
 def _(answer):
     right = commitment()
     end = "time runs from data (0) to noise (999); this is counted from the other end"

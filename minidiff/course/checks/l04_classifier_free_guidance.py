@@ -163,12 +163,12 @@ def _converts(answer, rng: Generator, *rules: str) -> None:
             expect(answer(rule, value), _our_scale(rng, rule, value), say, _miscounted(rule, value))
 
 
-@case("ex-04-scale", "counted-from-the-conditional")
+@case("ex-04-scale", "counted-from-the-conditional", points=2)
 def _(answer, rng):
     _converts(answer, rng, *FROM_CONDITIONAL)
 
 
-@case("ex-04-scale", "counted-from-the-null", assumes=())
+@case("ex-04-scale", "counted-from-the-null", points=0, assumes=())
 def _(answer, rng):
     _converts(answer, rng, *FROM_NULL)
 
@@ -199,7 +199,7 @@ def _dropped(answer, rng: Generator, p: float, batches: int, n: int) -> tuple[Te
     return labels, torch.stack([answer(labels, p, seed) for seed in seeds])
 
 
-@case("ex-04-drop", "null-is-no-class")
+@case("ex-04-drop", "null-is-no-class", points=0)
 def _(answer, rng):
     labels, got = _dropped(answer, rng, uniform(rng, 0.4, 0.6), 20, 256)
     put = got[got != labels].unique().tolist()
@@ -236,7 +236,7 @@ def _(answer, rng):
     expect(spread / independent, 1.0, say, rtol=0, atol=0.2)  # five deviations of 300 batches
 
 
-@case("ex-04-drop", "rate")
+@case("ex-04-drop", "rate", points=2)
 def _(answer, rng):
     for p in (uniform(rng, 0.15, 0.3), uniform(rng, 0.65, 0.9)):
         labels, got = _dropped(answer, rng, p, 20, 256)

@@ -137,13 +137,13 @@ def _unrepaired(f: Tensor, prior: Tensor) -> dict[str, Tensor]:
     }
 
 
-@case("ex-06-repair", "pmi-stays-as-it-is")
+@case("ex-06-repair", "pmi-stays-as-it-is", points=0)
 def _(answer, rng):
     pmi, prior = _agreeing(rng)
     expect(answer(pmi, prior), pmi, "a critic that is the PMI already must not change", _unrepaired(pmi, prior))
 
 
-@case("ex-06-repair", "any-a-of-x")
+@case("ex-06-repair", "any-a-of-x", points=2)
 def _(answer, rng):
     for size in (3, 30, 0.3):
         (pmi, prior), bumps = _agreeing(rng), size * normal(rng, 6, 1)
@@ -236,7 +236,7 @@ def _counts_right(answer, rng: Generator, counts: Tensor, say: str) -> None:
     expect(got, _counted(counts), say, wrong, atol=1e-6)
 
 
-@case("ex-06-pmi-table", "independent-is-zero")
+@case("ex-06-pmi-table", "independent-is-zero", points=0)
 def _(answer, rng):
     rows, columns = (torch.randperm(3, generator=rng)[:n] + 1 for n in (3, 2))
     _counts_right(
@@ -244,7 +244,7 @@ def _(answer, rng):
     )
 
 
-@case("ex-06-pmi-table", "by-hand")
+@case("ex-06-pmi-table", "by-hand", points=2)
 def _(answer, rng):
     for _ in range(2):
         counts = torch.randint(1, 7, (2, 3), generator=rng)

@@ -325,7 +325,7 @@ def _hidden(got: Tensor) -> Tensor:
     return (got == EMPTY).all(-1).double()
 
 
-@case("ex-07-drop", "empty-is-no-word")
+@case("ex-07-drop", "empty-is-no-word", points=0)
 def _(answer, rng):
     tokens, got = _dropped(answer, rng, uniform(rng, 0.4, 0.6), 20, 64)
     changed = got != tokens
@@ -339,7 +339,7 @@ def _(answer, rng):
     assert bool((put == EMPTY).all()), "the empty caption is -1 in every place"
 
 
-@case("ex-07-drop", "whole-captions")
+@case("ex-07-drop", "whole-captions", points=0)
 def _(answer, rng):
     tokens, got = _dropped(answer, rng, uniform(rng, 0.3, 0.6), 20, 64)
     if not bool((_hidden(got).bool() | (got == tokens).all(2)).all()):
@@ -356,7 +356,7 @@ def _(answer, rng):
         raise Mistake("ten other seeds drop the very same captions: the seed makes no difference")
 
 
-@case("ex-07-drop", "each-sample-its-own")
+@case("ex-07-drop", "each-sample-its-own", points=2)
 def _(answer, rng):
     _, got = _dropped(answer, rng, uniform(rng, 0.2, 0.5), 300, 128)
     share = _hidden(got).mean(1)
@@ -371,7 +371,7 @@ def _(answer, rng):
     expect(spread / independent, 1.0, say, rtol=0, atol=0.2)  # five deviations of 300 batches
 
 
-@case("ex-07-drop", "rate")
+@case("ex-07-drop", "rate", points=2)
 def _(answer, rng):
     for p in (uniform(rng, 0.15, 0.3), uniform(rng, 0.65, 0.9)):
         share = _hidden(_dropped(answer, rng, p, 20, 256)[1])

@@ -172,7 +172,7 @@ exercise(
 )
 
 
-@case("ex-08-paste", "one-is-known")
+@case("ex-08-paste", "one-is-known", points=0)
 def _(answer, rng):
     given = _pasting(rng, general_pair(rng)[0])
     got, x, known = answer(*given.values()), given["x"], given["mask"] == 1
@@ -185,7 +185,7 @@ def _(answer, rng):
     assert torch.equal(got[unknown], x[unknown]), "where the mask is 0 the sample must stay as it is, to the last bit"
 
 
-@case("ex-08-paste", "at-the-level")
+@case("ex-08-paste", "at-the-level", points=2)
 def _(answer, rng):
     levels = general_pair(rng)[1], preserving_pair(rng)[0], exploding_pair(rng)[0], DATA
     for level in levels:
@@ -345,12 +345,12 @@ def measure_enough(rho: float = 0.6, n: int = 25, share: float = 0.95, late: boo
     return next(k for k in range(1, 200) if measure_gain(rho, n, k, late) >= share * rho)
 
 
-@case("ex-08-resamplings", "a-count")
+@case("ex-08-resamplings", "a-count", points=0)
 def _(answer):
     assert answer >= 1, f"every step is taken at least once; {answer} is no number of resamplings"
 
 
-@case("ex-08-resamplings", "reaches-95-percent")
+@case("ex-08-resamplings", "reaches-95-percent", points=2)
 def _(answer):
     right = measure_enough()
     wrong = {
@@ -510,7 +510,7 @@ def _miswidened(weight: Tensor, extra: int, after: int) -> dict[str, Tensor]:
     }
 
 
-@case("ex-08-widen", "new-weights-are-zero")
+@case("ex-08-widen", "new-weights-are-zero", points=0)
 def _(answer, rng):
     for extra in (4, 1):
         weight = _weights(rng, 4, 6, 3, 3)
@@ -522,7 +522,7 @@ def _(answer, rng):
         assert not got[:, new].any(), say
 
 
-@case("ex-08-widen", "old-weights-are-kept")
+@case("ex-08-widen", "old-weights-are-kept", points=2)
 def _(answer, rng):
     for after in (2, 4):
         weight = _weights(rng, 5, 6, 3, 3)

@@ -236,7 +236,7 @@ def _seen(answer: Callable, alpha: Tensor) -> Tensor:
     return timestep_embedding(answer(alpha), 64).double() / UNIT
 
 
-@case("ex-09-see", "finite-at-both-ends")
+@case("ex-09-see", "finite-at-both-ends", points=0)
 def _(answer):
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
     told = answer(ends)
@@ -247,7 +247,7 @@ def _(answer):
     assert (seen[0] - seen[1]).norm() > 0.05, "clean data and pure noise look alike to this network"
 
 
-@case("ex-09-see", "neighbours-are-told-apart")
+@case("ex-09-see", "neighbours-are-told-apart", points=2)
 def _(answer):
     alpha = torch.linspace(0, 1, 101, dtype=torch.float64)
     seen = _seen(answer, alpha)
@@ -527,12 +527,12 @@ def enough(share: float = SHARE, error=error_left, **kind) -> float:
     return high
 
 
-@case("ex-09-enough", "a-level")
+@case("ex-09-enough", "a-level", points=0)
 def _(answer):
     assert 0 <= answer <= 1, f"sigma lies between 0 and 1, not at {answer:.4g}"
 
 
-@case("ex-09-enough", "a-hundredth-is-left")
+@case("ex-09-enough", "a-hundredth-is-left", points=2)
 def _(answer):
     right = enough()
     wrong = {

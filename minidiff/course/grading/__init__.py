@@ -1,9 +1,10 @@
 """Grading hand-ins: the answer runs in a sandboxed process, the verdict is made outside it.
 
 ``grade`` (which files, what is written) asks ``referee`` processes (cases, verdicts); each has a ``nursery``, which
-forks a process for every hand-in. That process shuts itself in (``kernel``: what Linux offers; ``sandbox``: paths,
-resources, audit hook), executes the hand-in (``worker``, ``handin``) and serves its answers over pipes (``wire``,
-``channel``). ``process`` starts and ends processes.
+forks a process for every hand-in. That process shuts itself in (``kernel``, ``seccomp``: what Linux offers;
+``sandbox``: resources, audit hook; ``standins``: what does the same in one process), executes the hand-in (``worker``,
+``handin``, ``dialect``) and serves its answers over pipes (``wire``, ``channel``). ``formats`` reads files, ``book``
+writes grades, ``process`` starts and ends processes.
 """
 
 from __future__ import annotations

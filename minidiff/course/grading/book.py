@@ -35,9 +35,28 @@ class GradeBook:
 
     def write(self, results: list[dict]) -> None:
         """Raises OSError when a file cannot be written (any more); what it held before is then still there."""
-        content = {"csv": to_csv, "json": lambda results: json.dumps(results, indent=1) + "\n"}
         for kind, path in self._files.items():
-            write_atomically(path, content[kind](results).encode("utf-8", "backslashreplace"))
+            write_atomically(path, _content(kind, results))
+
+    def finish(self, results: list[dict]) -> None:
+        """As ``write``; what cannot be written where it should is written among the temporary files.
+
+        Raises:
+            OSError: a file cannot be written any more; the message says where it is instead.
+        """
+        try:
+            self.write(results)
+        except OSError as error:
+            folder = Path(tempfile.mkdtemp(prefix="minidiff-grades-"))
+            for kind, path in self._files.items():
+                write_atomically(folder / path.name, _content(kind, results))
+            names = " and ".join(map(str, self._files.values()))
+            raise OSError(f"{names} cannot be written any more ({error}); the grades are in {folder}") from error
+
+
+def _content(kind: str, results: list[dict]) -> bytes:
+    text = to_csv(results) if kind == "csv" else json.dumps(results, indent=1) + "\n"
+    return text.encode("utf-8", "backslashreplace")
 
 
 def _prove_writable(path: Path, kind: str) -> None:

@@ -15,6 +15,7 @@ from queue import SimpleQueue
 
 from minidiff.course.grading.book import GradeBook
 from minidiff.course.grading.channel import Gone
+from minidiff.course.grading.formats import is_hand_in
 from minidiff.course.grading.process import Referee, exposed
 from minidiff.course.grading.wire import Peer, Remote
 
@@ -26,14 +27,14 @@ RANGES = {"time_limit_s": DAY_S, "case_limit_s": DAY_S, "memory_limit_mb": 1 << 
 class _Judge:
     """A referee, started when first needed, and anew when it ended or overran."""
 
-    def __init__(self, denied: list[str]):
-        self._denied = denied
+    def __init__(self, denied: list[str], processor: int | None):
+        self._denied, self._processor = denied, processor
         self._referee: Referee | None = None
 
     def grade(self, path: str, time_limit_s: float, options: dict) -> dict:
         """The result for one hand-in, also when the referee fails on it."""
         if self._referee is None:
-            self._referee = Referee(self._denied)
+            self._referee = Referee(self._denied, self._processor)
         channel = self._referee.channel
         channel.deadline = time.monotonic() + time_limit_s + GRACE_S
         try:
@@ -62,7 +63,7 @@ class _Judge:
 
 
 def collect(paths: Iterable[str | Path]) -> list[Path]:
-    """The hand-ins among files and folders: .ipynb and .py, hidden ones and checkpoints left out, in stable order.
+    """The hand-ins among files and folders: notebooks and .py, hidden ones and checkpoints left out, in stable order.
 
     Raises:
         ValueError: a path does not exist or is another kind of file, or there is no hand-in at all.
@@ -70,16 +71,16 @@ def collect(paths: Iterable[str | Path]) -> list[Path]:
     found: dict[Path, None] = {}
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix in (".ipynb", ".py") and p.is_file())
             hidden = lambda p: any(part.startswith((".", "__")) for part in p.relative_to(path).parts)  # noqa: B023
             # a link could make the grader read (and report on) a file of its owner
-            found.update(dict.fromkeys(p for p in inside if not hidden(p) and not p.is_symlink()))
+            inside = sorted(p for p in path.rglob("*") if not hidden(p) and not p.is_symlink() and p.is_file())
+            found.update(dict.fromkeys(filter(is_hand_in, inside)))
         elif path.is_symlink():
             raise ValueError(f"{path} is a link, which could point to anything: name the file itself")
-        elif path.is_file() and path.suffix in (".ipynb", ".py"):
+        elif path.is_file() and is_hand_in(path):
             found[path] = None
         else:
-            raise ValueError(f"{path} is not a folder, a notebook (.ipynb) or a .py file")
+            raise ValueError(f"{path} is not a folder, a notebook (.ipynb, or one as .md) or a .py file")
     if not found:
         raise ValueError("no hand-in found: give notebooks (.ipynb), .py files or folders of them")
     return list(found)
@@ -127,7 +128,7 @@ def grade_paths(
     Raises:
         ValueError: for paths that are no hand-ins, limits outside their range, output files that cannot be written
             or that would overwrite a hand-in or each other, or on Windows.
-        OSError: a file cannot be written any more, after all have been graded.
+        OSError: a file cannot be written any more, after all have been graded; the message says where it is instead.
     """
     limits = {
         "time_limit_s": time_limit_s,
@@ -151,7 +152,7 @@ def grade_paths(
     results = _grade_all(files, min(int(jobs), len(files)), float(time_limit_s), options, book, progress)
     if weak := weaknesses(results):
         warnings.warn(f"weak isolation: {weak}; grade here only hand-ins that you trust", RuntimeWarning, stacklevel=2)
-    book.write(results)
+    book.finish(results)
     return results
 
 
@@ -164,7 +165,7 @@ def _grade_all(
     progress: Callable[[dict], None] | None,
 ) -> list[dict]:
     denied = exposed([*files, *options["checks"]])
-    judges = [_Judge(denied) for _ in range(jobs)]
+    judges = [_Judge(denied, i if jobs > 1 else None) for i in range(jobs)]
     idle: SimpleQueue[_Judge] = SimpleQueue()
     for judge in judges:
         idle.put(judge)

@@ -1,4 +1,4 @@
-"""Reading a hand-in (in the judging process) and executing what its answers need (in the sandboxed one).
+"""Which lesson a hand-in is of, and (in the sandboxed process) executing what its answers need.
 
 A lesson samples, plots and measures; grading it must not. So of a notebook only these cells run whole: those tagged
 ``setup`` or ``exercise`` and, when an editor has lost the tags (Colab), those that define an answer. Of all other cells
@@ -12,7 +12,7 @@ import ast
 import asyncio
 import builtins
 import inspect
-import json
+import itertools
 import linecache
 import re
 import symtable
@@ -22,55 +22,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from minidiff.course.grading.dialect import decode, exported_cells, parse, session
+from minidiff.course.grading.dialect import UNREADABLE, parse, session
+from minidiff.course.grading.formats import WHOLE, Block, HandIn, cells_of
 from minidiff.course.grading.wire import describe
 
-MAX_FILE_BYTES = 20 << 20
 LIGHT = {"check", "claim", "live"}  # tags of cells that never run whole, but may hold a function that an answer uses
-WHOLE = {"setup", "exercise", "whole"}  # tags of cells that run from the first to the last line
+RUN = {"setup", "exercise", WHOLE}  # tags of cells that run from the first to the last line
 MUTATORS = {"append", "add", "update", "extend", "insert", "setdefault", "eval", "load_state_dict", "set_default_dtype"}
 REORDERING = {"sort", "reverse", "pop", "popitem", "remove", "clear", "discard", "appendleft", "extendleft", "rotate"}
-CHOICES = (ast.If, ast.While, ast.Try, ast.Match)  # statements of which a part may not run
-PLAIN = (ast.Assign, ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)  # bind for sure
-LATER = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda, ast.GeneratorExp)  # look names up later
-
-
-@dataclass(frozen=True)
-class Block:
-    """A code cell, or a whole .py file."""
-
-    source: str
-    tags: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class HandIn:
-    """A hand-in as read: its code, and the lesson its metadata names, if any."""
-
-    blocks: list[Block]
-    lesson: str | None = None
-
-
-def read(path: Path) -> HandIn:
-    """Read a .ipynb (nbformat 4) or .py file.
-
-    Raises:
-        ValueError: the file is too large, not text, or not a notebook.
-    """
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise ValueError(f"the file has {path.stat().st_size} bytes, at most {MAX_FILE_BYTES} are accepted")
-    text = decode(path.read_bytes(), path.suffix)
-    if path.suffix == ".py":
-        cells = exported_cells(text)
-        return HandIn([Block(text, ("whole",))] if cells is None else [Block(cell) for cell in cells])
-    try:
-        notebook = json.loads(text)
-        cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-        blocks = [Block("".join(c["source"]), tuple(map(str, c["metadata"].get("tags", ())))) for c in cells]
-        lesson = notebook["metadata"].get("minidiff", {}).get("lesson")
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError("not a notebook of nbformat 4") from error
-    return HandIn(blocks, lesson if isinstance(lesson, str) else None)
 
 
 def detect_lesson(handin: HandIn, path: Path, names: dict[str, dict[str, str]]) -> str:
@@ -101,24 +60,28 @@ def detect_lesson(handin: HandIn, path: Path, names: dict[str, dict[str, str]]) 
 
 @dataclass
 class _Statement:
-    """A top-level statement: the names that it binds, surely binds anew, changes in place, and looks up.
-
-    ``reads`` are the names that it looks up before it binds them, or maybe later: in a function it defines.
-    """
+    """A top-level statement: the names it binds and the names it looks up; whether it could define anything."""
 
     node: ast.stmt
     binds: set[str]
-    anew: set[str]
-    changes: set[str]
     needs: set[str]
-    reads: set[str]
+
+    @property
+    def always(self) -> bool:
+        """Whether it could define anything: a star, or a file that another cell imports."""
+        star = isinstance(self.node, ast.ImportFrom) and any(a.name == "*" for a in self.node.names)
+        return star or bool(self.needs & {"__write_file__", "__read_file__"})
+
+    @property
+    def guarded(self) -> bool:
+        """Whether it is ``if __name__ == "__main__":``, which shows or trains, and seldom defines an answer."""
+        return isinstance(self.node, ast.If) and ast.unparse(self.node.test) == "__name__ == '__main__'"
 
 
 @dataclass
 class _Cell:
     statements: list[_Statement]
     whole: bool
-    stops: bool  # at its first failure
     file: str  # what tracebacks call it
     run: set[int] = field(default_factory=set)  # indices of the statements to run
 
@@ -166,37 +129,6 @@ def changed(node: ast.AST) -> set[str]:
     return found.union(*map(changed, ast.iter_child_nodes(node)))
 
 
-def exposed(body: Iterable[ast.stmt], bound: set[str]) -> set[str]:
-    """The names that statements read before they bind them; what they surely bind is added to ``bound``."""
-    found: set[str] = set()
-    for node in body:
-        if isinstance(node, ast.For):
-            found |= _read(node.iter) - bound
-            found |= exposed(node.body + node.orelse, bound | _bound(node.target))
-        elif isinstance(node, ast.With):
-            for item in node.items:
-                found |= _read(item.context_expr) - bound
-                bound |= _bound(item.optional_vars) if item.optional_vars else set()
-            found |= exposed(node.body, bound)
-        elif isinstance(node, ast.If | ast.While):
-            found |= _read(node.test) - bound
-            found |= exposed(node.body, set(bound)) | exposed(node.orelse, set(bound))
-        else:
-            binds, needs = names_of(node)
-            inside = mutated(node)
-            found |= (needs | inside) - bound
-            bound |= set() if isinstance(node, CHOICES) else binds - inside
-    return found
-
-
-def _read(node: ast.expr) -> set[str]:
-    return names_of(ast.Expr(node))[1]
-
-
-def _bound(target: ast.expr) -> set[str]:
-    return {part.id for part in ast.walk(target) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)}
-
-
 def _root(target: ast.expr) -> set[str]:
     while isinstance(target, ast.Attribute | ast.Subscript):
         target = target.value
@@ -211,47 +143,27 @@ def _bound_by_pattern(block: Block) -> set[str]:
 
 def _statement(node: ast.stmt) -> _Statement:
     binds, needs = names_of(node)
-    changes, later = changed(node), any(isinstance(part, LATER) for part in ast.walk(node))
-    anew = binds - changes if isinstance(node, PLAIN) else set()
-    return _Statement(node, binds | changes, anew, changes, needs, needs if later else exposed([node], set()))
+    return _Statement(node, binds | changed(node), needs)
 
 
-def _always(statement: _Statement) -> bool:
-    """Whether a statement could define anything: a star, or a file that another cell imports."""
-    node = statement.node
-    star = isinstance(node, ast.ImportFrom) and any(a.name == "*" for a in node.names)
-    return star or "__write_file__" in statement.needs
-
-
-def _select(cells: list[_Cell]) -> None:
-    """Mark what to run: whole cells, and everything they need, backwards through the names.
-
-    A name that a cell binds anew before it looks it up comes from nowhere else; else an answer that calls something
-    ``generator`` would run all cells that do. What changes it in place runs all the same: it may have another name.
-    """
+def _select(cells: list[_Cell], answers: set[str]) -> None:
+    """Mark what to run: whole cells, and everything they need, backwards through the names."""
     for cell in cells:
-        cell.run = {i for i, s in enumerate(cell.statements) if cell.whole or _always(s)}
-    needed: set[str] = set()  # names that come from other cells
-    used: set[str] = set()  # and those that do not
+        cell.run = {i for i, s in enumerate(cell.statements) if (cell.whole and not s.guarded) or s.always}
+    needed = set(answers)
     grown = True
     while grown:
-        before = sum(len(cell.run) for cell in cells)
+        chosen = [(cell, i) for cell in cells for i in cell.run]
+        needed.update(*(cell.statements[i].needs for cell, i in chosen))
         for cell in cells:
-            bound: set[str] = set()
-            for statement in (cell.statements[i] for i in sorted(cell.run)):
-                used |= statement.needs
-                needed |= statement.reads - (set() if statement.reads is statement.needs else bound)
-                bound |= statement.anew
-        for cell in cells:
-            cell.run |= {i for i, s in enumerate(cell.statements) if s.binds & needed or s.changes & used}
-        grown = sum(len(cell.run) for cell in cells) > before
+            cell.run |= {i for i, s in enumerate(cell.statements) if s.binds & needed}
+        grown = sum(len(cell.run) for cell in cells) > len(chosen)
 
 
 def execute(blocks: Iterable[Block], answers: Iterable[str]) -> tuple[dict, dict[str, list[str]]]:
     """Run what the answers need, in order.
 
-    A failing statement costs what it defines; a whole cell stops at its first failure, as in a notebook, a .py file
-    does not: there it is the only cell.
+    A failing statement costs what it defines, nothing else: what it lacks may be what a sandbox lacks.
 
     Args:
         answers: names of the objects that answer exercises.
@@ -261,34 +173,30 @@ def execute(blocks: Iterable[Block], answers: Iterable[str]) -> tuple[dict, dict
     """
     answers, errors = set(answers), {}
     cells = []
-    for block in blocks:
+    for block in itertools.chain.from_iterable(map(cells_of, blocks)):
         try:
             statements = [_statement(node) for node in parse(block.source).body]
-        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        except UNREADABLE as error:
             errors.update(dict.fromkeys(_bound_by_pattern(block), describe(error)))
             continue
-        whole = bool(WHOLE & set(block.tags)) or any(s.binds & answers for s in statements)
+        whole = bool(RUN & set(block.tags)) or any(s.binds & answers for s in statements)
         whole = whole and not LIGHT & set(block.tags)
-        stops = whole and "whole" not in block.tags
-        cells.append(_Cell(statements, whole, stops, f"<cell {len(cells) + 1} of the hand-in>"))
+        cells.append(_Cell(statements, whole, f"<cell {len(cells) + 1} of the hand-in>"))
         linecache.cache[cells[-1].file] = (len(block.source), None, block.source.splitlines(True), cells[-1].file)
-    _select(cells)
-    module = types.ModuleType("handin")
-    sys.modules["handin"] = module  # dataclasses look their module up
+    _select(cells, answers)
+    module = types.ModuleType("__main__")
+    sys.modules["__main__"] = module  # dataclasses look their module up
     module.__dict__.update(**(names := session()), __builtins__=builtins)
     # ``from __future__ import annotations`` in a first cell holds for the notebook, so it is compiled in everywhere
     future = any(getattr(s.node, "module", "") == "__future__" for cell in cells for s in cell.statements)
     flags = __future__.annotations.compiler_flag if future else 0
     for cell in cells:
-        failed = None
         for i in sorted(cell.run):
             statement = cell.statements[i]
-            if failed is None or not cell.stops:
-                failed = _run(statement.node, module.__dict__, flags, cell.file)
-                module.__dict__["get_ipython"] = names["get_ipython"]  # the one that IPython has gives None here
-            for name in statement.binds:
-                if failed is not None:
-                    errors[name] = failed
+            failed = _run(statement.node, module.__dict__, flags, cell.file)
+            module.__dict__["get_ipython"] = names["get_ipython"]  # the one that IPython has gives None here
+            if failed is not None:
+                errors.update(dict.fromkeys(statement.binds, failed))
     return module.__dict__, {name: error for name, error in errors.items() if name not in module.__dict__}
 
 

@@ -12,21 +12,30 @@ import json
 import os
 import signal
 import socket
+import sys
+import tempfile
 import time
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 
-from minidiff.course.grading import kernel, worker
+from minidiff.course.grading import kernel, sandbox, seccomp, worker
 from minidiff.course.grading.sandbox import FOLDER_MB
 
 PRELOADED = ("matplotlib.pyplot",)  # slow to import, and used by the setup cell of every lesson
 MAX_THREADS = 64  # of a hand-in; no limit of the kernel binds root
+MAX_FILES = 4096  # likewise, in the folder of a hand-in
 OWN_FOLDERS = ("HOME", "TMPDIR", "MPLCONFIGDIR", "XDG_CACHE_HOME")  # variables that name the hand-in's folder
+OWN = "/content"  # that folder, where it can be made to be called so
+# where hand-ins like to write; private to each of them
+SCRATCH = ("tmp", "home", "root", "Users", "mnt", "media", "data", "datasets", "workspace", "workspaces", "kaggle")
+SCRATCH += ("project", "projects", "notebooks", "scratch", "results", "output", "outputs", "models", "checkpoints")
 
 
 def main(config: dict) -> None:
     """Serve the referee: start a process (its pipes come along), or end one and tell its exit code."""
     kernel.die_with_parent()
+    sys.argv = [""]  # it names paths of this machine
     for name in PRELOADED:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
@@ -80,14 +89,17 @@ def _become_supervisor(config: dict, read_fd: int, write_fd: int, output_fd: int
             _become_worker(config | {"read_fd": read_fd, "write_fd": write_fd}, namespaces)
         for fd in (read_fd, write_fd, output_fd, 1, 2):
             os.close(fd)  # the worker alone holds the pipes, so that its end is seen at once
-        code = _supervise(pid)
+        code = _supervise(pid, config["folder"])
     except BaseException:
         traceback.print_exc()
     os._exit(code if code >= 0 else 128 - code)
 
 
-def _supervise(worker_pid: int) -> int:
-    """Wait for the worker, then kill all that it left behind; SIGTERM, or too many threads, ends it at once."""
+def _supervise(worker_pid: int, folder: str) -> int:
+    """Wait for the worker, then kill all that it left behind; SIGTERM, too many threads or files end it at once.
+
+    Where the worker has a private folder, ``folder`` stays empty; else this is what bounds the disk it uses.
+    """
     known = {worker_pid}  # all there is to go by where there is no /proc
 
     def kill_children(*_) -> None:
@@ -104,7 +116,7 @@ def _supervise(worker_pid: int) -> int:
         except ChildProcessError:
             return code
         if pid == 0:
-            if _threads(worker_pid) > MAX_THREADS:
+            if _threads(worker_pid) > MAX_THREADS or _overfull(folder):
                 kill_children()
             time.sleep(0.02)
             continue
@@ -122,24 +134,64 @@ def _threads(pid: int) -> int:
         return 0
 
 
+def _overfull(folder: str) -> bool:
+    """Whether there are more files below a folder than a hand-in may have, or larger ones."""
+    files, size, folders = 0, 0, [folder]
+    while folders and files <= MAX_FILES and size <= FOLDER_MB << 20:
+        with contextlib.suppress(OSError), os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                files += 1
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                else:
+                    size += entry.stat(follow_symlinks=False).st_blocks * 512
+    return files > MAX_FILES or size > FOLDER_MB << 20
+
+
+def _shut_in(folder: str, paths: list[str]) -> tuple[list[str | None], list[str]]:
+    """A private folder as the only root there is, as far as the system goes along; layers, and what may be written."""
+    if not kernel.own_mounts() or not (layer := kernel.private_folder(folder, FOLDER_MB)):
+        return [], [folder]
+    seen = _outermost(paths)
+    made = [OWN, *(f"/{name}" for name in SCRATCH if not any(sandbox.within(path, f"/{name}") for path in seen))]
+    top = [f"/{name}" for name in os.listdir("/")]
+    links = [*top, sys.prefix, sys.base_prefix]
+    if root := kernel.private_root(folder, seen, links, made):
+        return [layer, root], made
+    return [kernel.private_folder(folder, FOLDER_MB)], [folder]
+
+
+def _outermost(paths: Iterable[str]) -> list[str]:
+    """Those paths that lie in no other."""
+    found: list[str] = []
+    for path in sorted(set(paths)):
+        if not (found and sandbox.within(path, found[-1])):
+            found.append(path)
+    return found
+
+
 def _become_worker(config: dict, namespaces: str | None) -> None:
     """Never returns. A forked process has one thread, so what the kernel takes away here holds for all of it."""
     code = 1
     try:
-        folder = config["folder"]
         kernel.die_with_parent()
         os.umask(0o077)
-        layers = ["own process group", namespaces]
-        if namespaces and "mount" in namespaces:  # never in a mount namespace that others share
-            layers.append(kernel.private_folder(folder, FOLDER_MB))
-        os.chdir(folder)
-        os.environ.update(dict.fromkeys(OWN_FOLDERS, folder))
         if os.path.exists("/proc/self/status"):
             config["status_fd"] = os.open("/proc/self/status", os.O_RDONLY)
+        if config["processor"] is not None and hasattr(os, "sched_setaffinity"):
+            processors = sorted(os.sched_getaffinity(0))
+            os.sched_setaffinity(0, [processors[config["processor"] % len(processors)]])
+        layers, writable = ["own process group", namespaces], [config["folder"]]
+        if namespaces:
+            more, writable = _shut_in(config["folder"], [*config["readable"], *config["listable"]])
+            layers += more
+        os.chdir(writable[0])
+        os.environ.update(dict.fromkeys(OWN_FOLDERS, writable[0]))
+        tempfile.tempdir = None  # another process's
         layers.append(kernel.no_new_privileges())
-        writable = [folder, "/dev/null"]
+        writable.append("/dev/null")
         layers.append(kernel.landlock(config["readable"], writable, config["listable"]))
-        layers.append(kernel.seccomp())
+        layers.append(seccomp.seccomp())
         worker.main(config, [layer for layer in layers if layer], writable)
         code = 0
     except BaseException:

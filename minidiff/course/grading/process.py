@@ -27,7 +27,7 @@ ROOT = PACKAGE.parent  # the repository, or site-packages
 IN_REPOSITORY = (ROOT / "pyproject.toml").exists()
 REFERENCES = ("lessons", "tests", "tools", "notebooks", "book", "build", "_build", ".git")  # in the repository
 _LIBS, _SHARED = ("lib", "lib64"), ("share", "pyvenv.cfg")  # of an installation of Python
-KEPT_VARIABLES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "MINIDIFF_DATA")
+KEPT_VARIABLES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 OUTPUT_BYTES = 20_000  # kept of what a process prints
 START_LIMIT_S = 180.0  # importing torch on a busy machine
 
@@ -99,6 +99,8 @@ def scrubbed_environment(folder: str) -> dict[str, str]:
     one_thread = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
     fixed = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
     fixed |= {"MPLBACKEND": "agg", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    if "MINIDIFF_DATA" in os.environ:
+        fixed["MINIDIFF_DATA"] = os.path.realpath(os.environ["MINIDIFF_DATA"])  # where a hand-in sees it
     return {**own, **one_thread, **fixed, **{k: os.environ[k] for k in KEPT_VARIABLES if k in os.environ}}
 
 
@@ -164,11 +166,17 @@ class Python:
 class Referee(Python):
     """A referee process, and the channel to it."""
 
-    def __init__(self, denied: Iterable[str] = ()):
-        """``denied``: see :func:`policy`; the copies of minidiff on this process's path are added."""
+    def __init__(self, denied: Iterable[str] = (), processor: int | None = None):
+        """A referee whose hand-ins run on one processor, if it is given: so they cannot starve those of another.
+
+        Args:
+            denied: see :func:`policy`; the copies of minidiff on this process's path are added.
+            processor: number, counted round among those there are.
+        """
         self.channel, (read_fd, write_fd) = _pipes()
         environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")} | {"OMP_NUM_THREADS": "1"}
         config = {"read_fd": read_fd, "write_fd": write_fd, "denied": [*denied, *references(sys.path)]}
+        config["processor"] = processor
         super().__init__("referee", config, environment, (read_fd, write_fd))
 
     def stop(self) -> int:
@@ -180,12 +188,13 @@ class Referee(Python):
 class Nursery(Python):
     """A nursery process; raises OSError where it does not answer."""
 
-    def __init__(self, denied: Iterable[str]):
+    def __init__(self, denied: Iterable[str], processor: int | None = None):
         self._folder = tempfile.TemporaryDirectory(prefix="minidiff-grade-")
         self._control, theirs = socket.socketpair()
         self._control.settimeout(START_LIMIT_S)
         readable, listable = policy(denied)
         config = {"control_fd": theirs.fileno(), "readable": readable, "listable": listable}
+        config["processor"] = processor
         super().__init__("nursery", config, scrubbed_environment(self._folder.name), (theirs.detach(),))
 
     def ask(self, request: dict, fds: tuple[int, ...] = ()) -> int:

@@ -19,15 +19,17 @@ import torch
 
 from minidiff.course import exercises
 from minidiff.course.exercises import FAILED, NOT_ATTEMPTED, Exercise, NotAttempted, Result
-from minidiff.course.grading import handin as handins
 from minidiff.course.grading import kernel
 from minidiff.course.grading.channel import Channel, Gone, Malformed
+from minidiff.course.grading.formats import HandIn, read
+from minidiff.course.grading.handin import detect_lesson
 from minidiff.course.grading.process import START_LIMIT_S, Nursery, Sandboxed
 from minidiff.course.grading.wire import Peer, Remote
 
 STOPPED, MISSING, ERROR = "stopped", "missing", "error"
 OUTPUT_LENGTH = 20_000  # kept of what a hand-in prints
 MAX_STARTS = 6  # a hand-in is started anew after an answer that ended its process
+OWN_S = 60.0  # of one case, beyond what the hand-in may take: what it sent may make the case itself slow
 MEMORY_MB = 8192  # of this process, above what is in use when it starts
 
 
@@ -35,7 +37,7 @@ class Running:
     """A hand-in being executed in a sandbox; every dealing with it is paid from a budget of seconds."""
 
     def __init__(
-        self, nursery: Nursery, hand_in: handins.HandIn, answers: list[str], time_limit_s: float, memory_limit_mb: int
+        self, nursery: Nursery, hand_in: HandIn, answers: list[str], time_limit_s: float, memory_limit_mb: int
     ):
         self._nursery = nursery
         self._hand_in, self._answers, self._memory = hand_in, answers, memory_limit_mb
@@ -53,11 +55,13 @@ class Running:
     @contextlib.contextmanager
     def limited(self, seconds: float):
         """Deal with the process for at most so long, within the budget."""
-        begun = time.monotonic()
-        self._process.channel.deadline = begun + min(seconds, self._budget)
+        begun, seconds = time.monotonic(), min(seconds, self._budget)
+        self._process.channel.deadline = begun + seconds
+        signal.setitimer(signal.ITIMER_REAL, max(seconds, 0) + OWN_S)
         try:
             yield
         finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
             self._budget -= time.monotonic() - begun
 
     def ensure_started(self) -> None:
@@ -83,6 +87,9 @@ class Running:
                 self.errors = load([[b.source, list(b.tags)] for b in self._hand_in.blocks], self._answers)
             if not isinstance(self.errors, dict):
                 raise Malformed("sent a message of the wrong shape")
+        except Exception as error:  # ours raises nothing
+            self._hopeless = Malformed("sent an error for an answer")
+            raise self._hopeless from error
         except Gone as gone:  # it does not survive being executed: no use in starting it again
             self._hopeless = Gone(self.why(gone).removeprefix("the hand-in "))
             raise self._hopeless from gone
@@ -140,7 +147,7 @@ def _grade_exercise(exercise: Exercise, running: Running, case_limit_s: float, s
             kind, text = _error_of(running.errors, exercise.name)
             if kind == "NotAttempted":
                 return _row(exercise, [], NOT_ATTEMPTED)
-            return _row(exercise, [], MISSING, f"{kind}: {text}" if text else str(error))
+            return _row(exercise, [], MISSING, f"{kind}: {text}".removesuffix(": ") if kind else str(error))
         except Exception as error:
             return _row(exercise, [], FAILED, str(error))
         for result in exercises.run_cases(exercise, answer, seed, limited):
@@ -176,8 +183,8 @@ def grade_one(
         names.setdefault(exercise.lesson, {})[exercise.id] = exercise.name
     report = {"handin": path, "lesson": None, "seed": seed, "status": "graded", "message": "", "exercises": []}
     try:
-        hand_in = handins.read(Path(path))
-        report["lesson"] = handins.detect_lesson(hand_in, Path(path), names)
+        hand_in = read(Path(path))
+        report["lesson"] = detect_lesson(hand_in, Path(path), names)
     except (ValueError, OSError) as error:
         return _finished(report | {"status": ERROR, "message": str(error)}, begun)
     answers = list(names[report["lesson"]].values())
@@ -197,16 +204,21 @@ def _finished(report: dict, begun: float) -> dict:
     }
 
 
+def _overran(*_) -> None:
+    raise Gone("took too long")
+
+
 def main(config: dict) -> None:
     """Grade what the orchestrating process asks for, until it hangs up."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that a sandbox and its folder are cleaned up
+    signal.signal(signal.SIGALRM, _overran)
     kernel.die_with_parent(signal.SIGTERM)
     if sys.platform.startswith("linux"):
         status = Path("/proc/self/status").read_text()
         used = int(status.split("VmData:")[1].split()[0]) << 10
         resource.setrlimit(resource.RLIMIT_DATA, (used + (MEMORY_MB << 20),) * 2)
-    nursery = Nursery(config["denied"])
+    nursery = Nursery(config["denied"], config["processor"])
     try:
         Peer(Channel(config["read_fd"], config["write_fd"]), partial(grade_one, nursery)).serve()
     except Gone:

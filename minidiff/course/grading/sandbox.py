@@ -45,6 +45,7 @@ def limit_resources(memory_mb: int, cpu_seconds: int, processes: bool, status_fd
         status_fd: ``/proc/self/status``, opened before Landlock closed it; without it memory is not bounded.
     """
     limits = {"CPU": cpu_seconds, "FSIZE": FOLDER_MB << 20, "NOFILE": 256, "CORE": 0}
+    limits |= {"SIGPENDING": 256, "MSGQUEUE": 0, "NICE": 0, "RTPRIO": 0}  # kernel memory, and precedence
     if status_fd is not None:
         with open(status_fd) as file:
             status = dict(line.split(":", 1) for line in file)
@@ -54,7 +55,7 @@ def limit_resources(memory_mb: int, cpu_seconds: int, processes: bool, status_fd
         limits["NPROC"] = 64
     done = []
     for name, value in limits.items():
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
             resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
             done.append(name)
     return f"limits ({', '.join(done)})"

@@ -26,6 +26,7 @@ from minidiff.course.outcomes import NotAttempted
 
 MAX_TENSOR_BYTES = 8 << 20  # larger than any that a case needs; far below what a message may have
 MAX_DEPTH = 40
+MAX_BITS = 10_000  # of an integer; JSON's reader refuses some 14,000
 MAX_TEXT = 2000  # characters of an exception that are passed on
 
 DTYPES = {
@@ -105,6 +106,8 @@ class Codec:
             return value if value is None or isinstance(value, bool) else str(value)
         if isinstance(value, np.generic):
             return self.encode(value.item(), depth + 1)
+        if isinstance(value, int) and int(value).bit_length() > MAX_BITS:
+            raise TypeError("an integer of so many digits cannot be passed")
         if isinstance(value, (int, float)):
             return int(value) if isinstance(value, int) else float(value)
         if isinstance(value, list):

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from minidiff.course import exercises
-from minidiff.course.grading import sandbox
+from minidiff.course.grading import sandbox, standins
 from minidiff.course.grading.channel import Channel, Gone
-from minidiff.course.grading.handin import Block, execute
+from minidiff.course.grading.formats import Block
+from minidiff.course.grading.handin import execute
 from minidiff.course.grading.wire import Peer
 
 SEED = 1  # not the grader's, or an answer would draw the very numbers that a case drew
@@ -23,8 +24,9 @@ def main(config: dict, layers: list[str], writable: list[str]) -> None:
     """Serve ``ready``, ``load``, ``get`` and ``seed`` (shared in this order) until the grader hangs up."""
     torch.set_num_threads(1)
     exercises.silent = True
-    limits = (config["memory_mb"], config["cpu_seconds"], "seccomp" not in layers, config.get("status_fd"))
-    layers.append(sandbox.limit_resources(*limits))
+    counted = "seccomp" not in layers or any("(user" in layer for layer in layers)  # there, this process alone counts
+    layers.append(sandbox.limit_resources(config["memory_mb"], config["cpu_seconds"], counted, config.get("status_fd")))
+    standins.install(writable)
     layers.append(sandbox.add_audit_hook(config["readable"], writable))
     sys.path.append(os.getcwd())  # its own folder: what ``%%writefile`` puts there can be imported
     namespace = {}

@@ -1,0 +1,81 @@
+"""How a system is sampled, as a recipe says it: of a preset, as its samples were published."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from ..guidance import cfg, static_threshold
+from ..sampler import Sampler, ancestral, ddim, heun
+from ..schedule import read_steps
+
+SAMPLERS = ("ddim", "ancestral", "heun")
+GUIDES = ("cfg", "classifier", "clip", "adm")
+THRESHOLDS = {"static": static_threshold, "none": None}
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a system is sampled.
+
+    Attributes:
+        steps: "250", "ddim25", "fast27" or sections, see ``schedule.respaced``.
+        sampler: "ddim", "heun", or "ancestral", which takes the learned variance where there is one; when left out
+            ddim, or what ADM's guide needs.
+        scale: Scale of classifier-free guidance; when left out nothing was published.
+        temperature: Of the noise at the start, see ``systems.draw.draw``.
+        aug_level: Standard deviation of the noise in a small image that is enlarged.
+        threshold: What keeps x_0 in the range of the data, "static" or "none"; the system's own when left out.
+        guide: How a classifier or a CLIP guides, where one is named: "classifier", "clip" or "adm".
+        classifier_scales: Scale for the classifier of the same size, by the spelling of steps.
+
+    Raises:
+        ValueError: for a name that is not known, a number out of range, or steps that are spelled otherwise.
+    """
+
+    steps: str = "50"
+    sampler: str | None = None
+    scale: float | None = None
+    temperature: float = 1.0
+    aug_level: float = 0.0
+    threshold: str | None = None
+    guide: str | None = None
+    classifier_scales: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self):
+        for steps in (self.steps, *self.classifier_scales):
+            read_steps(steps)
+        for name, known in (("sampler", SAMPLERS), ("guide", GUIDES), ("threshold", THRESHOLDS)):
+            value = getattr(self, name)
+            if value is not None and value not in known:
+                raise ValueError(f"the {name} is one of {', '.join(known)}, got {value!r}")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"the temperature is a finite number >= 0, got {self.temperature}")
+        if not 0 <= self.aug_level < 1:
+            raise ValueError(f"aug_level is a standard deviation in [0, 1), got {self.aug_level}")
+        for scale in (self.scale, *self.classifier_scales.values()):
+            if scale is not None and not math.isfinite(scale):
+                raise ValueError(f"the guidance scale must be a finite number, got {scale}")
+
+    def sampler_for(self, system, fixed: str = "beta_tilde") -> Sampler:
+        """The sampler of a system; ``fixed`` is the reverse variance of ancestral steps where none is learned."""
+        if self.sampler == "ancestral":
+            return ancestral("learned" if system.variance == "learned" else fixed)
+        return heun() if self.sampler == "heun" else ddim()
+
+    def options(self, system) -> dict:
+        """The options of ``draw`` that this stands for: ``draw(system, 4, **sampling.options(system), label=7)``."""
+        threshold = {} if self.threshold is None else {"threshold": THRESHOLDS[self.threshold]}
+        return threshold | {
+            "levels": self.steps,
+            "sampler": self.sampler_for(system),
+            "temperature": self.temperature,
+            "guide": cfg(1.0 if self.scale is None else self.scale),
+        }
+
+    def __str__(self):
+        parts = [f"{self.steps} steps", self.sampler or "ddim"]
+        parts += [f"s = {self.scale:g}"] if self.scale is not None else []
+        parts += [f"temperature {self.temperature:g}"] if self.temperature != 1 else []
+        parts += [f"noise {self.aug_level:g} in the small picture"] if self.aug_level else []
+        return ", ".join(parts)
