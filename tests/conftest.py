@@ -31,9 +31,9 @@ LEVELS = {
 }
 
 
-LONG = ("test_grading", "test_hostile", "test_honest", "test_training", "test_evaluate", "test_parallel",
-        "test_adding", "test_resume", "test_text", "test_places", "test_sample", "test_cli", "test_networks",
-        "test_stopping")  # fmt: skip
+LONG = ("test_grading", "test_training", "test_evaluate", "test_honest", "test_adding", "test_hostile", "test_crashes",
+        "test_parallel", "test_text", "test_resume", "test_stages", "test_damaged_checkpoints", "test_sample",
+        "test_networks", "test_places")  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from subprocess import CompletedProcess
 
@@ -181,6 +182,14 @@ def test_a_gate_waits_for_what_it_reads_and_a_lone_one_for_the_cores(tree, capsy
 def test_a_gate_runs_without_those_it_comes_after_when_they_are_not_asked_for(tree):
     (result,) = run_gates.run_all([span(tree, "reads", after=("makes",))])
     assert result.held and result.said == ""
+
+
+def test_files_that_begin_early_are_there():
+    stems = {path.stem for path in (cache.ROOT / "tests").rglob("test_*.py")}
+    listed = re.search(
+        r"^LONG = \((.*?)\)", (cache.ROOT / "tests/conftest.py").read_text(encoding="utf-8"), re.M | re.S
+    )[1]
+    assert set(re.findall(r'"(\w+)"', listed)) <= stems
 
 
 def test_what_is_read_is_made_by_a_gate():
