@@ -9,6 +9,7 @@ and tritanopia.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,6 +28,7 @@ INK = "#7a7f87"  # text, axes and references
 PALETTE = (BLUE, ORANGE, PURPLE, GREEN, RED)
 
 WIDTH = 7.2  # inches: the text column of the book
+GAP = 0.05  # inches between the pictures of a grid
 
 
 def use_style() -> None:
@@ -103,17 +105,9 @@ def image_grid(
     """
     import matplotlib.pyplot as plt
 
-    x = torch.as_tensor(x).detach()
-    if x.ndim != 4 or x.shape[1] not in (1, 3) or not len(x):
-        raise ValueError(f"image_grid needs x of shape (B, 1 or 3, H, W) with B >= 1, not {tuple(x.shape)}")
-    if not bool(torch.isfinite(x).all()):
-        raise ValueError(f"image_grid needs finite pixels; {int((~torch.isfinite(x)).sum())} of {x.numel()} are not")
-    count, _, height, width = x.shape
-    columns = (count if count <= 8 else int(np.ceil(np.sqrt(count)))) if columns is None else columns
-    if columns < 1:
-        raise ValueError(f"columns must be at least 1, not {columns}")
-    columns = min(columns, count)
-    rows = -(-count // columns)
+    pixels = _pixels(x)
+    count, height, width = pixels.shape[:3]
+    columns, rows = _columns_and_rows(count, columns)
     for name, given, wanted in (
         ("titles", titles, count),
         ("row_labels", row_labels, rows),
@@ -122,31 +116,76 @@ def image_grid(
         if given is not None and len(given) != wanted:
             raise ValueError(f"{name} needs {wanted} entries for {rows} x {columns} pictures, not {len(given)}")
 
-    pixels = ((x.float().clamp(-1, 1) + 1) / 2).expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()
     left = 0.0 if row_labels is None else 0.12 + 0.085 * max(len(str(label)) for label in row_labels)
-    top = 0.0 if column_labels is None else 0.26
-    head = 0.0 if titles is None else 0.22  # room for a title above each picture
-    gap = 0.05
-    size = min(1.2, (WIDTH - left - gap * (columns - 1)) / columns) if size is None else size
-    tall = size * height / width
-    total = (left + columns * (size + gap) - gap, top + rows * (tall + head + gap) - gap)
-    fig = plt.figure(figsize=total, layout="none")
+    top, head = 0.0 if column_labels is None else 0.26, 0.0 if titles is None else 0.22
+    wide = min(1.2, (WIDTH - left - GAP * (columns - 1)) / columns) if size is None else size
+    page = _Page(rows, columns, wide, wide * height / width, left, top, head)
+    fig = plt.figure(figsize=page.size, layout="none")
     ax = fig.add_axes((0, 0, 1, 1))  # one canvas measured in inches
     ax.axis("off")
     for i, picture in enumerate(pixels):
         row, column = divmod(i, columns)
-        x0 = left + column * (size + gap)
-        y0 = total[1] - top - row * (tall + head + gap) - head - tall
-        ax.imshow(picture, extent=(x0, x0 + size, y0, y0 + tall), aspect="auto", interpolation="nearest")
+        (x0, y0), middle = page.corner(row, column), page.wide / 2
+        ax.imshow(picture, extent=(x0, x0 + page.wide, y0, y0 + page.tall), aspect="auto", interpolation="nearest")
         if titles is not None:
-            ax.text(x0 + size / 2, y0 + tall + 0.05, titles[i], ha="center", va="bottom", fontsize=8.5)
+            ax.text(x0 + middle, y0 + page.tall + 0.05, titles[i], ha="center", va="bottom", fontsize=8.5)
         if row_labels is not None and column == 0:
-            ax.text(left - 0.08, y0 + tall / 2, row_labels[row], ha="right", va="center", fontsize=9.5)
+            ax.text(left - 0.08, y0 + page.tall / 2, row_labels[row], ha="right", va="center", fontsize=9.5)
         if column_labels is not None and row == 0:
-            ax.text(x0 + size / 2, total[1] - 0.2, column_labels[column], ha="center", va="bottom", fontsize=9.5)
-    ax.set_xlim(0, total[0])
-    ax.set_ylim(0, total[1])
+            ax.text(x0 + middle, page.size[1] - 0.2, column_labels[column], ha="center", va="bottom", fontsize=9.5)
+    ax.set_xlim(0, page.size[0])
+    ax.set_ylim(0, page.size[1])
     return fig
+
+
+def _pixels(x: torch.Tensor) -> np.ndarray:
+    """(B, H, W, 3) in [0, 1] of pictures (B, 1 or 3, H, W) in [-1, 1], clipped."""
+    x = torch.as_tensor(x).detach()
+    if x.ndim != 4 or x.shape[1] not in (1, 3) or not len(x):
+        raise ValueError(f"image_grid needs x of shape (B, 1 or 3, H, W) with B >= 1, not {tuple(x.shape)}")
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError(f"image_grid needs finite pixels; {int((~torch.isfinite(x)).sum())} of {x.numel()} are not")
+    return ((x.float().clamp(-1, 1) + 1) / 2).expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _columns_and_rows(count: int, columns: int | None) -> tuple[int, int]:
+    """The grid of so many pictures: all in one row up to eight, else the squarest, where nothing is asked."""
+    if columns is None:
+        columns = count if count <= 8 else int(np.ceil(np.sqrt(count)))
+    if columns < 1:
+        raise ValueError(f"columns must be at least 1, not {columns}")
+    columns = min(columns, count)
+    return columns, -(-count // columns)
+
+
+@dataclass(frozen=True)
+class _Page:
+    """Where the pictures of a grid lie, in inches from the lower left corner.
+
+    Attributes:
+        wide, tall: Of one picture.
+        left, top: Room for the labels of rows and of columns.
+        head: Room for a title above each picture.
+    """
+
+    rows: int
+    columns: int
+    wide: float
+    tall: float
+    left: float
+    top: float
+    head: float
+
+    @property
+    def size(self) -> tuple[float, float]:
+        """Width and height of the page."""
+        width = self.left + self.columns * (self.wide + GAP) - GAP
+        return width, self.top + self.rows * (self.tall + self.head + GAP) - GAP
+
+    def corner(self, row: int, column: int) -> tuple[float, float]:
+        """The lower left corner of a picture."""
+        below = self.size[1] - self.top - row * (self.tall + self.head + GAP)
+        return self.left + column * (self.wide + GAP), below - self.head - self.tall
 
 
 def band(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from subprocess import CompletedProcess
 
@@ -134,9 +135,66 @@ def test_the_slowest_tests_stand_at_the_end(tree, gates, monkeypatch, capsys):
 
 def test_the_lessons_stand_at_the_end(tree, monkeypatch, capsys):
     monkeypatch.setattr(run_gates.run_lessons, "times", lambda: {"02_two": 61.4, "01_one": 9.0})
-    result = run_gates.Result(gate("lessons", 0), True, 70.4, ())
+    result = run_gates.Result(gate("lessons", 0), True, 0.0, 70.4, ())
     lines = list(run_gates.summary([result]))
     assert [line.split() for line in lines[-3:-1]] == [["61", "s", "02_two"], ["9", "s", "01_one"]]
+
+
+SPAN = """
+import pathlib, sys, time
+here = pathlib.Path(sys.argv[1])
+print("begin", sys.argv[2], flush=True)
+begun = time.monotonic()
+(here / f"{sys.argv[2]}.begun").touch()
+while len(sys.argv) > 3 and not (here / f"{sys.argv[3]}.begun").exists():
+    assert time.monotonic() < begun + 60, "the other gate does not run at the same time"
+    time.sleep(0.05)
+print("end", sys.argv[2], flush=True)
+"""
+
+
+def span(tree, name: str, meets: str = "", **how) -> run_gates.Gate:
+    """A gate that says when it begins and ends, and waits for another to begin."""
+    words = [sys.executable, "-c", SPAN, str(tree), name, *([meets] if meets else [])]
+    return run_gates.Gate(name, "says so", (tuple(words),), **how)
+
+
+def test_two_gates_run_side_by_side_and_each_speaks_at_once(tree, monkeypatch, capsys):
+    pair = (span(tree, "left", meets="right"), span(tree, "right", meets="left"))
+    results = run_gates.run_all(pair)
+    assert [result.gate.name for result in results] == ["left", "right"] and all(result.held for result in results)
+    said = capsys.readouterr().out
+    assert all(f"=== {name}: says so\nbegin {name}\nend {name}\n" in said for name in ("left", "right"))
+    whole = next(line for line in run_gates.summary(results) if line.endswith("in all"))
+    assert float(whole.split()[0]) == round(max(r.ended for r in results) - min(r.began for r in results))
+
+
+def test_a_gate_waits_for_what_it_reads_and_a_lone_one_for_the_cores(tree, capsys):
+    gates = [span(tree, "reads", after=("makes",)), span(tree, "first"), span(tree, "lone", alone=True)]
+    gates += [span(tree, "makes"), span(tree, "last")]
+    results = {result.gate.name: result for result in run_gates.run_all(gates)}
+    assert list(results) == [gate.name for gate in gates] and all(result.held for result in results.values())
+    assert results["reads"].began >= results["makes"].ended
+    others = [result for name, result in results.items() if name != "lone"]
+    assert all(each.ended <= results["lone"].began or each.began >= results["lone"].ended for each in others)
+
+
+def test_a_gate_runs_without_those_it_comes_after_when_they_are_not_asked_for(tree):
+    (result,) = run_gates.run_all([span(tree, "reads", after=("makes",))])
+    assert result.held and result.said == ""
+
+
+def test_files_that_begin_early_are_there():
+    stems = {path.stem for path in (cache.ROOT / "tests").rglob("test_*.py")}
+    listed = re.search(
+        r"^LONG = \((.*?)\)", (cache.ROOT / "tests/conftest.py").read_text(encoding="utf-8"), re.M | re.S
+    )[1]
+    assert set(re.findall(r'"(\w+)"', listed)) <= stems
+
+
+def test_what_is_read_is_made_by_a_gate():
+    names = {gate.name for gate in run_gates.GATES}
+    assert all(set(gate.after) < names for gate in run_gates.GATES)
 
 
 def test_chosen_gates_only(gates, capsys):

@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import ast
 import builtins
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from minidiff.course.grading.dialect import parse
 from minidiff.course.grading.formats import Block
-from minidiff.course.grading.handin import MUTATORS, mutated, names_of
+from minidiff.course.grading.handin import CHOICES, MUTATORS, exposed, mutated, names_of
 
 ROOTS = {"exercise", "check"}  # tags of the cells that an unsolved answer reaches first
-CHOICES = (ast.If, ast.While, ast.Try, ast.Match)  # statements of which a part may not run
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
 READERS = {"print", "display", "check", "claim", "finish", "glue", "table", "frames", "live"}  # change nothing
 SETTERS = ("seed", "manual_seed", "set_", "use_")  # calls so named, as statements, change what no name stands for
@@ -117,38 +116,7 @@ def _names(node: ast.stmt) -> Names:
     sure = set() if isinstance(node, (*CHOICES, ast.AugAssign)) else binds - mutated(node)
     defined = [part for part in ast.walk(node) if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef)]
     alters = any(_parameters(each) & {n for part in ast.walk(each) for n in _changed(part)} for each in defined)
-    return Names(_exposed([node], set()), sure, changes & (binds | needs) | (binds - sure), alters)
-
-
-def _exposed(body: Iterable[ast.stmt], bound: set[str]) -> set[str]:
-    """The names that statements read before they bind them; what they surely bind is added to ``bound``."""
-    found: set[str] = set()
-    for node in body:
-        if isinstance(node, ast.For):
-            found |= _read(node.iter) - bound
-            found |= _exposed(node.body + node.orelse, bound | _bound(node.target))
-        elif isinstance(node, ast.With):
-            for item in node.items:
-                found |= _read(item.context_expr) - bound
-                bound |= _bound(item.optional_vars) if item.optional_vars else set()
-            found |= _exposed(node.body, bound)
-        elif isinstance(node, ast.If | ast.While):
-            found |= _read(node.test) - bound
-            found |= _exposed(node.body, set(bound)) | _exposed(node.orelse, set(bound))
-        else:
-            binds, needs = names_of(node)
-            inside = mutated(node)
-            found |= (needs | inside) - bound
-            bound |= set() if isinstance(node, CHOICES) else binds - inside
-    return found
-
-
-def _read(node: ast.expr) -> set[str]:
-    return names_of(ast.Expr(node))[1]
-
-
-def _bound(target: ast.expr) -> set[str]:
-    return {part.id for part in ast.walk(target) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)}
+    return Names(exposed([node], set()), sure, changes & (binds | needs) | (binds - sure), alters)
 
 
 def _parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> set[str]:

@@ -59,7 +59,7 @@ ALLOWED = {
 
 RUNS = {
     "lint": ("-m ruff check .", "-m ruff format --check ."),
-    "unit": ("-m pytest -n 2 --dist loadfile tests",),
+    "unit": ("-m pytest -n 2 --dist loadfile --no-loadscope-reorder tests",),
     "notebooks": ("tools/notebooks.py --check",),
     "sources": ("-m pytest -n 2 tests/gates",),
     "exercises": ("-m pytest -n 2 tests/course/test_exercises.py",),

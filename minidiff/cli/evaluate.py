@@ -64,11 +64,10 @@ def evaluate(context, source, out, card, cpu, bound_images, quiet, **options) ->
       minidiff evaluate glide-base --weights base.pt --reference coco/val --captions 30000 --features inception
       torchrun --standalone --nproc-per-node 2 -m minidiff evaluate shapes16 --images 5000
     """
-    from ..files import require_writable, sha256, write_atomically
-    from ..metrics.evaluation import bound, judge
-    from ..metrics.plans import Evaluation, judges, plan_of_images, plans
+    from ..files import require_writable, write_atomically
+    from ..metrics.evaluation import judge
+    from ..metrics.plans import Evaluation
     from ..metrics.processes import processes
-    from ..metrics.sources import is_image_set
     from ..store import weights_path
 
     described = weights_path(source).with_name("card.json") if card else None
@@ -79,19 +78,7 @@ def evaluate(context, source, out, card, cpu, bound_images, quiet, **options) ->
     same = ("images", "captions", "again", "reference", "features", "neighbours", "seed", "draws", "batch")
     how = Evaluation(options["scales"] or (1.0,), quiet=quiet, **{name: options[name] for name in same})
     with processes(cpu) as here:
-        if is_image_set(source):
-            _refuse(context, f"{source} is a set of images", FOREIGN["images"])
-            planned = [plan_of_images(source, how, here)]
-        else:
-            drawing, base = drawing_of(source, options, here.device)
-            judged = judges(drawing)
-            _refuse(context, f"{source} is judged by {judged}", FOREIGN[judged])
-            facts = {"recipe": base.recipe.to_plain(), "sha256": sha256(base.path), "stages": stages_of(drawing)}
-            planned = plans(drawing, base.recipe, how, here, facts)
-            if bound_images:
-                more = (how.seed, quiet, how.draws)
-                planned[0].facts["bits_per_dim"] = bound(base.system, base.recipe, bound_images, here, *more)
-        records = [judge(plan, here) for plan in planned]
+        records = [judge(plan, here) for plan in _plans(context, source, how, here, options, bound_images)]
         if here.rank > 0:
             return
     found = records[0] | {"rows": [row for record in records for row in record["rows"]]}
@@ -106,6 +93,27 @@ def evaluate(context, source, out, card, cpu, bound_images, quiet, **options) ->
         _onto_card(described, found)
     write_atomically(path, (json.dumps(found, indent=2) + "\n").encode())
     _show(found, path)
+
+
+def _plans(context, source: str, how, here, options: dict, bound_images: int | None) -> list:
+    """What to judge: a set of images once, of a model as many sheets as its kind of values has."""
+    from ..files import sha256
+    from ..metrics.evaluation import bound
+    from ..metrics.plans import judges, plan_of_images, plans
+    from ..metrics.sources import is_image_set
+
+    if is_image_set(source):
+        _refuse(context, f"{source} is a set of images", FOREIGN["images"])
+        return [plan_of_images(source, how, here)]
+    drawing, base = drawing_of(source, options, here.device)
+    judged = judges(drawing)
+    _refuse(context, f"{source} is judged by {judged}", FOREIGN[judged])
+    facts = {"recipe": base.recipe.to_plain(), "sha256": sha256(base.path), "stages": stages_of(drawing)}
+    planned = plans(drawing, base.recipe, how, here, facts)
+    if bound_images:
+        more = (how.seed, how.quiet, how.draws)
+        planned[0].facts["bits_per_dim"] = bound(base.system, base.recipe, bound_images, here, *more)
+    return planned
 
 
 def _refuse(context: click.Context, what: str, foreign: set[str]) -> None:

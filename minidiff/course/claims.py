@@ -215,12 +215,7 @@ def claim(
     run = current()
     if run.claims.get(id, made).statement != statement:
         raise ValueError(f"claim {id!r} was already made in this lesson, about something else; choose another id")
-    for name, found in made.controls.items():
-        if all(map(made.meets, found)):
-            which = "negative control" if name in (made.negative or {}) else "control"
-            raise VacuousCheck(
-                f"claim {id!r} is vacuous: its {which} {name!r} gives {_measured(found)}, also {made.criterion}"
-            )
+    _require_failing(made)
     run.claims[id] = made
     run.save()
     show(str(made), made._repr_html_())
@@ -230,6 +225,16 @@ def claim(
         publish(f"{id}-high", made.interval[1])
     if made.verdict == FAILS:
         raise ClaimFailed(str(made))
+
+
+def _require_failing(made: Claim) -> None:
+    """Raises VacuousCheck where a control meets the criterion."""
+    for name, found in made.controls.items():
+        if all(map(made.meets, found)):
+            which = "negative control" if name in (made.negative or {}) else "control"
+            raise VacuousCheck(
+                f"claim {made.id!r} is vacuous: its {which} {name!r} gives {_measured(found)}, also {made.criterion}"
+            )
 
 
 def verdict(id: str, *, holds: str, refuted: str | None = None, undecided: str | None = None) -> None:

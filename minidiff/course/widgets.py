@@ -64,7 +64,6 @@ def frames(
     sizes = {_size(p) for p in pictures}
     if len(sizes) > 1:
         raise ValueError(f"all frames must have one size in pixels, not {sorted(sizes)}")
-    width, height = sizes.pop()
     store = [
         {
             "src": "data:image/png;base64," + base64.b64encode(p).decode(),
@@ -73,20 +72,24 @@ def frames(
         }
         for p, v in zip(pictures, values, strict=True)
     ]
+    return HTML(_slider(name, store, start % len(values), *sizes.pop()))
+
+
+def _slider(name: str, store: list[dict[str, str]], start: int, width: int, height: int) -> str:
+    """The slider over stored pictures and the script that moves it; a picture is shown at half its pixels."""
     ident = "frames-" + hashlib.sha256((name + json.dumps(store)).encode()).hexdigest()[:12]
-    start %= len(values)
-    first = store[start]
+    first = {key: html.escape(text) for key, text in store[start].items()}
     script = _SCRIPT % {"id": json.dumps(ident), "frames": json.dumps(store).replace("</", "<\\/")}
-    return HTML(
+    return (
         f'<figure class="frame-slider" id="{ident}" style="margin: 1em 0">'
         f'<div style="display: flex; gap: .75em; align-items: center; flex-wrap: wrap">'
         f'<label for="{ident}-range">{html.escape(name)}</label>'
-        f'<input type="range" id="{ident}-range" min="0" max="{len(values) - 1}" step="1" value="{start}" '
-        f'autocomplete="off" aria-valuetext="{html.escape(first["label"])}" '
+        f'<input type="range" id="{ident}-range" min="0" max="{len(store) - 1}" step="1" value="{start}" '
+        f'autocomplete="off" aria-valuetext="{first["label"]}" '
         f'style="flex: 1 1 12em; max-width: 24em">'
         f'<output for="{ident}-range" style="min-width: 4em; font-variant-numeric: tabular-nums">'
-        f"{html.escape(first['label'])}</output></div>"
-        f'<img src="{first["src"]}" alt="{html.escape(first["alt"])}" '
+        f"{first['label']}</output></div>"
+        f'<img src="{first["src"]}" alt="{first["alt"]}" '
         f'width="{width // 2}" height="{height // 2}" style="max-width: 100%; height: auto"></figure>'
         f"<script>{script}</script>"
     )

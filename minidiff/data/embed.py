@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -73,19 +74,26 @@ def embed(
             bar.update(size)
             continue
         with writer.shard(shard) as (add, skipped):
-            waiting: list[tuple[int, Tensor | str]] = []
-            for i, item in in_order(items, run, workers):
-                if item is None:
-                    skipped.append(items.name(i))
-                else:
-                    waiting.append((i, item))
-                if waiting and (len(waiting) == batch or i == run[-1]):
-                    for (j, _), vector in zip(waiting, _encoded(embedder, text, [x for _, x in waiting]), strict=True):
-                        add(items.key(j), {suffix: _npy(vector)})
-                    waiting = []
-                bar.update()
+            for some in _decoded(items, run, workers, batch, skipped, bar):
+                vectors = _encoded(embedder, text, [item for _, item in some])
+                for (i, _), vector in zip(some, vectors, strict=True):
+                    add(items.key(i), {suffix: _npy(vector)})
     bar.close()
     return writer.finish(encoder=name)
+
+
+def _decoded(items: _Items, run: range, workers: int, batch: int, skipped: list[str], bar) -> Iterator[list]:
+    """Batches of (index, item) of one shard, in order; the names of what cannot be decoded go to ``skipped``."""
+    waiting: list[tuple[int, Tensor | str]] = []
+    for i, item in in_order(items, run, workers):
+        if item is None:
+            skipped.append(items.name(i))
+        else:
+            waiting.append((i, item))
+        if waiting and (len(waiting) == batch or i == run[-1]):
+            yield waiting
+            waiting = []
+        bar.update()
 
 
 def _partition(source: Dataset, per_shard: int) -> tuple[list[str], list[int]]:

@@ -62,18 +62,8 @@ def pack(
     """
     from tqdm import tqdm
 
-    if getattr(source, "mirror", False):
-        raise ValueError("a mirrored data set given; pack it as it is and mirror when reading")
-    checked(per_shard, "per_shard")
-    if quality is not None and not 1 <= quality <= 100:
-        raise ValueError(f"quality = {quality!r} given; None or 1 to 100 is accepted")
-    if captions is not None and not isinstance(source, Images):
-        raise ValueError("captions go by the names of images; the images of a folder or an archive are accepted")
-    if captions is not None:
-        captions = {plain(name): text for name, text in captions.items()}
-        _require_known(captions, source)
-    count = len(source)
-    names = class_names(source)
+    captions = _checked(source, per_shard, captions, quality)
+    count, names = len(source), class_names(source)
     plan = {"source": fingerprint(source), "images": count, "size": getattr(source, "size", None)}
     plan |= {"per_shard": per_shard, "quality": quality, "seed": seed}
     plan["classes"] = digest(names)
@@ -99,6 +89,22 @@ def pack(
                 bar.update()
     bar.close()
     return writer.finish(**({"classes": list(names)} if names else {}))
+
+
+def _checked(source, per_shard, captions, quality) -> dict[str, str] | None:
+    """The captions by the names that the source has for its images, when what is given fits together."""
+    if getattr(source, "mirror", False):
+        raise ValueError("a mirrored data set given; pack it as it is and mirror when reading")
+    checked(per_shard, "per_shard")
+    if quality is not None and not 1 <= quality <= 100:
+        raise ValueError(f"quality = {quality!r} given; None or 1 to 100 is accepted")
+    if captions is None:
+        return None
+    if not isinstance(source, Images):
+        raise ValueError("captions go by the names of images; the images of a folder or an archive are accepted")
+    captions = {plain(name): text for name, text in captions.items()}
+    _require_known(captions, source)
+    return captions
 
 
 def _require_known(captions: Mapping[str, str], source: Images) -> None:

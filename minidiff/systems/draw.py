@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 
@@ -77,18 +77,7 @@ def draw(
     tensors = [x_T, *(t for value in given.values() for t in ((value,) if isinstance(value, Tensor) else value))]
     gradients = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     chain = _chain(system.schedule, levels)
-    kept_of = (1 if x_T is not None else system.candidates) if candidates is None else candidates
-    if kept_of < 1 or (x_T is not None and kept_of > 1):
-        raise ValueError(f"one candidate or more is accepted, and one of a given x_T; got {kept_of}")
-    if x_T is None:
-        std, dtype, device = temperature * start_std(chain[0]), system.dtype, system.device
-        starts = (std * randn((n, *system.shape), generator, dtype, device) for _ in range(kept_of))
-    elif tuple(x_T.shape) != (n, *system.shape):
-        raise ValueError(f"x_T must be {(n, *system.shape)}, got {tuple(x_T.shape)}")
-    elif x_T.dtype != system.dtype:
-        raise ValueError(f"x_T must be of {system.dtype}, as the system, got {x_T.dtype}")
-    else:
-        starts = [x_T]
+    starts = _starts(system, n, x_T, temperature * start_std(chain[0]), candidates, generator)
     with torch.set_grad_enabled(gradients):
         condition = system.encode(given)
         null = system.encode(system.nulls(given)) if system.has_null else condition
@@ -98,6 +87,22 @@ def draw(
             denoiser = part.impose(denoiser, given[part.key])
         run = lambda x: system.finished(sample(sampler or ddim(), denoiser, chain, x, generator, gradients))
         return _best(system, map(run, starts), given)
+
+
+def _starts(system: Diffusion, n: int, x_T: Tensor | None, std, candidates: int | None, generator) -> Iterable[Tensor]:
+    """What chains begin from, one batch of n for each candidate: noise, drawn when it is asked for, or x_T."""
+    if candidates is None:
+        candidates = 1 if x_T is not None else system.candidates
+    if candidates < 1 or (x_T is not None and candidates > 1):
+        raise ValueError(f"one candidate or more is accepted, and one of a given x_T; got {candidates}")
+    shape = (n, *system.shape)
+    if x_T is None:
+        return (std * randn(shape, generator, system.dtype, system.device) for _ in range(candidates))
+    if tuple(x_T.shape) != shape:
+        raise ValueError(f"x_T must be {shape}, got {tuple(x_T.shape)}")
+    if x_T.dtype != system.dtype:
+        raise ValueError(f"x_T must be of {system.dtype}, as the system, got {x_T.dtype}")
+    return [x_T]
 
 
 def _best(system: Diffusion, candidates: Iterator[Tensor], given: Mapping[str, Value]) -> Tensor:

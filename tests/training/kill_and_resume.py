@@ -13,6 +13,7 @@ from pathlib import Path
 
 import accelerate  # noqa: F401
 import torch
+import torch._dynamo  # an optimiser imports it when it is made
 import torch.utils.tensorboard
 
 from minidiff.data.digits import digits

@@ -82,7 +82,7 @@ def test_nothing_that_is_not_finite_is_written(tmp_path):
 
 
 def test_a_card_is_json_or_not_there(tmp_path, monkeypatch):
-    recipe = load_recipe(TINY, ["training.steps=2"])
+    recipe = load_recipe(TINY, ["training.steps=2", "training.batch=64"])
     train(recipe, Recipe.build, tmp_path / "run", cpu=True, quiet=True)
     with pytest.raises(ValueError, match="held-out losses are not finite"):
         publish(recipe, planted(1, nan_loss)(recipe), tmp_path / "run", tmp_path / "out")

@@ -30,6 +30,9 @@ LIGHT = {"check", "claim", "live"}  # tags of cells that never run whole, but ma
 RUN = {"setup", "exercise", WHOLE}  # tags of cells that run from the first to the last line
 MUTATORS = {"append", "add", "update", "extend", "insert", "setdefault", "eval", "load_state_dict", "set_default_dtype"}
 REORDERING = {"sort", "reverse", "pop", "popitem", "remove", "clear", "discard", "appendleft", "extendleft", "rotate"}
+CHOICES = (ast.If, ast.While, ast.Try, ast.Match)  # statements of which a part may not run
+PLAIN = (ast.Assign, ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)  # bind for sure
+LATER = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda, ast.GeneratorExp)  # look names up later
 
 
 def detect_lesson(handin: HandIn, path: Path, names: dict[str, dict[str, str]]) -> str:
@@ -60,11 +63,21 @@ def detect_lesson(handin: HandIn, path: Path, names: dict[str, dict[str, str]]) 
 
 @dataclass
 class _Statement:
-    """A top-level statement: the names it binds and the names it looks up; whether it could define anything."""
+    """A top-level statement: the names it binds and the names it looks up; whether it could define anything.
+
+    Attributes:
+        anew: of the names it binds, those that it surely binds anew.
+        changes: those that it changes in place.
+        reads: of the names it looks up, those that it did not bind before, or may look up later: in a function.
+    """
 
     node: ast.stmt
     binds: set[str]
+    anew: set[str]
+    changes: set[str]
     needs: set[str]
+    reads: set[str]
+    later: bool  # whether it defines something that looks names up later
 
     @property
     def always(self) -> bool:
@@ -129,6 +142,37 @@ def changed(node: ast.AST) -> set[str]:
     return found.union(*map(changed, ast.iter_child_nodes(node)))
 
 
+def exposed(body: Iterable[ast.stmt], bound: set[str]) -> set[str]:
+    """The names that statements read before they bind them; what they surely bind is added to ``bound``."""
+    found: set[str] = set()
+    for node in body:
+        if isinstance(node, ast.For):
+            found |= _read(node.iter) - bound
+            found |= exposed(node.body + node.orelse, bound | _bound(node.target))
+        elif isinstance(node, ast.With):
+            for item in node.items:
+                found |= _read(item.context_expr) - bound
+                bound |= _bound(item.optional_vars) if item.optional_vars else set()
+            found |= exposed(node.body, bound)
+        elif isinstance(node, ast.If | ast.While):
+            found |= _read(node.test) - bound
+            found |= exposed(node.body, set(bound)) | exposed(node.orelse, set(bound))
+        else:
+            binds, needs = names_of(node)
+            inside = mutated(node)
+            found |= (needs | inside) - bound
+            bound |= set() if isinstance(node, CHOICES) else binds - inside
+    return found
+
+
+def _read(node: ast.expr) -> set[str]:
+    return names_of(ast.Expr(node))[1]
+
+
+def _bound(target: ast.expr) -> set[str]:
+    return {part.id for part in ast.walk(target) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)}
+
+
 def _root(target: ast.expr) -> set[str]:
     while isinstance(target, ast.Attribute | ast.Subscript):
         target = target.value
@@ -143,21 +187,33 @@ def _bound_by_pattern(block: Block) -> set[str]:
 
 def _statement(node: ast.stmt) -> _Statement:
     binds, needs = names_of(node)
-    return _Statement(node, binds | changed(node), needs)
+    changes, later = changed(node), any(isinstance(part, LATER) for part in ast.walk(node))
+    anew = binds - changes if isinstance(node, PLAIN) else set()
+    reads = needs if later else exposed([node], set())
+    return _Statement(node, binds | changes, anew, changes, needs, reads, later)
 
 
 def _select(cells: list[_Cell], answers: set[str]) -> None:
-    """Mark what to run: whole cells, and everything they need, backwards through the names."""
+    """Mark what to run: whole cells, and everything they need, backwards through the names.
+
+    A name that a cell binds anew before it looks it up comes from nowhere else; else an answer that calls something
+    ``generator`` would run all cells that do. What changes it in place runs all the same: it may have another name.
+    """
     for cell in cells:
         cell.run = {i for i, s in enumerate(cell.statements) if (cell.whole and not s.guarded) or s.always}
-    needed = set(answers)
+    needed, used = set(answers), set()  # names that come from any cell, and those that a cell has of its own
     grown = True
     while grown:
-        chosen = [(cell, i) for cell in cells for i in cell.run]
-        needed.update(*(cell.statements[i].needs for cell, i in chosen))
+        before = sum(len(cell.run) for cell in cells)
         for cell in cells:
-            cell.run |= {i for i, s in enumerate(cell.statements) if s.binds & needed}
-        grown = sum(len(cell.run) for cell in cells) > len(chosen)
+            bound: set[str] = set()
+            for statement in (cell.statements[i] for i in sorted(cell.run)):
+                used |= statement.needs
+                needed |= statement.reads if statement.later else statement.reads - bound
+                bound |= statement.anew
+        for cell in cells:
+            cell.run |= {i for i, s in enumerate(cell.statements) if s.binds & needed or s.changes & used}
+        grown = sum(len(cell.run) for cell in cells) > before
 
 
 def execute(blocks: Iterable[Block], answers: Iterable[str]) -> tuple[dict, dict[str, list[str]]]:
