@@ -279,7 +279,7 @@ def test_command_line(folder, tmp_path, run, picture_file):
         (["pack", "packed", "out"], "holds shards already"),
         (["pack", ".", "out", "--captions", "none.csv"], "none.csv"),
         (["pack", ".", "out", "--size", "0"], "--size"),
-        (["embed", "packed", "cifar", "out"], "no checkpoint 'cifar': did you mean 'cifar16'"),
+        (["embed", "packed", "cifar", "out"], "no checkpoint, run or preset 'cifar': did you mean 'cifar16'"),
         (["info", "nowhere.tar"], "1 of 1 shards do not exist"),
     ],
 )

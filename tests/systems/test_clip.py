@@ -367,7 +367,7 @@ def test_clips_that_are_not_there(monkeypatch, tmp_path):
         (f"local-dir:{tmp_path}", "not here or cannot be read"),
         ("ViT-B32:openai", "did you mean 'ViT-B-32'"),
         ("digits", "digits is a class_conditional, which has no critic; what has one is accepted"),
-        ("scenes-clap", "no checkpoint 'scenes-clap'"),
+        ("scenes-clap", "no checkpoint, run or preset 'scenes-clap'"),
     ):
         with pytest.raises(ValueError, match=message):
             store.load(name, can="critic")

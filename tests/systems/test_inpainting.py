@@ -224,7 +224,7 @@ def test_a_start_that_does_not_fit_is_refused(base):
     _, path = base("inpainter")
     with pytest.raises(ValueError, match="does not fit"):
         begun(recipe("glide_inpainter", path))
-    with pytest.raises(ValueError, match="no checkpoint 'glid'"):
+    with pytest.raises(ValueError, match="no checkpoint, run or preset 'glid'"):
         begun(recipe("glide_inpainter", "glid"))
     with pytest.raises(ValueError, match="no checkpoint at"):
         begun(recipe("glide_inpainter", "nowhere.safetensors"))
