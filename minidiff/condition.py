@@ -1,4 +1,4 @@
-"""What a network is told beside x: a condition is a sum of parts, each of which enters by its own doors."""
+"""What a network reads beside x: a condition is a sum of parts, each of which enters by its own doors."""
 
 from __future__ import annotations
 

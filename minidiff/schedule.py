@@ -272,7 +272,7 @@ class ContinuousSchedule:
         raise NotImplementedError
 
     def network_time(self, t: Tensor, sigma: Tensor) -> Tensor:
-        """What the network is told: 1000 t, so that continuous and discrete times have one scale."""
+        """What the network reads: 1000 t, so that continuous and discrete times have one scale."""
         return 1000 * t
 
     def times(self, n: int) -> list[float]:

@@ -169,7 +169,7 @@ def filtered_replacement(
     Exact in the limit of small steps and many particles, each population for its own path.
 
     Args:
-        denoiser: Denoiser of all pixels, that was never told of masks.
+        denoiser: Denoiser of all pixels, that knows nothing of masks.
         image: (P or 1, *shape), one for each population; its values where the mask is 0 do not matter.
         mask: (P or 1, ...) that broadcasts to the image, 1 where a pixel is known, 0 elsewhere.
         levels: At least two scalar levels, from noise to data.

@@ -267,7 +267,7 @@ def begun(recipe: Recipe) -> nn.Module:
     system = recipe.build()
     if not recipe.start:
         return system
-    path = Path(recipe.start) if recipe.start.endswith(".safetensors") else unchanged(weights_path(recipe.start))
+    path = _start(recipe)
     tensors, _ = load_checkpoint(path)
     own = system.state_dict()
     if FIRST in tensors and FIRST in own:
@@ -283,6 +283,19 @@ def begun(recipe: Recipe) -> nn.Module:
     require_fit(tensors, own, str(path), f"the network of {recipe.name!r}")
     system.load_state_dict({k: v.to(own[k].dtype) for k, v in tensors.items()})
     return system
+
+
+def _start(recipe: Recipe) -> Path:
+    """Where the weights lie that a recipe goes on from; the message about others says how to make them."""
+    if recipe.start.endswith(".safetensors"):
+        return Path(recipe.start)
+    before = Path(recipe.start).parent.name
+    if not (Path(recipe.start) / "card.json").is_file() and before in available():
+        raise ValueError(
+            f"{recipe.name!r} goes on from {recipe.start}, which is not here: `minidiff train {before} --publish "
+            f"{recipe.start}` makes it; or begin anew with start="
+        )
+    return unchanged(weights_path(recipe.start))
 
 
 def reference(name: str) -> tuple[Tensor, Tensor]:

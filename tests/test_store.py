@@ -232,3 +232,9 @@ def test_a_recipe_is_changed_where_the_weights_still_fit():
         load("digits", overrides=["network.dropot=0.5"])
     with pytest.raises(ValueError, match="has no recipe to change"):
         load("ViT-B-32:nosuch", overrides=["network.dropout=0"])
+
+
+def test_a_recipe_that_goes_on_from_one_that_is_not_here_says_how_to_make_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="`minidiff train glide-relation --publish runs/glide-relation/p"):
+        begun(load_recipe("glide"))

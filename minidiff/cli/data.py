@@ -101,7 +101,10 @@ def pack(
 
     found = _source(source, size, split, root, download)
     if isinstance(found, Shards):
-        raise click.UsageError(f"{source} holds shards already")
+        raise click.UsageError(
+            f"{source} holds shards already: train on them with data.name=shards data.path={source}, or look into them "
+            f"with `minidiff data info {source}`"
+        )
     texts = read_captions(captions) if captions else getattr(found, "captions", None)
     index = run(found, out, per_shard, texts, quality, None if in_order else seed, workers, progress=not quiet)
     _done(index, out)

@@ -121,7 +121,7 @@ def _refuse(context: click.Context, what: str, foreign: set[str]) -> None:
     for option in context.command.params:
         given = context.get_parameter_source(option.name) is not click.core.ParameterSource.DEFAULT
         if option.name in foreign and given:
-            raise click.UsageError(f"{what}, which {option.opts[0]} is not for")
+            raise click.UsageError(f"{what}, which {option.opts[0]} is not for: leave it out")
 
 
 def _onto_card(path: Path, found: dict) -> None:

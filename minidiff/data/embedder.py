@@ -19,7 +19,7 @@ class Embedder:
 
     Attributes:
         name: Name, or path of the weights.
-        width: Length of a vector; None for one that is not told.
+        width: Length of a vector; None where it is not known.
         encode: (B, channels, size, size) in [-1, 1] -> (B, width).
         size: Side of an image; None for any.
         channels: Channels of an image.

@@ -79,7 +79,7 @@ class Evaluation:
 
     @property
     def common(self) -> dict:
-        """What every plan is told."""
+        """What every plan has in common."""
         return {name: getattr(self, name) for name in ("seed", "draws", "batch", "quiet")}
 
 

@@ -164,7 +164,7 @@ def precision_recall(features: Tensor, reference: Tensor, k: int = 3) -> tuple[f
 
 
 def bits_per_dim(system, images: Tensor, generator=None, steps: int | None = None, batch: int = 64, **values) -> VLB:
-    """The variational bound of each image given what the system is told, in bits per dimension; ``.total`` is (N,).
+    """The variational bound of each image under its values, in bits per dimension; ``.total`` is (N,).
 
     One draw of noise a step. The reverse variance is the one that the system learned, beta-tilde where it is fixed.
 
@@ -177,7 +177,7 @@ def bits_per_dim(system, images: Tensor, generator=None, steps: int | None = Non
         values: Of the system's parts, by key.
 
     Raises:
-        ValueError: for images outside [-1, 1], steps out of range, or values that the system cannot be told.
+        ValueError: for images outside [-1, 1], steps out of range, or values that the system does not read.
     """
     levels = system.schedule.levels(steps or system.schedule.T)
     variance = "learned" if system.variance == "learned" else "beta_tilde"

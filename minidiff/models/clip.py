@@ -1,4 +1,4 @@
-"""CLIP: a tower for images and one for texts. GLIDE's noised CLIP, whose image tower is told the time."""
+"""CLIP: a tower for images and one for texts. GLIDE's noised CLIP, whose image tower reads the time."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class CLIPConfig:
         text_layers: Blocks of the text tower.
         text_heads: Attention heads of the text tower.
         levels: Rows of the table of times, which takes the class token's place; 0 for towers of open_clip, which are
-            told no time.
+            without time.
         frame: The tokens that start and end a text; the last two of the vocabulary when left out.
         pixel_mean: What is subtracted from the channels, whose values go from 0 to 255 here.
         pixel_std: What they are then divided by.
@@ -127,7 +127,7 @@ class Towers(nn.Module):
     """What every CLIP network offers.
 
     Attributes:
-        noise_aware: Whether the image tower is told the time.
+        noise_aware: Whether the image tower reads the time.
         logit_scale: log 1/tau, the parameter.
     """
 

@@ -149,7 +149,7 @@ def residual(x: Tensor, branch: Tensor, factor: float) -> Tensor:
 
 
 class ResBlock(nn.Module):
-    """Residual block told the time by adaptive group norm (Dhariwal and Nichol 2021, section 3).
+    """Residual block that reads the time by adaptive group norm (Dhariwal and Nichol 2021, section 3).
 
     Args:
         channels: Input channels.
@@ -300,7 +300,7 @@ class Upsample(nn.Module):
 
 
 class Stage(nn.Sequential):
-    """A sequence in which residual blocks are also told the time, and attention the tokens.
+    """A sequence in which residual blocks also read the time, and attention the tokens.
 
     Attributes:
         checkpointing: Keep only the input for the backward pass and compute the rest again.

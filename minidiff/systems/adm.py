@@ -1,4 +1,4 @@
-"""ADM (Dhariwal and Nichol 2021): a U-Net told a label, told none (for classifier-free guidance), or never told any."""
+"""ADM (Dhariwal and Nichol 2021): a U-Net with a label, with a null for it (classifier-free guidance), or without."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def denoiser(network, schedule, parts, options: DenoiserOptions, data, kind=None
 
 @system("class_conditional", network=UNet, options=DenoiserOptions)
 def class_conditional(network, schedule, options, data) -> Diffusion:
-    """Told a label."""
+    """Reads a label."""
     return denoiser(network, schedule, label(network, options), options, data)
 
 
 @system("upsampler", network=UNet, options=UpsamplerOptions)
 def upsampler(network, schedule, options, data) -> Diffusion:
-    """Told a label and a small image, which a cascade hands on rounded down (section 2.3, table 13)."""
+    """Reads a label and a small image, which a cascade hands on rounded down (section 2.3, table 13)."""
     small = LowRes(options.factor, channels(network, options), rounding=torch.floor)
     return denoiser(network, schedule, [*label(network, options), small], options, data)

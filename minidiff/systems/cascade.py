@@ -1,6 +1,6 @@
 """Upsamplers for cascades: SR3 (Saharia et al. 2021), CDM (Ho et al. 2022), and regression to compare them with.
 
-SR3 tells its network the noise of x itself instead of a time. CDM adds noise to the small image, and tells how much.
+SR3's network reads the noise of x itself instead of a time. CDM adds noise to the small image, and says how much.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def told_alpha_bar(level: NoiseLevel) -> NoiseLevel:
 
 
 class AlphaBarTold(Diffusion):
-    """A denoiser whose network is told alpha-bar in place of a time, so that it can be sampled with any schedule.
+    """A denoiser whose network reads alpha-bar in place of a time, so that it can be sampled with any schedule.
 
     Raises:
         ValueError: for a learned variance, which is defined between the levels of one schedule only.
@@ -62,7 +62,7 @@ class AlphaBarTold(Diffusion):
 
 @system("sr3", network=UNet, options=UpsamplerOptions)
 def sr3(network, schedule, options, data) -> AlphaBarTold:
-    """Super-resolution by repeated refinement: told a bicubically enlarged small image, and alpha-bar."""
+    """Super-resolution by repeated refinement: reads a bicubically enlarged small image, and alpha-bar."""
     small = LowRes(options.factor, channels(network, options), "bicubic", rounding=torch.floor)
     parts = [*label(network, options), small]
     return denoiser(network, schedule, parts, options, data, kind=AlphaBarTold, levels=AlphaBetween())
@@ -70,7 +70,7 @@ def sr3(network, schedule, options, data) -> AlphaBarTold:
 
 @system("cdm", network=UNet, options=CascadeOptions)
 def cdm(network, schedule, options, data) -> Diffusion:
-    """Told a label and a small image with noise in it, and how much."""
+    """Reads a label and a small image with noise in it, and how much."""
     small = LowRes(options.factor, channels(network, options), augment=options.augment, rounding=torch.floor)
     return denoiser(network, schedule, [*label(network, options), small], options, data)
 

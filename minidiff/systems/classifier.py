@@ -25,7 +25,7 @@ class ClassifierOptions:
     """Options of a classifier.
 
     Attributes:
-        noise_aware: Whether it sees noise, and is told how much.
+        noise_aware: Whether it sees noise, and reads how much.
     """
 
     noise_aware: bool = True

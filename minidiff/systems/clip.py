@@ -50,7 +50,7 @@ class CLIP(Trainable):
     """Two towers whose inner product, times exp(logit_scale), estimates log p(x_t, c) / (p(x_t) p(c)) + const.
 
     Whether it is noise-aware is the network's: a noised one is trained on x_t and asked at the level of x_t (Nichol et
-    al. 2021, section 4.4), any other on clean images, and takes whatever it is shown for one.
+    al. 2021, section 4.4), any other on clean images, and takes every image for a clean one.
 
     Args:
         network: The towers.
@@ -74,7 +74,7 @@ class CLIP(Trainable):
 
     @property
     def noise_aware(self) -> bool:
-        """Whether the image tower is told the noise level."""
+        """Whether the image tower reads the noise level."""
         return self.network.noise_aware
 
     @property

@@ -1,4 +1,4 @@
-"""A network read as a denoiser, and the parts of what it is told: every denoising system is one of these."""
+"""A network read as a denoiser, and the parts of its condition: every denoising system is one of these."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Diffusion(Told):
     Args:
         network: ``(x, time, condition) -> output``, with its shape in ``config``.
         schedule: Noise levels.
-        parts: What it is told beside x, in the order of channels and tokens.
+        parts: What it reads beside x, in the order of channels and tokens.
         predicts: "eps", "v" or "x0".
         variance: "fixed" or "learned".
         level_sampler: Which levels training looks at; all alike when left out.
@@ -69,8 +69,8 @@ class Diffusion(Told):
         candidates: Samples that are drawn for each that is kept.
 
     Raises:
-        ValueError: for a network that lacks what a part needs, or takes another number of channels than it is
-            shown, or for two parts of the same key.
+        ValueError: for a network that lacks what a part needs, or takes another number of channels than
+            enters, or for two parts of the same key.
     """
 
     subject = "image"  # the column of data that x_0 is

@@ -18,19 +18,19 @@ def caption(options: DenoiserOptions, data, asked: bool = True) -> Caption:
 
 @system("glide", network=UNet, options=DenoiserOptions)
 def glide(network, schedule, options, data) -> Diffusion:
-    """Told a caption."""
+    """Reads a caption."""
     return denoiser(network, schedule, [caption(options, data)], options, data)
 
 
 @system("glide_upsampler", network=UNet, options=UpsamplerOptions)
 def glide_upsampler(network, schedule, options, data) -> Diffusion:
-    """Told a caption and a small image."""
+    """Reads a caption and a small image."""
     small = LowRes(options.factor, channels(network, options))
     return denoiser(network, schedule, [caption(options, data), small], options, data)
 
 
 @system("glide_cdm", network=UNet, options=CascadeOptions)
 def glide_cdm(network, schedule, options, data) -> Diffusion:
-    """Told a caption and a small image with noise in it, and how much."""
+    """Reads a caption and a small image with noise in it, and how much."""
     small = LowRes(options.factor, channels(network, options), augment=options.augment)
     return denoiser(network, schedule, [caption(options, data), small], options, data)

@@ -18,21 +18,21 @@ from .registry import system
 
 @system("inpainter", network=UNet, options=DenoiserOptions)
 def inpainter(network, schedule, options, data) -> Diffusion:
-    """Told a label, the known part of an image, and the mask."""
+    """Reads a label, the known part of an image, and the mask."""
     parts = [*label(network, options), Known(channels(network, options))]
     return denoiser(network, schedule, parts, options, data)
 
 
 @system("glide_inpainter", network=UNet, options=DenoiserOptions)
 def glide_inpainter(network, schedule, options, data) -> Diffusion:
-    """Told a caption, the known part of an image, and the mask."""
+    """Reads a caption, the known part of an image, and the mask."""
     parts = [caption(options, data), Known(channels(network, options))]
     return denoiser(network, schedule, parts, options, data)
 
 
 @system("glide_upsampler_inpainter", network=UNet, options=UpsamplerOptions)
 def glide_upsampler_inpainter(network, schedule, options, data) -> Diffusion:
-    """Told a caption, the known part of a large image, the mask, and all of the small one, as the released model."""
+    """Reads a caption, the known part of a large image, the mask, and all of the small one, as the released model."""
     planes = channels(network, options)
     parts = [caption(options, data), Known(planes), LowRes(options.factor, planes)]
     return denoiser(network, schedule, parts, options, data)

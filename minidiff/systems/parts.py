@@ -1,4 +1,4 @@
-"""The parts that several systems are told: a label, a caption, a small version of the image, what of it is known."""
+"""The parts that several systems read: a label, a caption, a small version of the image, what of it is known."""
 
 from __future__ import annotations
 
@@ -184,14 +184,14 @@ def in_turn(given: Mapping[str, object], n: int) -> tuple[list[str], Tensor]:
 
 
 def level_of_sigma(sigma: Tensor) -> NoiseLevel:
-    """The variance-preserving levels of standard deviations (B,) in [0, 1), of which the network is told sigma."""
+    """The variance-preserving levels of standard deviations (B,) in [0, 1), of which the network reads sigma."""
     return NoiseLevel((1 - sigma**2).sqrt(), sigma, TOLD * sigma)
 
 
 class LowRes(Part):
     """A small version of the image, enlarged and put through the image door (Saharia et al. 2021; ADM; GLIDE).
 
-    With ``augment`` there is noise in the small image, whose level the network is told (noise-conditioning
+    With ``augment`` there is noise in the small image, whose level the network reads (noise-conditioning
     augmentation, Ho et al. 2022): its value is (z, sigma), z = sqrt(1 - sigma^2) y + sigma eps. In training sigma is
     uniform in [0, augment], drawn per sample, and the noise is added to the image in [-1, 1] before it is enlarged.
 
@@ -238,7 +238,7 @@ class LowRes(Part):
         return channels, height // self.factor, width // self.factor
 
     def check(self, network: nn.Module, shape: tuple[int, ...]) -> None:
-        """The size divides by the factor, and a level that is told has an embedding."""
+        """The size divides by the factor, and a level that is read has an embedding."""
         if shape[1] % self.factor:
             raise ValueError(f"size {shape[1]} must be divisible by the factor, got {self.factor}")
         if bool(self.augment) != network.config.image_level:
@@ -249,7 +249,7 @@ class LowRes(Part):
         """Small images (B, C, H, W); with augmentation (images, sigma), sigma 0 when left out.
 
         Raises:
-            ValueError: for another shape, or a sigma that training did not show.
+            ValueError: for another shape, or a sigma outside the range of training.
         """
         given = tuple(value) if isinstance(value, (tuple, list)) else (value,)
         if not 1 <= len(given) <= 2:

@@ -64,6 +64,6 @@ class Trainable(nn.Module):
 
 
 def classes_told(system: Trainable) -> int | None:
-    """How many classes the labels of its training data may name; None for a system that is told none."""
+    """How many classes the labels of its training data may name; None for a system without labels."""
     told = system.part("label") if hasattr(system, "part") else system
     return getattr(told, "n_classes", None)
