@@ -6,6 +6,7 @@ from .intervals import Interval, bootstrap, proportion, share_difference
 from .quality import (
     bits_per_dim,
     class_accuracy,
+    class_scatter,
     frechet_distance,
     hits,
     inception_score,
@@ -20,6 +21,7 @@ __all__ = [
     "bits_per_dim",
     "bootstrap",
     "class_accuracy",
+    "class_scatter",
     "frechet_distance",
     "hits",
     "inception_score",

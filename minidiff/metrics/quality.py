@@ -163,6 +163,21 @@ def precision_recall(features: Tensor, reference: Tensor, k: int = 3) -> tuple[f
     return precision(features, reference, k), recall(features, reference, k)
 
 
+def class_scatter(images: Tensor, labels: Tensor) -> Tensor:
+    """(N,) squared distance of each image from the mean of its class, corrected for that mean's being estimated.
+
+    Averaged over a class it is the trace of the class's covariance, without bias. 0 for the only image of its class.
+
+    Args:
+        images: (N, ...).
+        labels: (N,) whole numbers >= 0.
+    """
+    x, member = images.flatten(1).double(), torch.nn.functional.one_hot(labels).double()
+    count = member.sum(0)
+    means = member.T @ x / count.clamp(min=1)[:, None]
+    return (x - means[labels]).square().sum(1) * (count / (count - 1).clamp(min=1))[labels]
+
+
 def bits_per_dim(system, images: Tensor, generator=None, steps: int | None = None, batch: int = 64, **values) -> VLB:
     """The variational bound of each image under its values, in bits per dimension; ``.total`` is (N,).
 

@@ -14,6 +14,7 @@ from minidiff.likelihood import prior_kl, vlb_terms
 from minidiff.metrics import (
     bits_per_dim,
     class_accuracy,
+    class_scatter,
     frechet_distance,
     inception_score,
     kernel_distance,
@@ -184,6 +185,16 @@ class GaussianWorld(Diffusion):
 
     def forward(self, x, level, condition):
         return self.denoiser(x, level)
+
+
+def test_class_scatter_averages_to_the_trace_of_the_covariance_of_a_class(generator):
+    labels = torch.tensor([0] * 7 + [1] * 5 + [3])
+    images = torch.randn(len(labels), 2, 3, generator=generator, dtype=torch.float64)
+    found = class_scatter(images, labels)
+    for label in (0, 1):
+        expected = images[labels == label].flatten(1).T.cov().trace()
+        assert torch.isclose(found[labels == label].mean(), expected)
+    assert found[-1] == 0
 
 
 def test_bits_per_dim_in_a_gaussian_world(generator):
