@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .arguments import Finite, checked, floats, having, numbers
 from .condition import concatenate
 from .denoiser import ConditionalModel, Denoiser, conditioned
 from .prediction import KINDS, Prediction
@@ -23,17 +24,20 @@ def _require_finite_scale(scale: float) -> None:
         raise ValueError(f"the guidance scale must be a finite number, got {scale}")
 
 
-def scale_from_w(w: float) -> float:
+@checked
+def scale_from_w(w: Finite) -> float:
     """s = 1 + w: from the paper's guidance strength (Ho and Salimans 2022) to the scale used here."""
     return 1 + w
 
 
-def w_from_scale(s: float) -> float:
+@checked
+def w_from_scale(s: Finite) -> float:
     """w = s - 1, the inverse of ``scale_from_w``."""
     return s - 1
 
 
-def grad_log_prob(log_prob: LogProb, x: Tensor, level: NoiseLevel) -> Tensor:
+@checked
+def grad_log_prob(log_prob: LogProb, x: floats("B *S"), level: NoiseLevel) -> Tensor:
     """Gradient of log p(c | x_t) with respect to x_t, each sample its own; shaped as x.
 
     Raises:
@@ -47,6 +51,7 @@ def grad_log_prob(log_prob: LogProb, x: Tensor, level: NoiseLevel) -> Tensor:
         return torch.autograd.grad(value.float().sum() if value.dtype.itemsize < 4 else value.sum(), x)[0]
 
 
+@checked
 def classifier_guidance(denoiser: Denoiser, log_prob: LogProb, scale: float) -> Denoiser:
     """Shift the score: score + s grad log p(c | x_t) (``eq-classifier-guidance``; Song et al. 2021b, equation 48).
 
@@ -68,6 +73,7 @@ def classifier_guidance(denoiser: Denoiser, log_prob: LogProb, scale: float) -> 
     return guided
 
 
+@checked
 def mean_shift_guidance(denoiser: Denoiser, log_prob: LogProb, scale: float) -> Denoiser:
     """ADM's rule: shift the reverse mean by Sigma s grad log p(c | x_t) (``eq-mean-shift``; Dhariwal and Nichol 2021,
     algorithm 1), the gradient taken at x_t as in their code. Only ancestral samplers have a Sigma to shift by.
@@ -85,7 +91,8 @@ def mean_shift_guidance(denoiser: Denoiser, log_prob: LogProb, scale: float) -> 
     return guided
 
 
-def clip_guidance(clip, captions, scale: float) -> Callable[[Denoiser], Denoiser]:
+@checked
+def clip_guidance(clip: having("critic"), captions, scale: float) -> Callable[[Denoiser], Denoiser]:
     """Guide by a CLIP: score + s grad f(x_t) . g(c) / tau (``eq-clip-guidance``; Nichol et al. 2022, section 2.4).
 
     A critic that estimates log p(x_t, c) / (p(x_t) p(c)) up to a constant has the gradient of log p(c | x_t), so this
@@ -109,6 +116,7 @@ def clip_guidance(clip, captions, scale: float) -> Callable[[Denoiser], Denoiser
     return lambda denoiser: classifier_guidance(denoiser, critic, scale)
 
 
+@checked
 def classifier_free(model: ConditionalModel, condition, null, scale: float) -> Denoiser:
     """eps_u + s (eps_c - eps_u), both halves in one pass (``eq-cfg``; Ho and Salimans 2022, with s = 1 + w).
 
@@ -136,6 +144,7 @@ def classifier_free(model: ConditionalModel, condition, null, scale: float) -> D
     return guided
 
 
+@checked
 def static_threshold(denoiser: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:
     """Clamp x_0 to the range of the data; eps follows from the clamped x_0 (Ho et al. 2020; ADM).
 
@@ -152,7 +161,8 @@ def static_threshold(denoiser: Denoiser, low: float = -1.0, high: float = 1.0) -
     return thresholded
 
 
-def replace_known(denoiser: Denoiser, image: Tensor, mask: Tensor) -> Denoiser:
+@checked
+def replace_known(denoiser: Denoiser, image: floats("B/1 *S"), mask: numbers("B/1 *S/1")) -> Denoiser:
     """Impose known pixels on x_0; eps follows (``eq-impose``; GLIDE's released code, ``denoised_fn``).
 
     The last step of a sampler then returns the known pixels as they are. The other pixels hear of them only through
@@ -175,6 +185,7 @@ def replace_known(denoiser: Denoiser, image: Tensor, mask: Tensor) -> Denoiser:
     return imposed
 
 
+@checked
 def autoguidance(model: Denoiser, weak: Denoiser, scale: float) -> Denoiser:
     """Extrapolate away from a weaker model: eps_w + s (eps_m - eps_w) (``eq-autoguidance``; Karras et al. 2024).
 
@@ -200,6 +211,7 @@ def autoguidance(model: Denoiser, weak: Denoiser, scale: float) -> Denoiser:
     return guided
 
 
+@checked
 def guidance_interval(guided: Denoiser, plain: Denoiser, low: float, high: float) -> Denoiser:
     """Guide only where low < sigma / alpha <= high (``eq-guidance-interval``; Kynkaanniemi et al. 2024).
 
@@ -230,6 +242,7 @@ def guidance_interval(guided: Denoiser, plain: Denoiser, low: float, high: float
     return limited
 
 
+@checked
 def rescaled(guided: Denoiser, conditional: Denoiser, phi: float = 0.7, kind: str = "v") -> Denoiser:
     """Give the guided prediction back the standard deviation of the conditional one (``eq-rescaled``; Lin et al. 2024).
 
@@ -265,6 +278,7 @@ def rescaled(guided: Denoiser, conditional: Denoiser, phi: float = 0.7, kind: st
 # Guides: the same as values. Each takes (model, condition, null) and makes a denoiser of them; they nest.
 
 
+@checked
 def cfg(scale: float) -> Guide:
     """Classifier-free guidance, see ``classifier_free``.
 
@@ -284,6 +298,7 @@ def cfg(scale: float) -> Guide:
     return guide
 
 
+@checked
 def classifier(log_prob: LogProb, scale: float) -> Guide:
     """Classifier guidance of the model that is told nothing, see ``classifier_guidance``; of one that has no null, as
     it is.
@@ -299,7 +314,8 @@ def classifier(log_prob: LogProb, scale: float) -> Guide:
     return lambda model, condition, null: classifier_guidance(conditioned(model, null), log_prob, scale)
 
 
-def clip(clip, captions, scale: float) -> Guide:
+@checked
+def clip(clip: having("critic"), captions, scale: float) -> Guide:
     """The same by the critic of a CLIP, see ``clip_guidance``.
 
     Args:
@@ -310,6 +326,7 @@ def clip(clip, captions, scale: float) -> Guide:
     return classifier(clip.critic(captions), scale)
 
 
+@checked
 def adm(log_prob: LogProb, scale: float, ode: bool = False) -> Guide:
     """ADM's scripts: the model that knows the condition, x_0 clamped, then guided by a classifier as well.
 
@@ -329,6 +346,7 @@ def adm(log_prob: LogProb, scale: float, ode: bool = False) -> Guide:
     return lambda model, condition, null: rule(static_threshold(conditioned(model, condition)), log_prob, scale)
 
 
+@checked
 def interval(guide: Guide, low: float, high: float) -> Guide:
     """Another guide where low < sigma / alpha <= high, the plain conditional model elsewhere; see
     ``guidance_interval``."""
@@ -337,6 +355,7 @@ def interval(guide: Guide, low: float, high: float) -> Guide:
     )
 
 
+@checked
 def auto(weak: Denoiser, scale: float) -> Guide:
     """Away from a weaker denoiser that is told the same, see ``autoguidance``."""
     _require_finite_scale(scale)

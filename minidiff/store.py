@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from .arguments import Device, Name, checked
 from .recipes import Recipe
 from .systems.inpainting import widened
 from .training.checkpoint import averaged, load_checkpoint, load_weights, require_fit
@@ -16,6 +17,7 @@ from .words import nearest
 FIRST = "network.input_blocks.0.0.weight"  # of the convolution that x and the image door enter
 
 
+@checked
 @dataclass(frozen=True)
 class Found:
     """What a name stands for.
@@ -43,7 +45,8 @@ def checkpoints() -> list[str]:
     return sorted(p.parent.name for p in (data_folder() / "checkpoints").glob("*/card.json"))
 
 
-def weights_path(name: str) -> Path:
+@checked
+def weights_path(name: Name) -> Path:
     """Where the weights of a checkpoint lie, its card beside them.
 
     Args:
@@ -58,7 +61,8 @@ def weights_path(name: str) -> Path:
     return folder / "model.safetensors"
 
 
-def card(name: str) -> dict:
+@checked
+def card(name: Name) -> dict:
     """The card of a checkpoint: its recipe, seed, steps, time and metrics; see ``weights_path`` for its name.
 
     Raises:
@@ -74,7 +78,8 @@ def card(name: str) -> dict:
     return found
 
 
-def recipe_of(name: str) -> Recipe:
+@checked
+def recipe_of(name: Name) -> Recipe:
     """The recipe on the card of a checkpoint.
 
     Raises:
@@ -83,7 +88,8 @@ def recipe_of(name: str) -> Recipe:
     return Recipe.from_plain(card(name)["recipe"])
 
 
-def find(ref: str, device: str = "cpu", can: str = "") -> Found:
+@checked
+def find(ref: Name, device: Device = "cpu", can: str = "") -> Found:
     """Whatever has a name, ready to use.
 
     Args:
@@ -104,7 +110,8 @@ def find(ref: str, device: str = "cpu", can: str = "") -> Found:
     return Found(system, found.recipe, found.path)
 
 
-def load(ref: str, device: str = "cpu", can: str = "") -> nn.Module:
+@checked
+def load(ref: Name, device: Device = "cpu", can: str = "") -> nn.Module:
     """A system by its name, in evaluation mode and float32; see ``find``."""
     return find(ref, device, can).system
 
@@ -146,6 +153,7 @@ def _run(last: Path) -> Found:
     return Found(system, recipe, last)
 
 
+@checked
 def begun(recipe: Recipe) -> nn.Module:
     """The system of a recipe as its training begins: with the weights of ``recipe.start``, where there is one.
 
@@ -176,7 +184,8 @@ def begun(recipe: Recipe) -> nn.Module:
     return system
 
 
-def reference(name: str) -> tuple[Tensor, Tensor]:
+@checked
+def reference(name: Name) -> tuple[Tensor, Tensor]:
     """Features (N, d) and labels (N,) of held-out images, kept beside a clean classifier that computed them.
 
     Raises:

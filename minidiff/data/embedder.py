@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..arguments import checked
 from .recipe import DataRecipe
 
 
+@checked
 @dataclass(frozen=True)
 class Embedder:
     """A frozen encoder.

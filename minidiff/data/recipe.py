@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..arguments import checked
 
+
+@checked
 @dataclass(frozen=True)
 class DataRecipe:
     """Which data to learn from.

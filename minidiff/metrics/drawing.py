@@ -10,9 +10,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from ..arguments import Count, checked
 from ..condition import Part, Question, Value, each
 from ..guidance import LogProb, adm, cfg, classifier
 from ..sampler import Sampler, ancestral, ddim, heun
+from ..schedule import respaced
 from ..systems.diffusion import Diffusion
 from ..systems.draw import drawn
 from ..systems.parts import Label
@@ -23,6 +25,7 @@ SAMPLERS = ("ddim", "ancestral", "heun")
 HANDED = "low_res"  # the part whose value an enlarger has from the system before it
 
 
+@checked
 @dataclass(frozen=True)
 class Drawing:
     """A way to draw.
@@ -54,7 +57,7 @@ class Drawing:
     aug_levels: Sequence[float] = ()
     temperature: float = 1.0
     seed: int = 0
-    batch: int = 64
+    batch: Count = 64
     names: Sequence[str] = ()
 
     def __post_init__(self):
@@ -65,6 +68,8 @@ class Drawing:
         for name, given, known in (("sampler", self.sampler, SAMPLERS), ("guide", self.guide, GUIDES)):
             if given is not None and given not in known:
                 raise ValueError(f"the {name} is one of {', '.join(known)}, got {given!r}")
+        for system in self.systems:
+            respaced(system.schedule, self.steps)
         self._require_stages()
         self._require_guide()
 
@@ -115,7 +120,7 @@ class Drawing:
         """The parts of a stage whose values are not handed on by the stage before."""
         return [part for part in self.systems[i].parts if i == 0 or part.key != HANDED]
 
-    def answers(self, given: Mapping[str, object], n: int) -> tuple[list[dict[str, Value]], Tensor]:
+    def answers(self, given: Mapping[str, object], n: Count) -> tuple[list[dict[str, Value]], Tensor]:
         """The values of n pictures for every stage from the answers to ``questions``, and the number of each picture.
 
         The number is that of its class or caption, -1 where there is none.

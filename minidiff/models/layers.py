@@ -104,10 +104,12 @@ class GroupNorm(nn.GroupNorm):
         return torch.addcmul(shift, x, scale)
 
 
-def check_input(x: Tensor, shape: tuple[int, ...]) -> None:
-    """Raise ValueError unless x is a batch of this shape."""
+def check_input(x: Tensor, shape: tuple[int, ...], weight: Tensor | None = None) -> None:
+    """Raise ValueError unless x is a batch of this shape, in the precision of the network's first weight if given."""
     if tuple(x.shape[1:]) != shape or x.ndim != 1 + len(shape):
         raise ValueError(f"this network takes (B, {', '.join(map(str, shape))}), got {tuple(x.shape)}")
+    if weight is not None and x.dtype != weight.dtype:
+        raise ValueError(f"this network computes in {weight.dtype}, got x of {x.dtype}")
 
 
 class Dropout(nn.Dropout):

@@ -12,6 +12,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from .. import schedule as schedules
+from ..arguments import Count, Inside, Name, checked
 from ..data.recipe import DataRecipe
 from ..settings import from_plain, to_plain
 from ..systems.registry import find
@@ -26,6 +27,7 @@ SCHEDULES = {
 }
 
 
+@checked
 @dataclass(frozen=True)
 class ScheduleRecipe:
     """A discrete noise schedule with T levels.
@@ -40,8 +42,8 @@ class ScheduleRecipe:
     """
 
     name: str = "clipped_cosine"
-    T: int = 1000
-    betas: tuple[float, ...] | None = None
+    T: Count = 1000
+    betas: tuple[Inside, ...] | None = None
 
     def __post_init__(self):
         if self.name not in SCHEDULES:
@@ -56,6 +58,7 @@ class ScheduleRecipe:
         return SCHEDULES[self.name](self.T, *(self.betas or ()))
 
 
+@checked
 @dataclass(frozen=True)
 class Recipe:
     """A system, its data and its training. In YAML ``system`` is a name, or a mapping of a name and options.
@@ -168,7 +171,8 @@ def available() -> list[str]:
     return sorted(p.stem for p in FOLDER.glob("*.yaml"))
 
 
-def load_recipe(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+@checked
+def load_recipe(name: Name, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
     """A recipe by name, or from a YAML file.
 
     Args:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
+from ..arguments import checked, floats
 from ..condition import Condition
 from ..models.unet import UNet
 from ..prediction import Prediction
@@ -21,6 +21,7 @@ from .parts import TOLD, LowRes
 from .registry import system
 
 
+@checked
 @dataclass(frozen=True)
 class CascadeOptions(UpsamplerOptions):
     """Options of an upsampler with noise-conditioning augmentation.
@@ -37,11 +38,13 @@ class CascadeOptions(UpsamplerOptions):
             raise ValueError(f"augment is a standard deviation in (0, 1], got {self.augment}")
 
 
+@checked
 def told_alpha(level: NoiseLevel) -> NoiseLevel:
     """The same level, of which the network is told alpha = sqrt(alpha-bar) (``eq-sr3-level``)."""
     return NoiseLevel(level.alpha, level.sigma, TOLD * level.alpha)
 
 
+@checked
 class AlphaTold(Diffusion):
     """A denoiser whose network is told alpha in place of a time, so that it can be sampled with any schedule.
 
@@ -54,7 +57,7 @@ class AlphaTold(Diffusion):
         if self.variance != "fixed":
             raise ValueError(f"SR3 has a fixed variance, got {self.variance!r}")
 
-    def forward(self, x: Tensor, level: NoiseLevel, condition: Condition | None = None) -> Prediction:
+    def forward(self, x: floats("B C H W"), level: NoiseLevel, condition: Condition | None = None) -> Prediction:
         """The prediction for x (B, C, H, W)."""
         return super().forward(x, told_alpha(level), condition)
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..arguments import Device, Randomness, checked, floats
 from ..condition import column
 from ..data.tokenizer import tokenizer
 from ..guidance import LogProb
@@ -26,11 +27,13 @@ from .registry import system
 Captions = str | Sequence[str] | Tensor
 
 
+@checked
 def clip_network(config: CLIPConfig) -> Towers:
     """The network of a shape: GLIDE's where it has levels, else towers of open_clip."""
     return NoisedCLIP(config) if config.levels else OpenCLIP(config)
 
 
+@checked
 @dataclass(frozen=True)
 class CLIPOptions:
     """Options of a CLIP.
@@ -46,6 +49,7 @@ class CLIPOptions:
             raise ValueError(f"directions must be one of {', '.join(DIRECTIONS)}, got {self.directions!r}")
 
 
+@checked
 class CLIP(Trainable):
     """Two towers whose inner product, times exp(logit_scale), estimates log p(x_t, c) / (p(x_t) p(c)) + const.
 
@@ -98,19 +102,16 @@ class CLIP(Trainable):
             return captions.to(self.device)
         return self.tokenizer([captions] if isinstance(captions, str) else list(captions)).to(self.device)
 
-    def _time(self, x: Tensor, level: NoiseLevel) -> Tensor:
-        return torch.as_tensor(level.time, device=x.device).expand(len(x))
-
-    def embed_images(self, x: Tensor, level: NoiseLevel = DATA) -> Tensor:
+    def embed_images(self, x: floats("B C H W"), level: NoiseLevel = DATA) -> Tensor:
         """(B, C, H, W) at a level -> (B, E) of length 1; gradients flow."""
-        return F.normalize(self.network.image(x, self._time(x, level)).float(), dim=1)
+        return F.normalize(self.network.image(x.to(self.dtype), level.times(x)).float(), dim=1)
 
     def embed_texts(self, captions: Captions) -> Tensor:
         """A caption, B captions or their tokens (B, L) -> (B, E) of length 1; gradients flow."""
         return F.normalize(self.network.text(self.tokens(captions)).float(), dim=1)
 
     @torch.no_grad()
-    def similarity(self, x: Tensor, captions: Captions, level: NoiseLevel = DATA) -> Tensor:
+    def similarity(self, x: floats("B C H W"), captions: Captions, level: NoiseLevel = DATA) -> Tensor:
         """(N, M) cosines of N images and M captions; times exp(logit_scale) they are the critic of every pair."""
         return self.embed_images(x, level) @ self.embed_texts(captions).T
 
@@ -138,7 +139,9 @@ class CLIP(Trainable):
 
         return log_ratio
 
-    def loss(self, batch: Mapping[str, Tensor], generator=None, level: NoiseLevel | None = None) -> dict[str, Tensor]:
+    def loss(
+        self, batch: Mapping[str, Tensor], generator: Randomness = None, level: NoiseLevel | None = None
+    ) -> dict[str, Tensor]:
         """(B,) contrastive loss at the level, drawn uniformly when left out; also whether the caption was found.
 
         The negatives of a pair are the other pairs of this call; in training mode, of this call in all processes, each
@@ -165,7 +168,8 @@ class CLIP(Trainable):
         return {"loss": info_nce(rows, self.directions, columns), "accuracy": found.float()}
 
 
-def released_clip(name: str, device: str = "cpu") -> CLIP:
+@checked
+def released_clip(name: str, device: Device = "cpu") -> CLIP:
     """A CLIP of open_clip. It has never seen noise, takes images in [-1, 1] of any size, and brings them to its own.
 
     Args:

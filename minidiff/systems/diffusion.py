@@ -10,18 +10,20 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..arguments import Bins, Count, Randomness, checked, floats
 from ..condition import Condition, Part, Value, column, each, length
 from ..denoiser import predict, require_reading
 from ..likelihood import hybrid_vlb, mean_flat
 from ..prediction import Prediction
 from ..process import beta_tilde, diffuse
 from ..random import randn
-from ..schedule import NoiseLevel
+from ..schedule import ContinuousSchedule, DiscreteSchedule, NoiseLevel
 from ..training.levels import LevelSampler, Uniform, level_sampler
 from ..training.trainable import Trainable
 from ..words import nearest
 
 
+@checked
 @dataclass(frozen=True)
 class DenoiserOptions:
     """Options of a system that denoises.
@@ -53,6 +55,7 @@ class DenoiserOptions:
         return (default or Uniform()) if self.level_sampler is None else level_sampler(self.level_sampler)
 
 
+@checked
 class Diffusion(Trainable):
     """A denoiser of x given the parts of a condition. Called as a conditional model, ``system(x, level, condition)``.
 
@@ -75,12 +78,12 @@ class Diffusion(Trainable):
     def __init__(
         self,
         network: nn.Module,
-        schedule,
+        schedule: DiscreteSchedule | ContinuousSchedule,
         parts: Sequence[Part] = (),
         predicts: str = "eps",
         variance: str = "fixed",
         level_sampler: LevelSampler | None = None,
-        bins: int = 256,
+        bins: Bins = 256,
     ):
         super().__init__()
         require_reading(predicts, variance)
@@ -111,7 +114,7 @@ class Diffusion(Trainable):
         """The part of that name, if there is one."""
         return next((part for part in self.parts if part.key == key), None)
 
-    def read(self, values: Mapping[str, object], n: int | None = None) -> dict[str, Value]:
+    def read(self, values: Mapping[str, object], n: Count | None = None) -> dict[str, Value]:
         """What a person gave for the parts as their values, with n entries each.
 
         Args:
@@ -159,7 +162,7 @@ class Diffusion(Trainable):
         """Each value replaced by its null, where there is one."""
         return {part.key: part.null(self.network, values[part.key]) for part in self.parts}
 
-    def condition(self, n: int | None = None, **values) -> Condition:
+    def condition(self, n: Count | None = None, **values) -> Condition:
         """What is to be drawn, as it enters the network: ``condition(label=[3, 7])``, ``condition(caption="a ring")``.
 
         Args:
@@ -171,7 +174,7 @@ class Diffusion(Trainable):
         """
         return self.encode(self.read(values, n))
 
-    def null(self, n: int | None = None, **values) -> Condition:
+    def null(self, n: Count | None = None, **values) -> Condition:
         """The same with nothing in place of what can be nothing.
 
         Args:
@@ -180,7 +183,7 @@ class Diffusion(Trainable):
         """
         return self.encode(self.nulls(self.read(values, n)))
 
-    def forward(self, x: Tensor, level: NoiseLevel, condition: Condition | None = None) -> Prediction:
+    def forward(self, x: floats("B C H W"), level: NoiseLevel, condition: Condition | None = None) -> Prediction:
         """The prediction for x (B, C, H, W); given nothing, where the condition is left out.
 
         Raises:
@@ -191,7 +194,9 @@ class Diffusion(Trainable):
             raise ValueError(f"a model is asked with what its condition(...) returns, got {type(condition).__name__}")
         return predict(self.network, x, level, condition, self.predicts, self.variance)
 
-    def loss(self, batch: Mapping[str, Tensor], generator=None, level: NoiseLevel | None = None) -> dict[str, Tensor]:
+    def loss(
+        self, batch: Mapping[str, Tensor], generator: Randomness = None, level: NoiseLevel | None = None
+    ) -> dict[str, Tensor]:
         """L_simple in the network's own parametrisation, plus T/1000 times the bound where the variance is learned.
 
         Nichol and Dhariwal 2021, equation 16. Each part drops its own value with its own probability, per sample.
@@ -204,7 +209,7 @@ class Diffusion(Trainable):
         Returns:
             (B,) "loss", "simple" and, with a learned variance, "vlb".
         """
-        x0, drawn, weight = column(batch, self.subject), level is None, None
+        x0, drawn, weight = column(batch, self.subject, self.shape), level is None, None
         if drawn:
             level, weight = self.level_sampler.draw(self.schedule, len(x0), generator, x0.device)
         values = {part.key: part.observe(batch, generator) for part in self.parts}

@@ -9,13 +9,14 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ..arguments import Count, Randomness, checked
 from ..condition import Value, each
 from ..denoiser import Denoiser
 from ..guidance import Guide, cfg, static_threshold
 from ..process import start_std
-from ..random import randn, sample_generators
+from ..random import randn, require_generators, sample_generators
 from ..sampler import Sampler, ddim, sample
-from ..schedule import NoiseLevel, respaced
+from ..schedule import DiscreteSchedule, NoiseLevel, respaced
 from .diffusion import Diffusion
 
 PLAIN = cfg(1.0)
@@ -23,6 +24,7 @@ Levels = int | str | Sequence[NoiseLevel]
 Stage = tuple[Diffusion, Mapping[str, object]]  # a system, and the options of ``draw`` that are its own
 
 
+@checked
 def draw(
     system: Diffusion,
     n: int,
@@ -33,7 +35,7 @@ def draw(
     x_T: Tensor | None = None,
     threshold: Callable[[Denoiser], Denoiser] | None = static_threshold,
     temperature: float = 1.0,
-    generator=None,
+    generator: Randomness = None,
     **values,
 ) -> Tensor:
     """Draw n samples. What is told enters the network once, at the start.
@@ -64,6 +66,7 @@ def draw(
         raise ValueError(f"the number of samples must be at least 1, got {n!r}")
     if not 0 <= temperature < math.inf:
         raise ValueError(f"the temperature is a finite number >= 0, got {temperature}")
+    require_generators(generator, n)
     given = system.read(values, n)
     tensors = [x_T, *(t for value in given.values() for t in ((value,) if isinstance(value, Tensor) else value))]
     gradients = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
@@ -72,8 +75,9 @@ def draw(
         x_T = temperature * start_std(chain[0]) * randn((n, *system.shape), generator, system.dtype, system.device)
     elif tuple(x_T.shape) != (n, *system.shape):
         raise ValueError(f"x_T must be {(n, *system.shape)}, got {tuple(x_T.shape)}")
-    elif x_T.dtype != system.dtype:
-        raise ValueError(f"x_T must be of {system.dtype}, as the system, got {x_T.dtype}")
+    elif (x_T.dtype, x_T.device.type) != (system.dtype, system.device.type):
+        there = f"{system.dtype} on {system.device}"
+        raise ValueError(f"x_T must be of {there}, as the system; got {x_T.dtype} on {x_T.device}")
     with torch.set_grad_enabled(gradients):
         condition = system.encode(given)
         null = system.encode(system.nulls(given)) if system.has_null else condition
@@ -92,7 +96,8 @@ def _chain(schedule, levels: Levels) -> Sequence[NoiseLevel]:
     return chain
 
 
-def truncated(schedule, levels: Levels, sigma: float) -> list[NoiseLevel]:
+@checked
+def truncated(schedule: DiscreteSchedule, levels: Levels, sigma: float) -> list[NoiseLevel]:
     """The chain of ``levels``, cut where its noise has fallen to sigma (``eq-truncated``).
 
     Args:
@@ -113,7 +118,10 @@ def truncated(schedule, levels: Levels, sigma: float) -> list[NoiseLevel]:
     return [*chain, end]
 
 
-def cascade(stages: Sequence[Stage], n: int, generator=None, truncate: bool = False, **values) -> Tensor:
+@checked
+def cascade(
+    stages: Sequence[Stage], n: Count, generator: Randomness = None, truncate: bool = False, **values
+) -> Tensor:
     """Draw small images and enlarge them, stage by stage.
 
     A stage with an ``aug_level`` among its options enlarges images with that much noise in them. Without truncation the
@@ -171,8 +179,9 @@ def _handed(small, drawn: Tensor, level: float, left: float, generator):
     return small.noised(image, sigma, generator), sigma
 
 
+@checked
 def drawn(
-    stages: Sequence[tuple[Diffusion, Callable[[Tensor], Mapping[str, object]]]],
+    stages: Sequence,
     values: Mapping[str, Value],
     n: int,
     seed: int = 0,
