@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
+from itertools import zip_longest
 from numbers import Integral, Real
 from pathlib import PurePath
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
@@ -46,17 +48,17 @@ def checked(thing: Checked) -> Checked:
     The refusal is a ``ValueError`` that says what was given and what is accepted. Defaults are taken as they are.
     """
     if not isinstance(thing, type):
-        return _checked(thing)
+        return _checked(thing, ())
     for name, member in list(vars(thing).items()):
         if name in ("__init__", "__call__", "__add__") or not name.startswith("_"):
             if isinstance(member, (staticmethod, classmethod)):
-                setattr(thing, name, type(member)(_checked(member.__func__)))
+                setattr(thing, name, type(member)(_checked(member.__func__, thing.__mro__)))
             elif inspect.isfunction(member):
-                setattr(thing, name, _checked(member))
+                setattr(thing, name, _checked(member, thing.__mro__))
     return thing
 
 
-def _checked(function: Callable) -> Callable:
+def _checked(function: Callable, owners: Sequence[type]) -> Callable:
     parameters = list(inspect.signature(function).parameters.values())
     places = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     rest = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), None)
@@ -65,7 +67,7 @@ def _checked(function: Callable) -> Callable:
     @wraps(function)
     def call(*args, **kwargs):
         if not kinds:  # at the first call: annotations may name what stands further down
-            kinds.update(_kinds(function, parameters))
+            kinds.update(_kinds(function, parameters, owners))
         sizes: Sizes = {}
         for name, value in zip(places, args):  # noqa: B905, what is too many or too few Python itself refuses
             if not kinds[name].holds(value, sizes):
@@ -81,8 +83,10 @@ def _checked(function: Callable) -> Callable:
     return call
 
 
-def _kinds(function: Callable, parameters: Iterable[inspect.Parameter]) -> dict[str, Kind]:
-    names = inspect.unwrap(function).__globals__
+def _kinds(function: Callable, parameters: Iterable[inspect.Parameter], owners: Sequence[type]) -> dict[str, Kind]:
+    """What each parameter promises; an inherited field speaks the language of the module that it comes from."""
+    names = {k: v for owner in reversed(owners) for k, v in vars(sys.modules[owner.__module__]).items()}
+    names |= inspect.unwrap(function).__globals__
     return {p.name: ANYTHING if p.kind is p.VAR_KEYWORD else kind(_promise(p.annotation, names)) for p in parameters}
 
 
@@ -157,7 +161,7 @@ def _is_path(value: str) -> bool:
 
 def _is_device(value) -> bool:
     try:
-        return torch.empty(0, device=value).device.type != "meta"
+        return value is not None and torch.empty(0, device=value).device.type != "meta"
     except (RuntimeError, AssertionError, TypeError):  # no such device, not in this build, no device
         return False
 
@@ -330,7 +334,6 @@ Randomness = None | Generator | list[Generator]  # one generator for a batch, or
 def require_broadcast(*values: float | Tensor) -> None:
     """Raise ValueError unless the shapes of tensors go together, numbers beside them left out."""
     shapes = [tuple(value.shape) for value in values if isinstance(value, Tensor)]
-    try:
-        torch.broadcast_shapes(*shapes)
-    except RuntimeError:
-        raise ValueError(f"shapes that broadcast are accepted, got {' and '.join(map(str, shapes))}") from None
+    for sizes in zip_longest(*(reversed(shape) for shape in shapes), fillvalue=1):
+        if len(set(sizes) - {1}) > 1:
+            raise ValueError(f"shapes that broadcast are accepted, got {' and '.join(map(str, shapes))}")

@@ -218,7 +218,8 @@ def column(batch: Mapping[str, Any], name: str, shape: tuple[int, ...] | None = 
         raise ValueError(
             f"{name} must be a batch (B, {', '.join(map(str, shape))}) of real numbers, got {described(found)}"
         )
-    if len({len(values) for values in batch.values()}) > 1:
-        lengths = ", ".join(f"{key} {len(values)}" for key, values in batch.items())
-        raise ValueError(f"columns of a batch have one entry for each sample, got {lengths}")
+    lengths = {key: len(values) if getattr(values, "ndim", 1) else 0 for key, values in batch.items()}
+    if len(set(lengths.values())) > 1:
+        given = ", ".join(f"{key} {length}" for key, length in lengths.items())
+        raise ValueError(f"columns of a batch have one entry for each sample, got {given}")
     return found

@@ -31,7 +31,7 @@ def require_reading(predicts: str, variance: str) -> None:
 
 @checked
 def predict(
-    network: Callable[..., Tensor],
+    network: Callable[[Tensor, Tensor, object], Tensor],
     x: floats("B C *S"),
     level: NoiseLevel,
     condition=None,
@@ -65,7 +65,9 @@ def predict(
 
 
 @checked
-def as_denoiser(network: Callable[..., Tensor], predicts: str = "eps", variance: str = "fixed") -> ConditionalModel:
+def as_denoiser(
+    network: Callable[[Tensor, Tensor, object], Tensor], predicts: str = "eps", variance: str = "fixed"
+) -> ConditionalModel:
     """A network as a conditional model; the arguments are those of ``predict``.
 
     Raises:

@@ -24,6 +24,11 @@ def _require_finite_scale(scale: float) -> None:
         raise ValueError(f"the guidance scale must be a finite number, got {scale}")
 
 
+def _require_interval(low: float, high: float) -> None:
+    if not 0 <= low < high:
+        raise ValueError(f"a guidance interval needs 0 <= low < high, as sigma / alpha; got {low} and {high}")
+
+
 @checked
 def scale_from_w(w: Finite) -> float:
     """s = 1 + w: from the paper's guidance strength (Ho and Salimans 2022) to the scale used here."""
@@ -226,8 +231,7 @@ def guidance_interval(guided: Denoiser, plain: Denoiser, low: float, high: float
     Raises:
         ValueError: unless 0 <= low < high.
     """
-    if not 0 <= low < high:
-        raise ValueError(f"a guidance interval needs 0 <= low < high, as sigma / alpha; got {low} and {high}")
+    _require_interval(low, high)
 
     def limited(x: Tensor, level: NoiseLevel) -> Prediction:
         inside = low * level.alpha < level.sigma
@@ -350,6 +354,7 @@ def adm(log_prob: LogProb, scale: float, ode: bool = False) -> Guide:
 def interval(guide: Guide, low: float, high: float) -> Guide:
     """Another guide where low < sigma / alpha <= high, the plain conditional model elsewhere; see
     ``guidance_interval``."""
+    _require_interval(low, high)
     return lambda model, condition, null: guidance_interval(
         guide(model, condition, null), conditioned(model, condition), low, high
     )

@@ -41,7 +41,14 @@ def start_std(level: NoiseLevel) -> float:
 
 @checked
 def transition(s: NoiseLevel, t: NoiseLevel) -> tuple[float | Tensor, float | Tensor]:
-    """Scale and variance of q(x_t | x_s): alpha_t/alpha_s and sigma_t^2 - scale^2 sigma_s^2 (``eq-transition``)."""
+    """Scale and variance of q(x_t | x_s): alpha_t/alpha_s and sigma_t^2 - scale^2 sigma_s^2 (``eq-transition``).
+
+    Raises:
+        ValueError: for levels of two batch sizes.
+    """
+    counts = {len(level.alpha) for level in (s, t) if isinstance(level.alpha, Tensor) and level.alpha.ndim}
+    if len(counts - {1}) > 1:
+        raise ValueError(f"a pair of levels has one batch size, got {' and '.join(map(str, sorted(counts)))}")
     scale = t.alpha / s.alpha
     return scale, t.sigma**2 - scale**2 * s.sigma**2
 

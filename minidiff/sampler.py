@@ -38,7 +38,7 @@ class State:
     level: NoiseLevel
 
 
-Sampler = Callable[..., Iterator[State]]
+Sampler = Callable[[Denoiser, Sequence[NoiseLevel], Tensor, Randomness], Iterator[State]]
 
 
 @checked

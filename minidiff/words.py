@@ -9,7 +9,7 @@ from collections.abc import Iterable
 def nearest(word: str, words: Iterable[str]) -> str:
     """The nearest of the accepted words, or those that there are, as the end of an error message."""
     words = list(words)
-    close = difflib.get_close_matches(word, words, n=1)
+    close = difflib.get_close_matches(str(word), words, n=1)
     return f"did you mean {close[0]!r}?" if close else f"known: {_some(sorted(words))}"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import math
 import sys
 
 import click
@@ -42,6 +44,11 @@ class OneLine(click.Group):
             message = error.format_message() if isinstance(error, click.ClickException) else str(error)
             click.echo(f"minidiff: {' '.join(message.split())}", err=True)
             sys.exit(2)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            click.echo(f"minidiff: no file can have the name {error.filename[:60]}...", err=True)
+            sys.exit(2)
         except (RuntimeError, MemoryError) as error:
             if not _out_of_memory(error):
                 raise
@@ -66,5 +73,23 @@ def main() -> None:
     """
 
 
+def _sensible(ctx, option: click.Option, value):
+    """No option takes an empty word, NaN or infinity."""
+    for one in value if isinstance(value, tuple) else (value,):
+        if one == "" or (isinstance(one, float) and not math.isfinite(one)):
+            raise click.BadParameter(f"{one!r} is nothing to go by", ctx, option)
+    return value
+
+
+def _guarded(command: click.Command) -> click.Command:
+    """A command, with those below it, whose options are sensible; those with a callback check for themselves."""
+    for option in command.params:
+        if isinstance(option, click.Option) and option.callback is None:
+            option.callback = _sensible
+    for below in getattr(command, "commands", {}).values():
+        _guarded(below)
+    return command
+
+
 for command in (train, sample, evaluate, bench, data, download, info, grade, claims):
-    main.add_command(command)
+    main.add_command(_guarded(command))

@@ -54,8 +54,8 @@ def frechet_distance(features: floats(), reference: floats()) -> float:
 def kernel_distance(
     features: floats(),
     reference: floats(),
-    labels: numbers() | None = None,
-    reference_labels: numbers() | None = None,
+    labels: numbers("labels") | None = None,
+    reference_labels: numbers("others") | None = None,
     degree: Count = 3,
 ) -> float:
     """The squared maximum mean discrepancy under k(x, y) = (x . y / d + 1)^degree, unbiased.

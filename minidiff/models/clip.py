@@ -45,12 +45,12 @@ class CLIPConfig:
     patch: Count
     embedding: Count
     width: Count
-    layers: Natural
+    layers: Count
     heads: Count
     vocabulary: Count
     context: Count
     text_width: Count
-    text_layers: Natural
+    text_layers: Count
     text_heads: Count
     levels: Natural = 0
     frame: tuple[int, int] | None = None
@@ -65,6 +65,8 @@ class CLIPConfig:
         ):
             if part < 1 or whole % part:
                 raise ValueError(f"{what} {whole} does not divide into parts of, or into, {part}")
+        if not len(self.pixel_mean) == len(self.pixel_std) > 0:
+            raise ValueError(f"pixel_mean and pixel_std have a number for each channel, got {self.in_channels} means")
         if self.context < 2 or not all(0 <= token < self.vocabulary for token in self.ends):
             raise ValueError(f"a context of {self.context} and {self.vocabulary} tokens leave no room for {self.ends}")
 

@@ -74,6 +74,8 @@ class UNetConfig:
         deepest = 2 ** (len(self.channel_mult) - 1)
         if not self.channel_mult or self.size % deepest:
             raise ValueError(f"size {self.size} must be divisible by 2 for each of {len(self.channel_mult)} levels")
+        if not all(1 <= mult * self.channels < 1e6 for mult in self.channel_mult):
+            raise ValueError(f"channel_mult times channels is a width, 1 to a million; got {list(self.channel_mult)}")
         if self.text is not None and not self.text.pooled and self.token_width not in (None, self.text.width):
             raise ValueError(
                 f"token_width {self.token_width} is not the width {self.text.width} of the text transformer, whose "

@@ -111,6 +111,8 @@ class Recipe:
         name = options.pop("name")
         kind = find(name)
         schedule = values.get("schedule", {} if kind.scheduled else None)
+        if schedule is None and kind.scheduled:
+            raise ValueError(f"a {name} has noise levels: recipe.schedule must be a mapping, got None")
         if schedule is not None and not kind.scheduled:
             raise ValueError(f"a {name} has no noise levels: recipe.schedule is not for it")
         typed = {

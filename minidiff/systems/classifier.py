@@ -76,7 +76,8 @@ class NoisyClassifier(Trainable):
         """
         labels = Label(self.n_classes).read(label, self.shape)
 
-        def log_prob(x: Tensor, level: NoiseLevel) -> Tensor:
+        @checked
+        def log_prob(x: floats("B C H W"), level: NoiseLevel) -> Tensor:
             if len(labels) not in (1, len(x)):
                 raise ValueError(f"{len(labels)} labels for {len(x)} images; one for all, or one for each is accepted")
             chosen = labels.to(x.device).expand(len(x))

@@ -130,7 +130,8 @@ class CLIP(Trainable):
         with torch.no_grad():
             scaled = self.network.scale * self.embed_texts(captions)
 
-        def log_ratio(x: Tensor, level: NoiseLevel) -> Tensor:
+        @checked
+        def log_ratio(x: floats("B C H W"), level: NoiseLevel) -> Tensor:
             if len(scaled) not in (1, len(x)):
                 raise ValueError(
                     f"{len(scaled)} captions for {len(x)} images; one for all, or one for each is accepted"

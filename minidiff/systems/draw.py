@@ -181,7 +181,7 @@ def _handed(small, drawn: Tensor, level: float, left: float, generator):
 
 @checked
 def drawn(
-    stages: Sequence,
+    stages: Sequence[tuple[Diffusion, Callable[[Tensor], Mapping[str, object]]]],
     values: Mapping[str, Value],
     n: int,
     seed: int = 0,

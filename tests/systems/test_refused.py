@@ -151,7 +151,7 @@ def test_the_base_of_a_cascade_enlarges_nothing():
         cascade(stages, 1, label=1)
 
 
-@pytest.mark.parametrize(("stages", "n"), [([], 1), ([(None, None)], 0), ([(None, None)], -1)])
+@pytest.mark.parametrize(("stages", "n"), [([], 1), (["digits"], 0), (["digits"], -1)])
 def test_at_least_one_picture_of_one_stage(stages, n):
     with pytest.raises(ValueError, match="at least one picture of one stage"):
-        list(drawn(stages, {}, n))
+        list(drawn([(load(name), lambda mine: {}) for name in stages], {}, n))
