@@ -21,7 +21,7 @@ from torch import Tensor
 from .denoiser import Denoiser
 from .prediction import Prediction, require_finite
 from .sampler import Sampler, State, refuse_tilt, sample
-from .schedule import NoiseLevel, broadcast
+from .schedule import NoiseLevel
 
 SMALL = 1e-9  # length of the part of one unit vector across another, below which rounding decides where it points
 
@@ -196,5 +196,5 @@ def text_diff(z: Tensor, after: Tensor, before: Tensor, theta: float | Tensor) -
         raise ValueError("both texts have the same embedding: there is no difference to go along")
     norm = z.double().flatten(1).norm(dim=1)
     n = max(len(z), len(difference))
-    target = (difference / length).expand(n, -1) * broadcast(norm, difference)
+    target = (difference / length).expand(n, -1) * norm[:, None]
     return slerp(z, target.to(z.device), theta)

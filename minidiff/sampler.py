@@ -14,6 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from .arguments import Randomness, called, checked, floats, numbers
 from .denoiser import Denoiser
 from .prediction import Prediction, require_finite
 from .process import as_known, beta_tilde, beta_tilde_floor, paste, posterior_mean, renoise, reverse_log_variance
@@ -21,6 +22,7 @@ from .random import randn
 from .schedule import NoiseLevel
 
 
+@checked
 @dataclass(frozen=True)
 class State:
     """Where a sampler is after a step.
@@ -32,19 +34,23 @@ class State:
     """
 
     x: Tensor
-    prediction: Prediction
+    prediction: Prediction | None
     level: NoiseLevel
 
 
-Sampler = Callable[..., Iterator[State]]
+Sampler = called(
+    "a sampler such as ddim() or ancestral('learned')",
+    Callable[[Denoiser, Sequence[NoiseLevel], Tensor, Randomness], Iterator[State]],
+)
 
 
+@checked
 def sample(
     sampler: Sampler,
     denoiser: Denoiser,
     levels: Sequence[NoiseLevel],
-    x_T: Tensor,
-    generator=None,
+    x_T: floats("B *S"),
+    generator: Randomness = None,
     gradients: bool = False,
 ) -> Tensor:
     """Run a sampler to its end and return the last x.
@@ -102,6 +108,7 @@ def _first_order(step: Callable) -> Sampler:
     return run
 
 
+@checked
 def ancestral(variance: str = "beta_tilde") -> Sampler:
     """Draw x_s from N(posterior mean, Sigma) (``eq-ancestral``; Ho et al. 2020, algorithm 2).
 
@@ -125,6 +132,7 @@ def ancestral(variance: str = "beta_tilde") -> Sampler:
     return _first_order(step)
 
 
+@checked
 def ddim(eta: float = 0.0) -> Sampler:
     """x_s = alpha_s x_0 + sqrt(sigma_s^2 - w^2) eps + w z with w^2 = eta^2 beta-tilde (``eq-ddim``; Song et al. 2021a,
     equation 12). eta = 0 is deterministic, eta = 1 is ``ancestral("beta_tilde")``.
@@ -183,7 +191,10 @@ def refuse_tilt(prediction: Prediction, name: str) -> None:
         )
 
 
-def replacing(sampler: Sampler, image: Tensor, mask: Tensor, resamplings: int = 1, jump: int = 1) -> Sampler:
+@checked
+def replacing(
+    sampler: Sampler, image: floats("B/1 *S"), mask: numbers("B/1 *S/1"), resamplings: int = 1, jump: int = 1
+) -> Sampler:
     """The replacement method: known pixels, noised to the level of the sample, are pasted in after every step.
 
     Song et al. 2021b, appendix I.2 (``eq-paste``). With more resamplings this is RePaint (Lugmayr et al. 2022): after
@@ -218,6 +229,7 @@ def replacing(sampler: Sampler, image: Tensor, mask: Tensor, resamplings: int = 
     return run
 
 
+@checked
 def walk(n: int, resamplings: int = 1, jump: int = 1) -> list[int]:
     """Where RePaint goes in a chain of n steps: 0 is pure noise, n the data (Lugmayr et al. 2022, algorithm 1, 4.2).
 

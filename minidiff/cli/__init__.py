@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import sys
 
 import click
@@ -76,5 +77,23 @@ def main() -> None:
     """
 
 
+def _sensible(ctx, option: click.Option, value):
+    """No option takes an empty word, NaN or infinity."""
+    for one in value if isinstance(value, tuple) else (value,):
+        if one == "" or (isinstance(one, float) and not math.isfinite(one)):
+            raise click.BadParameter(f"{one!r} is not accepted", ctx, option)
+    return value
+
+
+def _guarded(command: click.Command) -> click.Command:
+    """A command, with those below it, whose options are sensible; those with a callback check for themselves."""
+    for option in command.params:
+        if isinstance(option, click.Option) and option.callback is None:
+            option.callback = _sensible
+    for below in getattr(command, "commands", {}).values():
+        _guarded(below)
+    return command
+
+
 for command in (train, sample, edit, evaluate, bench, data, download, info, doctor, grade, claims):
-    main.add_command(command)
+    main.add_command(_guarded(command))

@@ -9,10 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..arguments import checked
 from .recipe import DataRecipe
 from .sets import classes_of
 
 
+@checked
 @dataclass(frozen=True)
 class Embedder:
     """A frozen encoder.

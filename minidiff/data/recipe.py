@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..arguments import checked
+
 EMBEDDINGS = ("embedding", "text_embedding")
 
 
+@checked
 @dataclass(frozen=True)
 class DataRecipe:
     """Which data to learn from.

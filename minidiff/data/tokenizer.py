@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..arguments import described
 from ..files import sha256
 from ..words import nearest
 from . import emoji
@@ -44,10 +45,10 @@ class Tokenizer:
         """(B, context) tokens of B captions.
 
         Raises:
-            ValueError: for a single string, or what ``encode`` refuses.
+            ValueError: for anything but a list of strings, or what ``encode`` refuses.
         """
-        if isinstance(texts, str):
-            raise ValueError(f"a list of captions is accepted, got the string {texts!r}")
+        if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"a list of captions is accepted, got {described(texts)}")
         out = torch.full((len(texts), self.context), -1)
         for row, text in zip(out, texts, strict=True):
             tokens = self.encode(text)[: self.context]

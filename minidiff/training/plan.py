@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ..arguments import checked
 from .precision import PRECISIONS
 
 SHARDINGS = ("none", "full")
 
 
+@checked
 @dataclass(frozen=True)
 class TrainingRecipe:
     """How to train.
