@@ -12,7 +12,7 @@ import math
 import re
 import sys
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from itertools import chain, repeat, zip_longest
@@ -98,9 +98,8 @@ def _promise(annotation: Any, names: dict) -> Any:
 
 def _refused(function: Callable, name: str, expected: Kind, value: Any, sizes: Sizes) -> ValueError:
     where = function.__qualname__.rpartition(".<locals>.")[2].removesuffix(".__init__")
-    known = ", ".join(
-        f"{axis} = {size}" for axis, size in sizes.items() if axis in re.findall(r"\*?\w+", expected.words)
-    )
+    axes = re.findall(r"\*?\w+", expected.words)
+    known = ", ".join(f"{axis} = {sizes[axis]}" for axis in axes if axis in sizes)
     beside = f" where {known}" if known else ""
     return ValueError(f"{where}: {name} must be {expected.words}{beside}, got {described(value)}")
 
@@ -292,8 +291,10 @@ def _collection(origin: type, inner: tuple) -> Kind:
         return Kind(words, lambda v, sizes: isinstance(v, Mapping) and all(held.holds(one, {}) for one in v.values()))
     if issubclass(origin, tuple) and Ellipsis not in inner:
         return _row([kind(one) for one in inner])
-    if issubclass(origin, Sequence) or origin is Iterable:
-        return _sequence(kind(inner[0]), origin if issubclass(origin, list) or origin is Iterable else Sequence)
+    if issubclass(origin, Sequence) or origin in (Iterable, Collection):
+        return _sequence(
+            kind(inner[0]), origin if issubclass(origin, list) or not issubclass(origin, Sequence) else Sequence
+        )
     return _instance(origin)
 
 
@@ -308,7 +309,7 @@ def _row(kinds: list[Kind]) -> Kind:
 
 def _sequence(held: Kind, cls: type) -> Kind:
     def holds(value, sizes: Sizes) -> bool:
-        if not isinstance(value, cls) or isinstance(value, (str, bytes, Tensor)):
+        if not isinstance(value, cls) or isinstance(value, (str, bytes, Tensor, Mapping)):
             return False
         once = held is ANYTHING or not isinstance(value, Sequence)  # an iterator can be read but once
         return once or all(held.holds(one, {}) for one in value)

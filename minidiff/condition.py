@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .arguments import checked, described, flags, floats
+from .arguments import NonNegative, Randomness, checked, described, flags, floats
 from .random import rand
 
 Value = Tensor | tuple[Tensor, ...]  # of a part: tensors with one entry per sample
@@ -105,6 +105,7 @@ class Question:
     first: bool = False
 
 
+@checked
 class Part:
     """One named input of a system. A part holds no parameters: they are the network's, whose names it does not change.
 
@@ -156,7 +157,7 @@ class Part:
         """Shape of what is handed to the part, for x of a shape."""
         raise NotImplementedError
 
-    def hand(self, drawn: Tensor, level: float, left: float, generator) -> Value:
+    def hand(self, drawn: Tensor, level: NonNegative, left: NonNegative, generator) -> Value:
         """What another system drew, as the value of this part.
 
         Args:
@@ -196,7 +197,7 @@ class Part:
             return value
         return each(lambda nothing, given: nothing.to(given.device), self.nothing(network, length(value)), value)
 
-    def observe(self, batch: Mapping[str, Tensor], generator=None) -> Value:
+    def observe(self, batch: Mapping[str, Tensor], generator: Randomness = None) -> Value:
         """The value of a training step, from a batch of data.
 
         Args:
@@ -208,7 +209,7 @@ class Part:
         """
         return column(batch, self.key)
 
-    def drop(self, network: nn.Module, value: Value, generator=None) -> Value:
+    def drop(self, network: nn.Module, value: Value, generator: Randomness = None) -> Value:
         """The value with classifier-free dropout applied: replaced by the null with probability ``p_drop``, per sample.
 
         Ho and Salimans 2022, algorithm 1.

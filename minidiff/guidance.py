@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .arguments import Finite, called, checked, floats, numbers
+from .arguments import Finite, NonNegative, Positive, Share, called, checked, floats, numbers
 from .condition import concatenate
 from .denoiser import ConditionalModel, Denoiser, conditioned
 from .prediction import KINDS, Prediction
@@ -32,7 +32,7 @@ Guide = called(  # from a model, its condition and its null
 )
 
 
-def _require_interval(low: float, high: float) -> None:
+def _require_interval(low: NonNegative, high: Positive) -> None:
     if not 0 <= low < high:
         raise ValueError(f"a guidance interval needs 0 <= low < high, as sigma / alpha; got {low} and {high}")
 
@@ -163,7 +163,7 @@ def classifier_free(model: ConditionalModel, condition, null, scale: Finite) -> 
 
 
 @checked
-def static_threshold(denoiser: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:
+def static_threshold(denoiser: Denoiser, low: Finite = -1.0, high: Finite = 1.0) -> Denoiser:
     """Clamp x_0 to the range of the data; eps follows from the clamped x_0 (Ho et al. 2020; ADM).
 
     Raises:
@@ -229,7 +229,7 @@ def autoguidance(model: Denoiser, weak: Denoiser, scale: Finite) -> Denoiser:
 
 
 @checked
-def guidance_interval(guided: Denoiser, plain: Denoiser, low: float, high: float) -> Denoiser:
+def guidance_interval(guided: Denoiser, plain: Denoiser, low: NonNegative, high: Positive) -> Denoiser:
     """Guide only where low < sigma / alpha <= high (``eq-guidance-interval``; Kynkaanniemi et al. 2024).
 
     Levels of the whole batch ask one of the two denoisers, levels of one entry per sample ask both.
@@ -259,7 +259,7 @@ def guidance_interval(guided: Denoiser, plain: Denoiser, low: float, high: float
 
 
 @checked
-def rescaled(guided: Denoiser, conditional: Denoiser, phi: float = 0.7, kind: str = "v") -> Denoiser:
+def rescaled(guided: Denoiser, conditional: Denoiser, phi: Share = 0.7, kind: str = "v") -> Denoiser:
     """Give the guided prediction back the standard deviation of the conditional one (``eq-rescaled``; Lin et al. 2024).
 
     phi g std(c) / std(g) + (1 - phi) g, the deviations over all numbers of one sample. Unlike guidance itself the
@@ -274,8 +274,6 @@ def rescaled(guided: Denoiser, conditional: Denoiser, phi: float = 0.7, kind: st
     Raises:
         ValueError: when phi lies outside [0, 1], the kind is unknown, or a sample is a single number.
     """
-    if not 0 <= phi <= 1:
-        raise ValueError(f"phi must lie in [0, 1], got {phi}")
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
 
@@ -362,7 +360,7 @@ def adm(log_prob: LogProb, scale: Finite, ode: bool = False) -> Guide:
 
 
 @checked
-def interval(guide: Guide, low: float, high: float) -> Guide:
+def interval(guide: Guide, low: NonNegative, high: Positive) -> Guide:
     """Another guide where low < sigma / alpha <= high, the plain conditional model elsewhere; see
     ``guidance_interval``.
 
@@ -385,7 +383,8 @@ def auto(weak: Denoiser, scale: Finite) -> Guide:
     return lambda model, condition, null: autoguidance(conditioned(model, condition), weak, scale)
 
 
-def ends_with(last: ConditionalModel, sigma: float, guide: Guide | None = None) -> Guide:
+@checked
+def ends_with(last: ConditionalModel, sigma: NonNegative, guide: Guide | None = None) -> Guide:
     """Another model at the clean end of a chain, told the same; Karlo's upsampler takes its last step by a second one.
 
     Args:

@@ -26,7 +26,8 @@ def sample_generators(seed: int, indices: Iterable[int | str], device: Device = 
     return out
 
 
-def require_generators(generator: Randomness, batch: int) -> None:
+@checked
+def require_generators(generator: Randomness, batch: Natural) -> None:
     """Raise ValueError for a list of generators that is not one per sample."""
     if isinstance(generator, list) and len(generator) != batch:
         raise ValueError(f"{len(generator)} generators for a batch of {batch}: give one per sample")
@@ -76,6 +77,7 @@ def per_sample(generators: list[Generator]) -> Iterator[None]:
         _seeds = before
 
 
+@checked
 def uniform_hash(x: Tensor, salt: int) -> Tensor | None:
     """Numbers in [0, 1) of x's shape (B, ...), each a hash of its sample's seed, its place and a salt.
 

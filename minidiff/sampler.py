@@ -14,7 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .arguments import Randomness, called, checked, floats, numbers
+from .arguments import Count, Randomness, called, checked, floats, numbers
 from .denoiser import Denoiser
 from .prediction import Prediction, require_finite
 from .process import as_known, beta_tilde, beta_tilde_floor, paste, posterior_mean, renoise, reverse_log_variance
@@ -72,6 +72,7 @@ def sample(
     return state.x
 
 
+@checked
 def watched(sampler: Sampler, watch: Callable[[], object]) -> Sampler:
     """The same sampler, which calls ``watch`` after every step: to show how far it is."""
 
@@ -153,6 +154,7 @@ def ddim(eta: float = 0.0) -> Sampler:
     return _first_order(step)
 
 
+@checked
 def heun() -> Sampler:
     """Heun's second-order method on the probability-flow ODE (``eq-pf-ode``; Karras et al. 2022, algorithm 1).
 
@@ -193,7 +195,7 @@ def refuse_tilt(prediction: Prediction, name: str) -> None:
 
 @checked
 def replacing(
-    sampler: Sampler, image: floats("B/1 *S"), mask: numbers("B/1 *S/1"), resamplings: int = 1, jump: int = 1
+    sampler: Sampler, image: floats("B/1 *S"), mask: numbers("B/1 *S/1"), resamplings: Count = 1, jump: Count = 1
 ) -> Sampler:
     """The replacement method: known pixels, noised to the level of the sample, are pasted in after every step.
 
@@ -230,7 +232,7 @@ def replacing(
 
 
 @checked
-def walk(n: int, resamplings: int = 1, jump: int = 1) -> list[int]:
+def walk(n: Count, resamplings: Count = 1, jump: Count = 1) -> list[int]:
     """Where RePaint goes in a chain of n steps: 0 is pure noise, n the data (Lugmayr et al. 2022, algorithm 1, 4.2).
 
     Each stretch of ``jump`` steps is taken ``resamplings`` times, with a leap back to its beginning in between. The
@@ -239,8 +241,6 @@ def walk(n: int, resamplings: int = 1, jump: int = 1) -> list[int]:
     Raises:
         ValueError: when an argument is no positive integer.
     """
-    if any(not isinstance(v, int) or v < 1 for v in (n, resamplings, jump)):
-        raise ValueError(f"steps, resamplings and jump must be positive integers, got {n}, {resamplings} and {jump}")
     start = (n - 1) % jump
     path = list(range(start + 1))
     for first in range(start, n - 1, jump):

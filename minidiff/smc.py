@@ -14,7 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .arguments import Finite, Positive, Randomness, checked, floats, numbers, require_broadcast
+from .arguments import Count, Finite, Positive, Randomness, Share, checked, floats, numbers, require_broadcast
 from .denoiser import Denoiser
 from .prediction import require_finite
 from .process import as_known, beta_tilde_floor, posterior_mean, renoise, reverse_log_variance, transition
@@ -108,10 +108,10 @@ def corrected(
     x_T: floats("B *S"),
     generator: Randomness = None,
     *,
-    particles: int | None = None,
+    particles: Count | None = None,
     variance: str = "beta",
     log_density: LogDensity | None = None,
-    threshold: float = 0.5,
+    threshold: Share = 0.5,
 ) -> Iterator[Particles]:
     """Guided ancestral sampling with weights and resampling; the weighted particles tend to p(x) p(c | x)^s.
 
@@ -167,9 +167,9 @@ def filtered_replacement(
     x_T: floats("B *S"),
     generator: Randomness = None,
     *,
-    particles: int | None = None,
+    particles: Count | None = None,
     variance: str = "beta",
-    threshold: float = 0.5,
+    threshold: Share = 0.5,
 ) -> Iterator[Particles]:
     """The replacement method with the weights that it forgets; the weighted particles tend to p(unknown | known).
 
@@ -216,23 +216,22 @@ def filtered_replacement(
 
 
 def _particles(
-    levels: Sequence[NoiseLevel], x_T: Tensor, particles: int | None, variance: str, threshold: float
+    levels: Sequence[NoiseLevel], x_T: Tensor, particles: Count | None, variance: str, threshold: Share
 ) -> int:
     """The particles of a population; raises ValueError for arguments that no chain of particles can have."""
     require_finite(x_T, "x_T")
     count = len(x_T) if particles is None else particles
     if count < 1 or not len(x_T) or len(x_T) % count:
         raise ValueError(f"a batch of {len(x_T)} does not hold whole populations of {count} particles")
-    if len(levels) < 2 or variance not in ("beta", "beta_tilde") or not 0 <= threshold <= 1:
+    if len(levels) < 2 or variance not in ("beta", "beta_tilde"):
         raise ValueError(
-            "needs two levels or more, variance 'beta' or 'beta_tilde' and a threshold in [0, 1]; got "
-            f"{len(levels)} levels, {variance!r} and {threshold}"
+            f"needs two levels or more, variance 'beta' or 'beta_tilde'; got {len(levels)} levels and {variance!r}"
         )
     return count
 
 
 def _reweighted(
-    x: Tensor, log_weight: Tensor, step: Tensor, level: NoiseLevel, threshold: float, generator
+    x: Tensor, log_weight: Tensor, step: Tensor, level: NoiseLevel, threshold: Share, generator
 ) -> Particles:
     """Particles with the weights of one more step (B,) multiplied in, resampled where they have become poor."""
     log_weight = (log_weight + step.double().reshape(log_weight.shape)).log_softmax(1)

@@ -148,9 +148,7 @@ def test_axes_of_the_same_name_have_the_same_size():
     )
     message = r"^paired: (y|mask) must be a tensor \(B( or 1)?, \*S( or 1)?\) of .*numbers"
     for y, mask in ((x[:1], x), (x[:, :2], x), (x[0], x), (x, x[:, :2]), (x, torch.ones(3, 3, 4)), (x, x[0])):
-        with pytest.raises(
-            ValueError, match=r"^paired: (y|mask) must be a tensor \(B( or 1)?, \*S( or 1)?\) of .*numbers"
-        ):
+        with pytest.raises(ValueError, match=message):
             paired(x, y, mask)
     with pytest.raises(ValueError, match=r"where B = 2, \*S = \(3, 4\), got a tensor \(1, 3, 4\) of float32"):
         paired(x, x[:1], x)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import math
 import sys
 
 import click
@@ -77,19 +76,17 @@ def main() -> None:
     """
 
 
-def _sensible(ctx, option: click.Option, value):
-    """No option takes an empty word, NaN or infinity."""
-    for one in value if isinstance(value, tuple) else (value,):
-        if one == "" or (isinstance(one, float) and not math.isfinite(one)):
-            raise click.BadParameter(f"{one!r} is not accepted", ctx, option)
+def _nothing(ctx, option: click.Option, value):
+    if value == "" or (isinstance(value, tuple) and "" in value):
+        raise click.BadParameter("an empty word is not accepted", ctx, option)
     return value
 
 
 def _guarded(command: click.Command) -> click.Command:
-    """A command, with those below it, whose options are sensible; those with a callback check for themselves."""
+    """A command, with those below it, whose options take no empty words; those with a callback check for themselves."""
     for option in command.params:
         if isinstance(option, click.Option) and option.callback is None:
-            option.callback = _sensible
+            option.callback = _nothing
     for below in getattr(command, "commands", {}).values():
         _guarded(below)
     return command

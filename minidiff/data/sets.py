@@ -118,6 +118,7 @@ def _in_grey(found: Dataset) -> Dataset:
     return found
 
 
+@checked
 def require_images(found: Dataset, shape: tuple[int, ...]) -> None:
     """Refuse images of another shape than a system learns, before any step is taken.
 
@@ -147,17 +148,20 @@ def _joined(found: Columns, recipe: DataRecipe, split: str) -> Columns:
     return found
 
 
+@checked
 def embeddings_place(recipe: DataRecipe, name: str, split: str) -> str:
     """Folder of a column of embeddings."""
     return f"{recipe.embeddings[name]}/{recipe.part(split)}".rstrip("/")
 
 
+@checked
 def identity(recipe: DataRecipe, split: str) -> str:
     """A digest of everything that decides what the rows of a data set in memory are."""
     facts = (recipe.name, recipe.size, _count(recipe, split), recipe.seed, recipe.reading, recipe.explicit)
     return digest([*map(str, facts), split, *recipe.hands])
 
 
+@checked
 class Described(Dataset):
     """A data set in memory as pictures with captions: item i is (image, text).
 
@@ -176,6 +180,7 @@ class Described(Dataset):
         return self.columns["image"][i], self._reader.decode(self.columns["caption"][i : i + 1])[0]
 
 
+@checked
 def described(recipe: DataRecipe, split: str) -> Dataset:
     """The pictures and captions of a recipe, for a frozen network to embed.
 
@@ -201,7 +206,8 @@ def load_set(recipe: DataRecipe, split: str = "train", count: Count | None = Non
     return rows(load_dataset(recipe, split), f"{recipe.name} {split}", count)
 
 
-def rows(found: Dataset, name: str, count: int | None = None) -> dict[str, Tensor]:
+@checked
+def rows(found: Dataset, name: str, count: Count | None = None) -> dict[str, Tensor]:
     """Columns of a data set in memory, see ``load_set``; messages call it by the name."""
     n = len(found)
     every = count is None or count >= n
@@ -221,7 +227,7 @@ def second(columns: Mapping[str, Any]) -> Tensor:
 
 
 @checked
-def require_classes(found: Dataset, n_classes: int) -> None:
+def require_classes(found: Dataset, n_classes: Count) -> None:
     """Refuse labels that a system with so many classes cannot be told, before any step is taken.
 
     Raises:

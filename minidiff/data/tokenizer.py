@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..arguments import described
+from ..arguments import Count, checked, described
 from ..files import sha256
 from ..words import nearest
 from . import emoji
@@ -35,7 +35,7 @@ class Tokenizer:
     closed = False
     name: str
     size: int
-    context: int
+    context: Count
 
     def encode(self, text: str) -> list[int]:
         """Tokens of one caption, as many as it takes."""
@@ -56,6 +56,7 @@ class Tokenizer:
         return out
 
 
+@checked
 class WordTokenizer(Tokenizer):
     """One token a word, case aside.
 
@@ -67,7 +68,7 @@ class WordTokenizer(Tokenizer):
 
     closed = True
 
-    def __init__(self, name: str, words: Sequence[str], context: int):
+    def __init__(self, name: str, words: Sequence[str], context: Count):
         self.name, self.words, self.context, self.size = name, tuple(words), context, len(words)
         self._index = {word: i for i, word in enumerate(self.words)}
 
@@ -90,6 +91,7 @@ class WordTokenizer(Tokenizer):
         return [" ".join(self.words[token] for token in row if token >= 0) for row in tokens.tolist()]
 
 
+@checked
 class ClipTokenizer(Tokenizer):
     """CLIP's byte-pair encoding as open_clip has it, without its start and end tokens.
 
@@ -103,7 +105,7 @@ class ClipTokenizer(Tokenizer):
 
     size = 49408
 
-    def __init__(self, name: str = "clip", context: int = 77):
+    def __init__(self, name: str = "clip", context: Count = 77):
         self.name, self.context = name, context
 
     @cached_property
@@ -134,6 +136,7 @@ class ClipTokenizer(Tokenizer):
         return [self._bpe.decode([token for token in row if token >= 0]).strip() for row in tokens.tolist()]
 
 
+@checked
 class GlideTokenizer(Tokenizer):
     """GLIDE's byte-pair encoding: GPT-2's, on lower case.
 

@@ -3,7 +3,7 @@
 Where no oracle reads the captions, a CLIP is to find the name of each picture among those of the sheet. What it finds
 of real pictures is the most that can be expected of drawn ones; with the names dealt out anew it finds one in N.
 
-Each caption is drawn once, and some are drawn once more, for diversity. Captions are the independent draws: intervals
+Each caption is drawn once, and some are drawn once more, for diversity. Captions are the independent draws: Countervals
 are over captions with their pictures, so they cover what other captions of the same kind would give.
 """
 

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..arguments import Count, checked
+from ..arguments import Count, Finite, checked
 from ..condition import Part, Question, Value, each
 from ..data.sets import require_names
 from ..guidance import LogProb, adm, cfg, classifier
@@ -160,7 +160,7 @@ class Drawing:
         here: Processes,
         values: Sequence[Mapping[str, Value]],
         number: Tensor,
-        scale: float,
+        scale: Finite,
         captions: Sequence[str] = (),
         skip: Collection[int] = (),
         watch: Callable[[], object] = lambda: None,
@@ -201,7 +201,7 @@ class Drawing:
         stages += [(system, partial(enlarger, i)) for i, system in enumerate(self.systems[first + 1 :], first + 1)]
         return drawn(stages, values[0], len(number), self.seed, self.batch, here.rank, here.world, skip)
 
-    def _guided(self, number: Tensor, scale: float, captions: Sequence[str]) -> dict:
+    def _guided(self, number: Tensor, scale: Finite, captions: Sequence[str]) -> dict:
         """Options of ``draw`` that say who guides the pictures of these classes or captions."""
         log_prob = self._log_prob(number, captions)
         if log_prob is None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..arguments import Finite, checked, floats, numbers
+from ..arguments import Count, Finite, Inside, checked, floats, numbers
 
 
 class Interval(NamedTuple):
@@ -29,8 +29,8 @@ def bootstrap(
     *samples: Tensor,
     strata: Sequence[Tensor | None] | None = None,
     generator: torch.Generator | None = None,
-    draws: int = 400,
-    level: float = 0.95,
+    draws: Count = 400,
+    level: Inside = 0.95,
     debias: bool = False,
 ) -> Interval:
     """``statistic(*samples)`` with an interval, by drawing half of every sample without replacement.
@@ -71,7 +71,9 @@ def bootstrap(
 
 
 @checked
-def halves(statistic: Callable[..., float], *samples: Tensor, strata=None, generator=None, draws: int = 400) -> Tensor:
+def halves(
+    statistic: Callable[..., float], *samples: Tensor, strata=None, generator=None, draws: Count = 400
+) -> Tensor:
     """(draws,) float64 values of a statistic of random halves of its samples; see ``bootstrap``."""
     sizes = [len(s) for s in samples]
     if not sizes or min(sizes) < 4:
@@ -108,10 +110,10 @@ def subset(strata: numbers("N"), count: int, generator: torch.Generator | None =
 
 
 @checked
-def around(value: Finite, scattered: floats("draws"), level: float = 0.95) -> Interval:
+def around(value: Finite, scattered: floats("draws"), level: Inside = 0.95) -> Interval:
     """The interval of a value whose statistic takes the ``scattered`` (draws,) values on halves; see ``bootstrap``."""
-    if not 0 < level < 1 or not len(scattered) or not bool(scattered.isfinite().all()):
-        raise ValueError(f"need 0 < level < 1 and finite values of halves, got {level} and {len(scattered)} values")
+    if not len(scattered) or not bool(scattered.isfinite().all()):
+        raise ValueError(f"need finite values of halves, got {len(scattered)} values")
     scattered = scattered.double()
     tails = torch.tensor([(1 + level) / 2, (1 - level) / 2], dtype=torch.float64)
     low, high = (value - (scattered - scattered.mean()).quantile(tails)).tolist()
@@ -119,7 +121,7 @@ def around(value: Finite, scattered: floats("draws"), level: float = 0.95) -> In
 
 
 @checked
-def proportion(successes: numbers("N"), level: float = 0.95) -> Interval:
+def proportion(successes: numbers("N"), level: Inside = 0.95) -> Interval:
     """The mean of (N,) zeros and ones with Wilson's interval (1927), which has a width at 0 and 1 as well.
 
     Raises:
@@ -127,8 +129,8 @@ def proportion(successes: numbers("N"), level: float = 0.95) -> Interval:
     """
     n = len(successes)
     _require_outcomes(successes)
-    if n == 0 or not 0 < level < 1:
-        raise ValueError(f"need at least one outcome and 0 < level < 1, got {n} and {level}")
+    if n == 0:
+        raise ValueError(f"need at least one outcome, got {n}")
     p, z = float(successes.double().mean()), math.sqrt(2) * float(torch.erfinv(torch.tensor(level).double()))
     centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     width = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
@@ -136,7 +138,7 @@ def proportion(successes: numbers("N"), level: float = 0.95) -> Interval:
 
 
 @checked
-def share_difference(first: numbers("N"), second: numbers("M"), level: float = 0.95, paired: bool = True) -> Interval:
+def share_difference(first: numbers("N"), second: numbers("M"), level: Inside = 0.95, paired: bool = True) -> Interval:
     """The mean of zeros and ones less that of others; the interval has a width where all agree and stays in [-1, 1].
 
     Wald's interval after one more of each kind was added: to the pairs one that favours either (Bonett and Price 2012),
@@ -154,8 +156,8 @@ def share_difference(first: numbers("N"), second: numbers("M"), level: float = 0
     """
     n, m = len(first), len(second)
     _require_outcomes(first, second)
-    if min(n, m) == 0 or (paired and n != m) or not 0 < level < 1:
-        raise ValueError(f"need outcomes, as many of both where paired, and 0 < level < 1, got {n}, {m} and {level}")
+    if min(n, m) == 0 or (paired and n != m):
+        raise ValueError(f"need outcomes, as many of both where paired, got {n} and {m}")
     one, two = first.double(), second.double()
     p, q = float(one.mean()), float(two.mean())
     if paired:

@@ -143,7 +143,7 @@ def hits(log_prob: floats(), labels: numbers()) -> Tensor:
 
 
 @checked
-def precision(features: floats("N d"), reference: floats("M d"), k: int = 3) -> float:
+def precision(features: floats("N d"), reference: floats("M d"), k: Count = 3) -> float:
     """The fraction of the images that lie in the reference's support, estimated by balls.
 
     Kynkaanniemi et al. 2019, equation 2: each reference feature has a ball that reaches its k-th nearest other one.
@@ -167,13 +167,13 @@ def precision(features: floats("N d"), reference: floats("M d"), k: int = 3) -> 
 
 
 @checked
-def recall(features: floats("N d"), reference: floats("M d"), k: int = 3) -> float:
+def recall(features: floats("N d"), reference: floats("M d"), k: Count = 3) -> float:
     """The fraction of the reference that lies in the images' support: ``precision`` the other way round."""
     return precision(reference, features, k)
 
 
 @checked
-def precision_recall(features: floats("N d"), reference: floats("M d"), k: int = 3) -> tuple[float, float]:
+def precision_recall(features: floats("N d"), reference: floats("M d"), k: Count = 3) -> tuple[float, float]:
     """``precision`` (how many images look real) and ``recall`` (how much of what is real can be drawn)."""
     return precision(features, reference, k), recall(features, reference, k)
 

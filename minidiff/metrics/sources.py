@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..arguments import checked
+from ..arguments import Count, checked
 from ..data.images import ImageFolder
 from ..pixels import from_uint8
 
@@ -27,7 +27,7 @@ class ArrayImages(Dataset):
         ValueError: when the file holds something else, or labels out of range.
     """
 
-    def __init__(self, path: str | Path, n_classes: int | None = None):
+    def __init__(self, path: str | Path, n_classes: Count | None = None):
         try:
             with np.load(path, allow_pickle=False) as file:
                 pixels, labels = file["arr_0"], file.get("arr_1")

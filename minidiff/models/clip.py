@@ -95,11 +95,13 @@ class CLIPConfig:
         return channelwise((x + 1) * 127.5, self.pixel_mean, self.pixel_std)
 
 
+@checked
 def channelwise(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(x - mean) / std, channel by channel."""
     return torch.stack([(x[:, i] - m) / s for i, (m, s) in enumerate(zip(mean, std, strict=True))], 1)
 
 
+@checked
 def framed(tokens: Tensor, config: CLIPConfig) -> tuple[Tensor, Tensor]:
     """Texts as CLIP reads them: start, tokens, end, then zeros, which no place up to the end can see.
 

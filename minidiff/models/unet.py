@@ -232,6 +232,7 @@ class Encoder(nn.Module):
         return self.middle_block(h, embedding, tokens, mask), skips
 
 
+@checked
 class UNet(Encoder):
     """ADM's U-Net.
 
@@ -346,6 +347,7 @@ class UNet(Encoder):
         return self.image_level_embed(timestep_embedding(time, self.config.channels).to(weight.dtype))
 
 
+@checked
 def check_tokens(tokens: Tensor | None, config: UNetConfig) -> None:
     """Raise ValueError for tokens of another width than the network attends to, or where it attends to none."""
     if tokens is None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..arguments import Bins, Randomness, checked, floats
+from ..arguments import Bins, Randomness, Share, checked, floats
 from ..condition import Condition, Part, Value, column
 from ..denoiser import predict, require_reading
 from ..guidance import static_threshold
@@ -39,7 +39,7 @@ class DenoiserOptions:
 
     predicts: str = "eps"
     variance: str = "fixed"
-    drop: float = 0.0
+    drop: Share = 0.0
     level_sampler: Any = None
 
     def __post_init__(self):

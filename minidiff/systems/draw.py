@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
@@ -11,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..arguments import Count, Randomness, called, checked
+from ..arguments import Count, Natural, NonNegative, Positive, Randomness, called, checked
 from ..condition import Part, Value, each
 from ..denoiser import Denoiser
 from ..guidance import Guide, cfg
@@ -32,14 +31,14 @@ Stage = tuple[Told, Mapping[str, object]]  # a system, and the options of ``draw
 @checked
 def draw(
     system: Diffusion,
-    n: int,
+    n: Count,
     *,
     guide: Guide = PLAIN,
     levels: Levels = 50,
     sampler: Sampler | None = None,
     x_T: Tensor | None = None,
     threshold: Threshold | Literal["own"] | None = OWN,
-    temperature: float = 1.0,
+    temperature: NonNegative = 1.0,
     candidates: Count | None = None,
     generator: Randomness = None,
     **values,
@@ -72,10 +71,6 @@ def draw(
             has no null for, or levels that its schedule does not have.
     """
     threshold = system.threshold if threshold == OWN else threshold
-    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-        raise ValueError(f"the number of samples must be at least 1, got {n!r}")
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"the temperature is a finite number >= 0, got {temperature}")
     require_generators(generator, n)
     given = system.read(values, n)
     tensors = [x_T, *(t for value in given.values() for t in ((value,) if isinstance(value, Tensor) else value))]
@@ -128,7 +123,7 @@ def _chain(schedule, levels: Levels) -> Sequence[NoiseLevel]:
 
 
 @checked
-def truncated(schedule: DiscreteSchedule, levels: Levels, sigma: float) -> list[NoiseLevel]:
+def truncated(schedule: DiscreteSchedule, levels: Levels, sigma: Positive) -> list[NoiseLevel]:
     """The chain of ``levels``, cut where its noise has fallen to sigma (``eq-truncated``).
 
     Args:
@@ -139,8 +134,6 @@ def truncated(schedule: DiscreteSchedule, levels: Levels, sigma: float) -> list[
     Raises:
         ValueError: when nothing of the chain is left, or sigma is not positive.
     """
-    if not sigma > 0:
-        raise ValueError(f"a chain is cut at a sigma > 0, got {sigma}")
     deviations = (1 - schedule.alpha_bar).sqrt()
     end = schedule.level(int((deviations - sigma).abs().argmin()))
     chain = [level for level in _chain(schedule, levels) if level.sigma > end.sigma]
@@ -214,11 +207,11 @@ def receiver(system: Told) -> Part | None:
 def drawn(
     stages: Sequence[tuple[Told, Callable[[Tensor], Mapping[str, object]]]],
     values: Mapping[str, Value],
-    n: int,
+    n: Count,
     seed: int = 0,
-    batch: int = 64,
-    rank: int = 0,
-    world: int = 1,
+    batch: Count = 64,
+    rank: Natural = 0,
+    world: Count = 1,
     skip: Collection[int] = (),
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Many images from a cascade, or from one system; image i depends on the seed, its values and i alone.

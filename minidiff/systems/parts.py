@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..arguments import Count, Randomness, checked, floats
+from ..arguments import Count, NonNegative, Randomness, Share, checked, floats
 from ..condition import Condition, Part, Question, Value, column
 from ..data.degrade import Degradation
 from ..data.masks import random_masks
@@ -51,10 +51,7 @@ class Label(Part):
         ),
     )
 
-    def __init__(self, n_classes: int, nullable: bool = False, p_drop: float = 0.0):
-        if type(n_classes) is not int or n_classes < 1:
-            raise ValueError(f"the number of classes is a whole number >= 1, got {n_classes!r}")
-        require_probability(p_drop)
+    def __init__(self, n_classes: Count, nullable: bool = False, p_drop: Share = 0.0):
         if p_drop and not nullable:
             raise ValueError(f"labels are dropped with probability {p_drop}, but the embedding has no row for the null")
         self.n_classes, self.nullable, self.p_drop = n_classes, nullable, p_drop
@@ -96,7 +93,7 @@ class Label(Part):
         """Rows of the label embedding."""
         return Condition(vector=network.label_emb(torch.where(value < 0, self.n_classes, value)))
 
-    def nothing(self, network: nn.Module, n: int) -> Tensor:
+    def nothing(self, network: nn.Module, n: Count) -> Tensor:
         """(n,) null labels."""
         return torch.full((n,), -1)
 
@@ -126,8 +123,7 @@ class Caption(Part):
     key, judge, nullable, vector = "caption", "caption", True, True
     questions = CAPTION
 
-    def __init__(self, tokenizer: Tokenizer, p_drop: float = 0.0, asked: bool = True):
-        require_probability(p_drop)
+    def __init__(self, tokenizer: Tokenizer, p_drop: Share = 0.0, asked: bool = True):
         self.tokenizer, self.p_drop, self.asked = tokenizer, p_drop, asked
 
     def check(self, network: nn.Module, shape: tuple[int, ...]) -> None:
@@ -161,7 +157,7 @@ class Caption(Part):
         vector, sequence = network.text(value)
         return Condition(vector=vector, tokens=None if network.config.text.pooled else sequence)
 
-    def nothing(self, network: nn.Module, n: int) -> Tensor:
+    def nothing(self, network: nn.Module, n: Count) -> Tensor:
         """(n, L) tokens of empty captions."""
         return torch.full((n, self.tokenizer.context), -1)
 
@@ -175,7 +171,8 @@ class Caption(Part):
         return self.read(captions, shape)[number], number
 
 
-def in_turn(given: Mapping[str, object], n: int) -> tuple[list[str], Tensor]:
+@checked
+def in_turn(given: Mapping[str, object], n: Count) -> tuple[list[str], Tensor]:
     """The captions that were asked for, and which of them each of n samples gets.
 
     Raises:
@@ -221,19 +218,15 @@ class LowRes(Part):
 
     def __init__(
         self,
-        factor: int,
+        factor: Count,
         channels: Count = 3,
         mode: str = "bilinear",
-        augment: float = 0.0,
+        augment: Share = 0.0,
         rounding: Callable[[Tensor], Tensor] = torch.round,
         degrade: Degradation | None = None,
     ):
-        if type(factor) is not int or factor < 1 or mode not in MODES:
-            raise ValueError(
-                f"a factor >= 1 and mode {' or '.join(map(repr, MODES))} are accepted, got {factor} and {mode!r}"
-            )
-        if not 0 <= augment <= 1:
-            raise ValueError(f"augment is a standard deviation in [0, 1], got {augment}")
+        if mode not in MODES:
+            raise ValueError(f"mode {' or '.join(map(repr, MODES))} is accepted, got {mode!r}")
         self.factor, self.channels, self.mode, self.augment, self.rounding = factor, channels, mode, augment, rounding
         self.degrade = degrade
         self.vector = augment > 0
@@ -322,7 +315,7 @@ class LowRes(Part):
         """The small shape."""
         return self.small_shape(shape)
 
-    def hand(self, drawn: Tensor, level: float, left: float, generator) -> Value:
+    def hand(self, drawn: Tensor, level: NonNegative, left: NonNegative, generator) -> Value:
         """The image in eight bits, with noise added up to the level; one with noise left in it as it is."""
         if left:
             return drawn, left
@@ -398,12 +391,6 @@ class Known(Part):
             raise ValueError("this system edits a picture: name it with --edit")
         picture, mask = read_edit(given["edit"], shape[1], given.get("mask"))
         return (_in_channels(picture, shape[0]), mask), None
-
-
-def require_probability(p_drop: float) -> None:
-    """Raise ValueError for what is no probability."""
-    if not 0 <= p_drop <= 1:
-        raise ValueError(f"p_drop is a probability from 0 to 1, got {p_drop}")
 
 
 def _is_image(value, shape: tuple[int, ...]) -> bool:

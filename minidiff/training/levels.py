@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..arguments import Natural, Randomness, checked, floats
+from ..arguments import Finite, Natural, Randomness, checked, floats
 from ..random import rand, randint, randn
 from ..schedule import ContinuousSchedule, DiscreteSchedule, EDMSchedule, NoiseLevel
 from ..settings import from_plain
@@ -168,7 +168,7 @@ class LogNormal(LevelSampler):
     """
 
     on_schedule: ClassVar[bool] = False
-    mean: float = -1.2
+    mean: Finite = -1.2
     std: float = 1.2
 
     def __post_init__(self):

@@ -51,7 +51,7 @@ def test_what_is_no_picture_with_a_mask(value):
 @pytest.mark.parametrize("p_drop", [NAN, -0.1, 1.1])
 def test_dropout_is_a_probability(p_drop):
     for part in (lambda: Label(3, True, p_drop), lambda: Caption(tokenizer("scenes"), p_drop)):
-        with pytest.raises(ValueError, match="a probability from 0 to 1"):
+        with pytest.raises(ValueError, match="p_drop must be a number from 0 to 1"):
             part()
 
 
