@@ -62,6 +62,8 @@ def _checked(function: Callable, owners: Sequence[type]) -> Callable:
     parameters = list(inspect.signature(function).parameters.values())
     places = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     rest = [p.name for p in parameters if p.kind is p.VAR_POSITIONAL]
+    if all(p.annotation is p.empty for p in parameters):
+        return function
     kinds: dict[str, Kind] = {}
 
     @wraps(function)
@@ -192,36 +194,35 @@ def numbers(shape: str = "*") -> Any:
 
 
 def _tensor(of: str, dtype: Callable[[Tensor], bool], shape: str) -> Kind:
-    axes = shape.split()
-    words = f"a tensor of {of}" if shape == "*" else f"a tensor ({', '.join(axes)}) of {of}".replace("/", " or ")
+    axes = [(name.partition("/")[0], "/" in name) for name in shape.split()]
+    words = f"a tensor ({', '.join(shape.split())}) of {of}".replace("/", " or ")
 
     def holds(value, sizes: Sizes) -> bool:
-        if not isinstance(value, Tensor) or value.device.type == "meta" or not dtype(value):
+        if not isinstance(value, Tensor) or value.is_meta or not dtype(value):
             return False
         return shape == "*" or _fits(tuple(value.shape), axes, sizes)
 
-    return Kind(words, holds)
+    return Kind(f"a tensor of {of}" if shape == "*" else words, holds)
 
 
-def _fits(given: tuple[int, ...], axes: list[str], sizes: Sizes) -> bool:
-    """Whether a shape has these axes; their sizes are noted."""
-    if axes and axes[-1][0] == "*":
-        *axes, name = axes
-        if len(given) < len(axes) or not _fits_rest(given[len(axes) :], name, sizes):
+def _fits(given: tuple[int, ...], axes: list[tuple[str, bool]], sizes: Sizes) -> bool:
+    """Whether a shape has these axes, each a name and whether it may be 1; their sizes are noted."""
+    count = len(axes)
+    if axes and axes[-1][0][0] == "*":
+        count -= 1
+        if len(given) < count or not _fits_rest(given[count:], *axes[-1], sizes):
             return False
-    elif len(given) != len(axes):
+    elif len(given) != count:
         return False
-    for name, size in zip(axes, given):  # noqa: B905, the rest may be any
-        name, _, one = name.partition("/")
-        if one and size == 1:
+    for (name, one), size in zip(axes, given):  # noqa: B905, the rest was looked at
+        if name[0] == "*" or (one and size == 1):
             continue
         if size != (int(name) if name.isdecimal() else sizes.setdefault(name, size)):
             return False
     return True
 
 
-def _fits_rest(given: tuple[int, ...], name: str, sizes: Sizes) -> bool:
-    name, _, one = name.partition("/")
+def _fits_rest(given: tuple[int, ...], name: str, one: bool, sizes: Sizes) -> bool:
     if not one:
         return sizes.setdefault(name, given) == given
     rest = sizes.get(name, given)
@@ -279,7 +280,13 @@ def _takes(function: Callable, count: int) -> bool:
 
 def _either(options: list[Kind]) -> Kind:
     words = " or ".join(dict.fromkeys(option.words for option in options))
-    holds = lambda value, sizes: any(option.holds(value, sizes) for option in options)
+
+    def holds(value, sizes: Sizes) -> bool:
+        for option in options:  # noqa: SIM110, a loop is faster, and this runs in every step of a sampler
+            if option.holds(value, sizes):
+                return True
+        return False
+
     return ANYTHING if ANYTHING in options else Kind(words, holds)
 
 

@@ -22,7 +22,6 @@ from .random import randn
 from .schedule import NoiseLevel
 
 
-@checked
 @dataclass(frozen=True)
 class State:
     """Where a sampler is after a step.

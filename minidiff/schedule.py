@@ -20,8 +20,7 @@ from .arguments import Count, Finite, Inside, Natural, NonNegative, Positive, Ra
 from .random import rand, randint
 
 
-@checked
-def broadcast(value: float | Tensor, x: numbers("B *S")) -> float | Tensor:
+def broadcast(value: float | Tensor, x: Tensor) -> float | Tensor:
     """Shape a scalar or a (B,) tensor so that it multiplies x of shape (B, ...), in x's dtype and device.
 
     Raises:
@@ -60,7 +59,7 @@ class NoiseLevel:
             if isinstance(value, Tensor) and value.device.type == "cpu" and not bool((value >= 0).all()):
                 raise ValueError(f"NoiseLevel: {name} must not be negative or NaN, got {value}")
 
-    def like(self, x: numbers("B *S")) -> tuple[float | Tensor, float | Tensor]:
+    def like(self, x: Tensor) -> tuple[float | Tensor, float | Tensor]:
         """Alpha and sigma shaped to multiply x of shape (B, ...).
 
         Raises:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
+import pickle
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -187,6 +189,17 @@ def test_an_annotation_that_only_type_checkers_can_read_promises_nothing():
 def test_what_a_function_looks_like_from_outside_stays():
     assert paired.__doc__ == "A function of several tensors." and paired.__name__ == "paired"
     assert paired.__wrapped__.__code__.co_argcount == 4
+
+
+def test_what_is_checked_is_pickled_compiled_and_differentiated():
+    level, x = TABLE.level(3), torch.ones(2, 3, requires_grad=True)
+    assert pickle.loads(pickle.dumps(level)) == level and pickle.loads(pickle.dumps(process.diffuse)) is process.diffuse
+    assert list(inspect.signature(process.diffuse).parameters) == ["x0", "level", "eps"]
+    assert inspect.signature(process.diffuse).parameters["x0"].annotation == "floats('B *S')"
+    process.diffuse(x, level, x).sum().backward()
+    torch.testing.assert_close(x.grad, torch.full_like(x, level.alpha + level.sigma))
+    compiled = torch.compile(lambda x: process.diffuse(x, level, x), backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), process.diffuse(x, level, x))
 
 
 def test_values_in_messages_are_short():
@@ -378,6 +391,7 @@ DOORS = {
         lambda: UNetConfig(**SMALL | {"channel_mult": (1e30,)}),
         lambda: UNetConfig(**SMALL, dropout=NAN),
         lambda: UNetConfig(**SMALL, heads=0),
+        lambda: UNetConfig(**SMALL, heads=3, head_channels=8),
         lambda: UNetConfig(**SMALL, classes=0),
         lambda: TextConfig(9, 4, 8, 1, 0),
         lambda: CLIPConfig(**TOWERS | {"text_layers": 0}),
@@ -395,6 +409,7 @@ def test_what_a_door_does_not_take(door, row):
 
 
 SYSTEMS = [
+    lambda: load("glide").part("caption").answer({"caption": [""]}, 1, (3, 16, 16)),
     lambda: draw(None, 1),
     lambda: draw(load("digits-classifier"), 1, levels=2),
     lambda: draw(load("digits"), 1, guide=guidance.cfg),

@@ -43,6 +43,7 @@ BESIDE: dict[str, dict[str, Any]] = {  # arguments of a good call, where a check
 # What is not refused at the door, by the reason. The test fails for a name that no longer belongs here.
 NOT_COVERED: dict[str, str] = {
     "inside of a network: made by a checked configuration, asked hundreds of times in a step by a checked system": """
+        schedule.broadcast sampler.State
         models.clip.Towers.image models.clip.Towers.text models.clip.Towers.forward models.clip.Towers.critic
         models.clip.NoisedCLIP.image models.clip.NoisedCLIP.text models.latent_unet.SpatialTransformer
         models.latent_unet.SpatialTransformer.forward models.layers.timestep_embedding models.layers.attention

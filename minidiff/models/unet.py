@@ -81,6 +81,8 @@ class UNetConfig:
             raise ValueError(f"size {self.size} must be divisible by 2 for each of {len(self.channel_mult)} levels")
         if not all(1 <= mult * self.channels < 1e6 for mult in self.channel_mult):
             raise ValueError(f"channel_mult times channels is a width, 1 to a million; got {list(self.channel_mult)}")
+        if self.head_channels is not None and self.heads != type(self).heads:
+            raise ValueError(f"{self.heads} heads, and heads of {self.head_channels} channels: name one of the two")
         if self.text is not None and not self.text.pooled and self.token_width not in (None, self.text.width):
             raise ValueError(
                 f"token_width {self.token_width} is not the width {self.text.width} of the text transformer, whose "

@@ -232,8 +232,8 @@ def drawn(
     Raises:
         ValueError: unless 0 <= rank < world, when batch or n is no positive number, or a stage does not fit.
     """
-    if n < 1 or not stages:
-        raise ValueError(f"at least one picture of one stage is drawn, got {n} of {len(stages)}")
+    if not stages:
+        raise ValueError("at least one picture of one stage is drawn, got none")
     if not 0 <= rank < world or batch < 1:
         raise ValueError(f"need 0 <= rank < world and batch >= 1, got rank {rank}, world {world}, batch {batch}")
     share = torch.tensor([i for i in range(rank, n, world) if i not in skip], dtype=torch.long)

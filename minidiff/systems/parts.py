@@ -176,10 +176,10 @@ def in_turn(given: Mapping[str, object], n: Count) -> tuple[list[str], Tensor]:
     """The captions that were asked for, and which of them each of n samples gets.
 
     Raises:
-        ValueError: when there are none.
+        ValueError: when there are none, or one is empty.
     """
     captions = list(given.get("caption") or ())
-    if not captions:
+    if not captions or not all(captions):
         raise ValueError('this system draws captions: name some after it, such as "..."')
     return captions, torch.arange(n) % len(captions)
 

@@ -63,7 +63,7 @@ def test_classes_are_counted(n_classes):
 
 @pytest.mark.parametrize("factor", [0, 1.5, "2", True])
 def test_a_factor_is_a_whole_number(factor):
-    with pytest.raises(ValueError, match=r"a factor >= 1|must be a whole number"):
+    with pytest.raises(ValueError, match="factor must be a whole number >= 1"):
         LowRes(factor)
 
 
@@ -109,13 +109,13 @@ def test_a_system_in_double_precision_takes_values_in_single():
 
 @pytest.mark.parametrize("n", [0, -1, 1.5, NAN, "3", None, True])
 def test_samples_are_counted(n):
-    with pytest.raises(ValueError, match=r"number of samples must be at least 1|n must be a whole number"):
+    with pytest.raises(ValueError, match="n must be a whole number >= 1"):
         draw(load("digits"), n)
 
 
 @pytest.mark.parametrize("temperature", [NAN, float("inf"), -1.0])
 def test_a_temperature_is_finite_and_not_negative(temperature):
-    with pytest.raises(ValueError, match="temperature is a finite number >= 0"):
+    with pytest.raises(ValueError, match="temperature must be a finite number >= 0"):
         draw(load("digits"), 1, temperature=temperature)
 
 
@@ -133,7 +133,7 @@ def test_a_start_of_another_precision(dtype):
 
 @pytest.mark.parametrize("sigma", [NAN, -0.1, 0.0])
 def test_a_chain_is_not_cut_below_the_data(sigma):
-    with pytest.raises(ValueError, match="a chain is cut at a sigma > 0"):
+    with pytest.raises(ValueError, match="sigma must be a finite number > 0"):
         truncated(load("digits").schedule, 5, sigma)
 
 
@@ -141,7 +141,7 @@ def test_a_chain_is_not_cut_below_the_data(sigma):
 def test_a_truncated_cascade_refuses_the_same_levels(level):
     stages = [(load("shapes8"), {"levels": 2}), (load("shapes8-16"), {"levels": 2, "aug_level": level})]
     for truncate in (False, True):
-        with pytest.raises(ValueError, match=r"sigma|alpha"):
+        with pytest.raises(ValueError, match=r"sigma|alpha|level"):
             cascade(stages, 1, truncate=truncate, label=1)
 
 
@@ -153,5 +153,5 @@ def test_the_base_of_a_cascade_enlarges_nothing():
 
 @pytest.mark.parametrize(("stages", "n"), [([], 1), (["digits"], 0), (["digits"], -1)])
 def test_at_least_one_picture_of_one_stage(stages, n):
-    with pytest.raises(ValueError, match="at least one picture of one stage"):
+    with pytest.raises(ValueError, match=r"at least one picture of one stage|n must be a whole number >= 1"):
         list(drawn([(load(name), lambda mine: {}) for name in stages], {}, n))
