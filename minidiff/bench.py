@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from .arguments import Count, checked
 from .models import layers
 from .models.unet import UNet, UNetConfig
 
@@ -223,7 +224,8 @@ def _turn(task: str, races: list[Race], ceilings: Iterable[Ceiling]) -> list[flo
     return seconds
 
 
-def bench(batch: int = 16, rounds: int = 5, compiled: bool = False) -> dict:
+@checked
+def bench(batch: Count = 16, rounds: Count = 5, compiled: bool = False) -> dict:
     """Race all contestants.
 
     Returns:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .arguments import NonNegative, Randomness, checked, described, flags, floats
 from .random import rand
 
 Value = Tensor | tuple[Tensor, ...]  # of a part: tensors with one entry per sample
 
 
+@checked
 @dataclass(frozen=True)
 class Condition:
     """The three doors into a network. Conditions add: vectors are summed, tokens and image channels concatenated.
@@ -25,10 +28,10 @@ class Condition:
         image: (B, C, H, W), concatenated to the channels.
     """
 
-    vector: Tensor | None = None
-    tokens: Tensor | None = None
-    tokens_mask: Tensor | None = None
-    image: Tensor | None = None
+    vector: floats("B E") | None = None
+    tokens: floats() | None = None
+    tokens_mask: flags("B L") | None = None
+    image: floats("B C *S") | None = None
 
     def __add__(self, other: Condition) -> Condition:
         """The condition of both; tokens without a mask all count."""
@@ -55,6 +58,7 @@ def _joined(join: Callable[[Tensor, Tensor], Tensor], a: Tensor | None, b: Tenso
     return join(a, b) if a is not None and b is not None else b if a is None else a
 
 
+@checked
 def concatenate(*conditions):
     """One condition for the batch made of the given batches: tensors are joined along the first axis.
 
@@ -73,6 +77,7 @@ def concatenate(*conditions):
     return type(first)(**{n: concatenate(*[getattr(c, n) for c in conditions]) for n in names})
 
 
+@checked
 def each(function: Callable[..., Tensor], *values: Value) -> Value:
     """A function of tensors, applied to every tensor of the values of a part."""
     if isinstance(values[0], Tensor):
@@ -80,6 +85,7 @@ def each(function: Callable[..., Tensor], *values: Value) -> Value:
     return tuple(function(*tensors) for tensors in zip(*values, strict=True))
 
 
+@checked
 @dataclass(frozen=True)
 class Question:
     """What a person is asked to have a part's value.
@@ -99,6 +105,7 @@ class Question:
     first: bool = False
 
 
+@checked
 class Part:
     """One named input of a system. A part holds no parameters: they are the network's, whose names it does not change.
 
@@ -150,7 +157,7 @@ class Part:
         """Shape of what is handed to the part, for x of a shape."""
         raise NotImplementedError
 
-    def hand(self, drawn: Tensor, level: float, left: float, generator) -> Value:
+    def hand(self, drawn: Tensor, level: NonNegative, left: NonNegative, generator) -> Value:
         """What another system drew, as the value of this part.
 
         Args:
@@ -190,7 +197,7 @@ class Part:
             return value
         return each(lambda nothing, given: nothing.to(given.device), self.nothing(network, length(value)), value)
 
-    def observe(self, batch: Mapping[str, Tensor], generator=None) -> Value:
+    def observe(self, batch: Mapping[str, Tensor], generator: Randomness = None) -> Value:
         """The value of a training step, from a batch of data.
 
         Args:
@@ -202,7 +209,7 @@ class Part:
         """
         return column(batch, self.key)
 
-    def drop(self, network: nn.Module, value: Value, generator=None) -> Value:
+    def drop(self, network: nn.Module, value: Value, generator: Randomness = None) -> Value:
         """The value with classifier-free dropout applied: replaced by the null with probability ``p_drop``, per sample.
 
         Ho and Salimans 2022, algorithm 1.
@@ -230,17 +237,30 @@ class Part:
         raise ValueError(f"a {self.key.replace('_', ' ')} cannot be asked for here")
 
 
+@checked
 def length(value: Value) -> int:
     """Number of samples that a value is for; a tensor with one entry serves as many as the others."""
     return max(map(len, (value,) if isinstance(value, Tensor) else value))
 
 
-def column(batch: Mapping[str, Tensor], name: str) -> Tensor:
-    """A column of a batch of data.
+@checked
+def column(batch: Mapping[str, Any], name: str, shape: tuple[int, ...] | None = None) -> Tensor:
+    """A column of a batch of data; with a shape one of real numbers (B, *shape), which has others beside it.
 
     Raises:
-        ValueError: when it is not there.
+        ValueError: when it is not there, or of another kind or length than the others.
     """
     if name not in batch:
         raise ValueError(f"training needs a column {name!r} of data; there are: {', '.join(sorted(batch))}")
-    return batch[name]
+    found = batch[name]
+    if shape is None:
+        return found
+    if tuple(found.shape[1:]) != shape or not found.is_floating_point() or not len(found):
+        raise ValueError(
+            f"{name} must be a batch (B, {', '.join(map(str, shape))}) of real numbers, got {described(found)}"
+        )
+    lengths = {key: len(values) if getattr(values, "ndim", 1) else 0 for key, values in batch.items()}
+    if len(set(lengths.values())) > 1:
+        given = ", ".join(f"{key} {length}" for key, length in lengths.items())
+        raise ValueError(f"columns of a batch have one entry for each sample, got {given}")
+    return found

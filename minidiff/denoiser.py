@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
+from .arguments import called, checked, floats
 from .prediction import Prediction, require_finite
-from .schedule import NoiseLevel, require_level
+from .schedule import NoiseLevel
 
-Denoiser = Callable[[Tensor, NoiseLevel], Prediction]
+Denoiser = called(
+    "a denoiser of (x, level) such as conditioned(model, condition)", Callable[[Tensor, NoiseLevel], Prediction]
+)
 ConditionalModel = Callable[[Tensor, NoiseLevel, object], Prediction]
 
 
+@checked
 def conditioned(model: ConditionalModel, condition) -> Denoiser:
     """The denoiser of a conditional model with its condition filled in."""
     return lambda x, level: model(x, level, condition)
 
 
+@checked
 def require_reading(predicts: str, variance: str) -> None:
     """Raise ValueError unless ``predict`` knows these two."""
     if predicts not in ("eps", "v", "x0"):
@@ -27,8 +31,14 @@ def require_reading(predicts: str, variance: str) -> None:
         raise ValueError(f"variance must be 'fixed' or 'learned', got {variance!r}")
 
 
+@checked
 def predict(
-    network, x: Tensor, level: NoiseLevel, condition=None, predicts: str = "eps", variance: str = "fixed"
+    network: Callable[[Tensor, Tensor, object], Tensor],
+    x: floats("B C *S"),
+    level: NoiseLevel,
+    condition=None,
+    predicts: str = "eps",
+    variance: str = "fixed",
 ) -> Prediction:
     """Ask a network, and read its output as a prediction.
 
@@ -42,14 +52,13 @@ def predict(
             log beta-tilde and log beta (Nichol and Dhariwal 2021, equation 15).
 
     Raises:
-        ValueError: for x that is not finite, a time where the level belongs, or an output of the wrong number of
-            channels.
+        ValueError: for unknown options, x that is not finite, a time where the level belongs, or an output of the wrong
+            number of channels.
     """
-    require_level(level)
+    require_reading(predicts, variance)
     if not x.is_cuda:  # there the check would make every step wait; a sampler checks x_T
         require_finite(x, "x")
-    time = torch.as_tensor(level.time, device=x.device).expand(len(x))
-    out = network(x, time, condition).to(x.dtype)
+    out = network(x, level.times(x), condition).to(x.dtype)
     channels = x.shape[1]
     expected = 2 * channels if variance == "learned" else channels
     if out.shape[1] != expected:
@@ -58,7 +67,10 @@ def predict(
     return Prediction(x, level, out[:, :channels], predicts, fraction)
 
 
-def as_denoiser(network, predicts: str = "eps", variance: str = "fixed") -> ConditionalModel:
+@checked
+def as_denoiser(
+    network: Callable[[Tensor, Tensor, object], Tensor], predicts: str = "eps", variance: str = "fixed"
+) -> ConditionalModel:
     """A network as a conditional model; the arguments are those of ``predict``.
 
     Raises:

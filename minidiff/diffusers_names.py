@@ -12,7 +12,10 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from .arguments import Count, checked
+
 Names = dict[str, tuple[str, ...]]
+
 KINDS = ("weight", "bias")
 RESNET = {
     "in_layers.0": "norm1",
@@ -136,7 +139,8 @@ _VAE_MIDDLE = {"block_1": "resnets.0", "attn_1": "attentions.0", "block_2": "res
 _VAE_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 
 
-def latent_unet_name(name: str, blocks: int = 2) -> str:
+@checked
+def latent_unet_name(name: str, blocks: Count = 2) -> str:
     """The name of a parameter of ``LatentUNet`` in a ``UNet2DConditionModel``.
 
     Args:
@@ -166,7 +170,8 @@ def _within(rest: str) -> str:
     return rest
 
 
-def autoencoder_name(name: str, levels: int = 4) -> str:
+@checked
+def autoencoder_name(name: str, levels: Count = 4) -> str:
     """The name of a parameter of ``AutoencoderKL`` in diffusers' network of that name.
 
     Args:

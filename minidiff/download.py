@@ -16,11 +16,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from .arguments import Natural, NonNegative, Positive, checked
+
 CHUNK = 1 << 20
 PAGES, PAGE = ("text/html", "application/xhtml+xml"), re.compile(rb"\s*<(!doctype\s+html|html)", re.IGNORECASE)
 HELP = "which says that one has to sign in, or that there is no such file; get the file elsewhere and give its path"
 
 
+@checked
 @dataclass(frozen=True)
 class Downloaded:
     """A file that is whole.
@@ -45,8 +48,14 @@ class _Published:
     md5: str | None  # base64, as in the header
 
 
+@checked
 def fetch(
-    url: str, target: str | Path, patience: int = 3, delay: float = 1.0, timeout: float = 30.0, quiet: bool = False
+    url: str,
+    target: str | Path,
+    patience: Natural = 3,
+    delay: NonNegative = 1.0,
+    timeout: Positive = 30.0,
+    quiet: bool = False,
 ) -> Downloaded:
     """Fetch a file over HTTP(S).
 
@@ -95,7 +104,9 @@ def _part(target: Path) -> Path:
     return target.with_name(f"{target.name}.part")
 
 
-def _fetched(url: str, target: Path, patience: int, delay: float, timeout: float, quiet: bool) -> Downloaded:
+def _fetched(
+    url: str, target: Path, patience: Natural, delay: NonNegative, timeout: Positive, quiet: bool
+) -> Downloaded:
     part, note = _part(target), target.with_name(f"{target.name}.part.json")
     idle = 0
     while True:
@@ -137,7 +148,7 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def _go_on(url: str, part: Path, note: Path, timeout: float, quiet: bool) -> _Published:
+def _go_on(url: str, part: Path, note: Path, timeout: Positive, quiet: bool) -> _Published:
     """Bring the part to its full size, from where it stands if it is part of the file that is offered now."""
     from tqdm import tqdm
 

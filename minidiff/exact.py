@@ -7,16 +7,18 @@ denoiser ``(x, level)`` and a conditional model ``(x, level, label)``.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from .arguments import Natural, NonNegative, Randomness, checked, floats, integers, numbers
 from .prediction import Prediction, require_finite
 from .process import as_known
 from .random import rand, randn
-from .schedule import NoiseLevel, broadcast, require_level
+from .schedule import NoiseLevel, broadcast
 
-Label = int | Tensor | None
+Label = int | integers() | None
 
 
 def _require_world(x: Tensor, shape: tuple[int, ...]) -> None:
@@ -37,6 +39,7 @@ def _split(image: Tensor, mask: Tensor, shape: tuple[int, ...]) -> tuple[Tensor,
     return known, image.flatten()[known].double()
 
 
+@checked
 class GaussianDenoiser:
     """The ideal denoiser of N(mean, covariance) data (``eq-gaussian-denoiser``).
 
@@ -45,19 +48,24 @@ class GaussianDenoiser:
         covariance: A number (times the identity), (D,) a diagonal, or (D, D), D the number of entries of the mean.
 
     Raises:
-        ValueError: when the covariance has another shape or a negative eigenvalue.
+        ValueError: when the covariance has another shape, is not symmetric or has a negative eigenvalue, or numbers are
+            not finite.
     """
 
     def __init__(self, mean: Tensor, covariance: float | Tensor):
         self.mean = torch.as_tensor(mean, dtype=torch.float64)
+        require_finite(self.mean, "mean")
         self.shape, dim = tuple(self.mean.shape), self.mean.numel()
         self.covariance = torch.as_tensor(covariance, dtype=torch.float64)
+        require_finite(self.covariance, "covariance")
         if self.covariance.ndim < 2 and self.covariance.numel() in (1, dim):
             self.eigenvalues, self.basis = (
                 self.covariance.reshape(-1).expand(dim),
                 torch.eye(dim, dtype=torch.float64),
             )
         elif self.covariance.shape == (dim, dim):
+            if not torch.allclose(self.covariance, self.covariance.T):
+                raise ValueError("a covariance is symmetric, this one is not")
             self.eigenvalues, self.basis = torch.linalg.eigh(self.covariance)
         else:
             raise ValueError(f"covariance of {dim} numbers must be scalar, ({dim},) or ({dim}, {dim})")
@@ -67,7 +75,6 @@ class GaussianDenoiser:
     def _rotated(self, x: Tensor, level: NoiseLevel):
         """x_t minus its mean in the eigenbasis, alpha, and the variances of x_t along it."""
         _require_world(x, self.shape)
-        require_level(level)
         flat = x.double().flatten(1)
         alpha, sigma = level.like(flat)
         return (
@@ -76,18 +83,18 @@ class GaussianDenoiser:
             alpha**2 * self.eigenvalues + sigma**2,
         )
 
-    def __call__(self, x: Tensor, level: NoiseLevel) -> Prediction:
+    def __call__(self, x: floats("B *S"), level: NoiseLevel) -> Prediction:
         """E[x_0 | x_t] = m + alpha C (alpha^2 C + sigma^2 I)^-1 (x_t - alpha m), for x (B, *shape)."""
         centred, alpha, variance = self._rotated(x, level)
         x0 = self.mean.flatten() + (centred * alpha * self.eigenvalues / variance) @ self.basis.T
         return Prediction(x, level, x0.reshape(x.shape).to(x.dtype), "x0")
 
-    def log_prob(self, x: Tensor, level: NoiseLevel) -> Tensor:
+    def log_prob(self, x: floats("B *S"), level: NoiseLevel) -> Tensor:
         """(B,) log q(x_t)."""
         centred, _, variance = self._rotated(x, level)
         return -0.5 * (centred**2 / variance + torch.log(2 * math.pi * variance)).sum(1)
 
-    def posterior_variance(self, x: Tensor, level: NoiseLevel) -> Tensor:
+    def posterior_variance(self, x: floats("B *S"), level: NoiseLevel) -> Tensor:
         """(B,) variance of x_0 given x_t, averaged over the dimensions; here the same for every x."""
         _, alpha, variance = self._rotated(x, level)
         return (self.eigenvalues - alpha**2 * self.eigenvalues**2 / variance).mean(-1).expand(len(x))
@@ -109,12 +116,13 @@ class GaussianDenoiser:
         rest = covariance[~known][:, ~known] - gain @ covariance[known][:, ~known]
         return GaussianDenoiser(mean[~known] + gain @ (value - mean[known]), rest)
 
-    def sample(self, n: int, generator=None) -> Tensor:
+    def sample(self, n: Natural, generator: Randomness = None) -> Tensor:
         """(n, *shape) exact draws, float64."""
         z = randn((n, self.mean.numel()), generator, torch.float64)
         return (self.mean.flatten() + z * self.eigenvalues.sqrt() @ self.basis.T).reshape(n, *self.shape)
 
 
+@checked
 class GaussianMixtureDenoiser:
     """The ideal denoiser of a mixture of isotropic Gaussians, with a class label on each component.
 
@@ -125,18 +133,30 @@ class GaussianMixtureDenoiser:
         labels: (K,) class of each component, 0 ... n_classes-1; the component's own index when left out.
 
     Raises:
-        ValueError: for shapes that do not agree, negative variances or weights, or negative labels.
+        ValueError: for no means, shapes that do not agree, negative variances or labels, weights that are not positive,
+            or numbers that are not finite.
     """
 
-    def __init__(self, means: Tensor, variance: float | Tensor, weights: Tensor | None = None, labels=None):
+    def __init__(
+        self,
+        means: numbers("K *S"),
+        variance: float | Tensor,
+        weights: Tensor | Sequence[float] | None = None,
+        labels: Tensor | Sequence[int] | None = None,
+    ):
         self.means = torch.as_tensor(means, dtype=torch.float64)
+        require_finite(self.means, "means")
         K = len(self.means)
+        if not K:
+            raise ValueError("a mixture needs at least one mean")
         self.shape, self.dim = tuple(self.means.shape[1:]), self.means[0].numel()
         self.variance = torch.as_tensor(variance, dtype=torch.float64).reshape(-1)
         weights = torch.ones(K) if weights is None else torch.as_tensor(weights)
         self.labels = torch.arange(K) if labels is None else torch.as_tensor(labels).long()
         if self.variance.numel() not in (1, K) or weights.shape != (K,) or self.labels.shape != (K,):
             raise ValueError(f"{K} means need a scalar or ({K},) variance, ({K},) weights and ({K},) labels")
+        for value, name in ((self.variance, "variance"), (weights, "weights")):
+            require_finite(value, name)
         if bool((self.variance < 0).any()) or bool((weights <= 0).any()) or bool((self.labels < 0).any()):
             raise ValueError("variances and labels must not be negative, weights must be positive")
         self.weights = weights.double() / weights.double().sum()
@@ -161,7 +181,6 @@ class GaussianMixtureDenoiser:
     def _log_joint(self, x: Tensor, level: NoiseLevel, label: Label):
         """(B, K) log of weight times component density at x_t, with the flat x, alpha, sigma and component variance."""
         _require_world(x, self.shape)
-        require_level(level)
         flat = x.double().flatten(1)
         alpha, sigma = level.like(flat)
         total = alpha**2 * self.variance + sigma**2
@@ -180,23 +199,23 @@ class GaussianMixtureDenoiser:
         log_joint, flat, alpha, sigma, total = self._log_joint(x, level, label)
         return log_joint.softmax(1), flat, alpha * self.variance / total, sigma**2 / total
 
-    def __call__(self, x: Tensor, level: NoiseLevel, label: Label = None) -> Prediction:
+    def __call__(self, x: floats("B *S"), level: NoiseLevel, label: Label = None) -> Prediction:
         """E[x_0 | x_t] (``eq-mixture-denoiser``), or E[x_0 | x_t, c] with a label, for x (B, *shape)."""
         responsibility, flat, shrink, keep = self._posterior(x, level, label)
         x0 = (responsibility * shrink).sum(1, keepdim=True) * flat + (responsibility * keep) @ self._flat
         return Prediction(x, level, x0.reshape(x.shape).to(x.dtype), "x0")
 
-    def log_prob(self, x: Tensor, level: NoiseLevel, label: Label = None) -> Tensor:
+    def log_prob(self, x: floats("B *S"), level: NoiseLevel, label: Label = None) -> Tensor:
         """(B,) log q(x_t), or log q(x_t | c)."""
         return self._log_joint(x, level, label)[0].logsumexp(1)
 
-    def log_prob_label(self, x: Tensor, level: NoiseLevel) -> Tensor:
+    def log_prob_label(self, x: floats("B *S"), level: NoiseLevel) -> Tensor:
         """(B, n_classes) log p(c | x_t): the exact noise-aware classifier (``eq-bayes-level``)."""
         log_joint = self._log_joint(x, level, None)[0]
         classes = [log_joint[:, self.labels == c].logsumexp(1) for c in range(self.n_classes)]
         return torch.stack(classes, 1) - log_joint.logsumexp(1, keepdim=True)
 
-    def classifier(self, label: int | Tensor):
+    def classifier(self, label: int | integers("B") | integers("")):
         """``(x, level) -> (B,)`` log p(label | x_t), in the form that guidance takes.
 
         Raises:
@@ -212,7 +231,7 @@ class GaussianMixtureDenoiser:
 
         return log_prob
 
-    def posterior_variance(self, x: Tensor, level: NoiseLevel, label: Label = None) -> Tensor:
+    def posterior_variance(self, x: floats("B *S"), level: NoiseLevel, label: Label = None) -> Tensor:
         """(B,) variance of x_0 given x_t, averaged over the dimensions."""
         r, flat, shrink, keep = self._posterior(x, level, label)
         within = (r * keep * self.variance).sum(1)
@@ -248,7 +267,7 @@ class GaussianMixtureDenoiser:
         weights = log_weight.softmax(0).clamp(min=1e-300)
         return GaussianMixtureDenoiser(self._flat[:, ~known], self.variance, weights, self.labels)
 
-    def sample(self, n: int, generator=None, label: Label = None) -> Tensor:
+    def sample(self, n: Natural, generator: Randomness = None, label: Label = None) -> Tensor:
         """(n, *shape) exact draws of x_0, float64."""
         weights = self.weights.expand(n, -1)
         mask = self._label_mask(label, n)
@@ -261,6 +280,7 @@ class GaussianMixtureDenoiser:
         return self.means[k] + broadcast(std, self.means[k]) * randn((n, *self.shape), generator, torch.float64)
 
 
+@checked
 class EmpiricalDenoiser(GaussianMixtureDenoiser):
     """The ideal denoiser of a finite set of images: a mixture with one component each (``eq-empirical``).
 
@@ -270,7 +290,7 @@ class EmpiricalDenoiser(GaussianMixtureDenoiser):
         bandwidth: Standard deviation of the Gaussian around each image; 0 is the training set itself.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor | None = None, bandwidth: float = 0.0):
+    def __init__(self, images: numbers("N *S"), labels: integers("N") | None = None, bandwidth: NonNegative = 0.0):
         self.bandwidth = bandwidth
         labels = torch.zeros(len(images), dtype=torch.long) if labels is None else labels
         super().__init__(images, bandwidth**2, labels=labels)

@@ -2,71 +2,55 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from .arguments import Finite, NonNegative, Positive, Share, called, checked, floats, numbers
 from .condition import concatenate
 from .denoiser import ConditionalModel, Denoiser, conditioned
 from .prediction import KINDS, Prediction
 from .process import as_known
 from .schedule import NoiseLevel
 
-LogProb = Callable[[Tensor, NoiseLevel], Tensor]
-Guide = Callable[[ConditionalModel, object, object], Denoiser]  # from a model, its condition and its null
+
+def _is_of_something(log_prob) -> bool:
+    """Whether it is not the classifier or CLIP itself, which can guide towards anything that it knows."""
+    return not any(hasattr(log_prob, name) for name in ("classifier", "critic"))
 
 
-def _require_finite_scale(scale: float) -> None:
-    try:
-        finite = math.isfinite(scale)
-    except (TypeError, ValueError):
-        finite = False
-    if not finite:
-        raise ValueError(f"the guidance scale must be a finite number, got {scale!r}")
+LogProb = called(
+    "a function of (x, level) such as classifier(label) of a classifier or critic(captions) of a CLIP",
+    Callable[[Tensor, NoiseLevel], Tensor],
+    _is_of_something,
+)
+Guide = called(  # from a model, its condition and its null
+    "a guide such as cfg(3.0) or adm(log_prob, 1.0), a function of (model, condition, null)",
+    Callable[[ConditionalModel, object, object], Denoiser],
+)
 
 
-def require_takes(value, what: str, *names: str) -> None:
-    """Raise ValueError unless a value can be called with arguments of these names.
-
-    Args:
-        value: What was passed.
-        what: What it should be, with an example.
-        names: Of the arguments, for the message.
-    """
-    takes = callable(value)
-    try:
-        inspect.signature(value).bind(*names)
-    except TypeError:  # no function, or one of other arguments
-        takes = False
-    except ValueError:  # a function in C that does not say
-        pass
-    if not takes:
-        called = getattr(value, "__qualname__", None) if callable(value) else None
-        raise ValueError(f"{what}, called with ({', '.join(names)}); got {called or repr(value)}")
+def _require_interval(low: NonNegative, high: Positive) -> None:
+    if not 0 <= low < high:
+        raise ValueError(f"a guidance interval needs 0 <= low < high, as sigma / alpha; got {low} and {high}")
 
 
-def _require_log_prob(log_prob) -> None:
-    if any(hasattr(log_prob, name) for name in ("classifier", "critic")):
-        raise ValueError(
-            f"a {type(log_prob).__name__} guides towards something: take its classifier(label) or critic(captions)"
-        )
-    require_takes(log_prob, "log_prob is a function such as classifier(label) of a classifier", "x", "level")
-
-
-def scale_from_w(w: float) -> float:
+@checked
+def scale_from_w(w: Finite) -> float:
     """s = 1 + w: from the paper's guidance strength (Ho and Salimans 2022) to the scale used here."""
     return 1 + w
 
 
-def w_from_scale(s: float) -> float:
+@checked
+def w_from_scale(s: Finite) -> float:
     """w = s - 1, the inverse of ``scale_from_w``."""
     return s - 1
 
 
-def grad_log_prob(log_prob: LogProb, x: Tensor, level: NoiseLevel) -> Tensor:
+@checked
+def grad_log_prob(log_prob: LogProb, x: floats("B *S"), level: NoiseLevel) -> Tensor:
     """Gradient of log p(c | x_t) with respect to x_t, each sample its own; shaped as x.
 
     Raises:
@@ -80,7 +64,8 @@ def grad_log_prob(log_prob: LogProb, x: Tensor, level: NoiseLevel) -> Tensor:
         return torch.autograd.grad(value.float().sum() if value.dtype.itemsize < 4 else value.sum(), x)[0]
 
 
-def classifier_guidance(denoiser: Denoiser, log_prob: LogProb, scale: float) -> Denoiser:
+@checked
+def classifier_guidance(denoiser: Denoiser, log_prob: LogProb, scale: Finite) -> Denoiser:
     """Shift the score: score + s grad log p(c | x_t) (``eq-classifier-guidance``; Song et al. 2021b, equation 48).
 
     Args:
@@ -91,8 +76,6 @@ def classifier_guidance(denoiser: Denoiser, log_prob: LogProb, scale: float) -> 
     Raises:
         ValueError: when the scale is not finite, or log_prob is no such function.
     """
-    _require_finite_scale(scale)
-    _require_log_prob(log_prob)
 
     def guided(x: Tensor, level: NoiseLevel) -> Prediction:
         prediction = denoiser(x, level)
@@ -102,7 +85,8 @@ def classifier_guidance(denoiser: Denoiser, log_prob: LogProb, scale: float) -> 
     return guided
 
 
-def mean_shift_guidance(denoiser: Denoiser, log_prob: LogProb, scale: float) -> Denoiser:
+@checked
+def mean_shift_guidance(denoiser: Denoiser, log_prob: LogProb, scale: Finite) -> Denoiser:
     """ADM's rule: shift the reverse mean by Sigma s grad log p(c | x_t) (``eq-mean-shift``; Dhariwal and Nichol 2021,
     algorithm 1), the gradient taken at x_t as in their code. Only ancestral samplers have a Sigma to shift by:
     ``ancestral("learned")`` where the model predicts its variance.
@@ -110,8 +94,6 @@ def mean_shift_guidance(denoiser: Denoiser, log_prob: LogProb, scale: float) -> 
     Raises:
         ValueError: when the scale is not finite, or log_prob is no function of x and the level.
     """
-    _require_finite_scale(scale)
-    _require_log_prob(log_prob)
 
     def guided(x: Tensor, level: NoiseLevel) -> Prediction:
         prediction = denoiser(x, level)
@@ -121,7 +103,8 @@ def mean_shift_guidance(denoiser: Denoiser, log_prob: LogProb, scale: float) -> 
     return guided
 
 
-def clip_guidance(clip, captions, scale: float) -> Callable[[Denoiser], Denoiser]:
+@checked
+def clip_guidance(clip, captions, scale: Finite) -> Callable[[Denoiser], Denoiser]:
     """Guide by a CLIP: score + s grad f(x_t) . g(c) / tau (``eq-clip-guidance``; Nichol et al. 2021, section 2.4).
 
     A critic that estimates log p(x_t, c) / (p(x_t) p(c)) up to a constant has the gradient of log p(c | x_t), so this
@@ -140,7 +123,6 @@ def clip_guidance(clip, captions, scale: float) -> Callable[[Denoiser], Denoiser
     Raises:
         ValueError: when the scale is not finite, for what is no CLIP, or captions that it refuses.
     """
-    _require_finite_scale(scale)
     critic = _critic(clip, captions)
     return lambda denoiser: classifier_guidance(denoiser, critic, scale)
 
@@ -153,7 +135,8 @@ def _critic(clip, captions) -> LogProb:
     return clip.critic(captions)
 
 
-def classifier_free(model: ConditionalModel, condition, null, scale: float) -> Denoiser:
+@checked
+def classifier_free(model: ConditionalModel, condition, null, scale: Finite) -> Denoiser:
     """eps_u + s (eps_c - eps_u), both halves in one pass (``eq-cfg``; Ho and Salimans 2022, with s = 1 + w).
 
     The learned variance, if any, is the conditional one. At s = 1 the unconditional pass is left out, so that the
@@ -168,7 +151,6 @@ def classifier_free(model: ConditionalModel, condition, null, scale: float) -> D
     Raises:
         ValueError: when the scale is not finite.
     """
-    _require_finite_scale(scale)
     if scale == 1:
         return lambda x, level: model(x, level, condition)
 
@@ -180,7 +162,8 @@ def classifier_free(model: ConditionalModel, condition, null, scale: float) -> D
     return guided
 
 
-def static_threshold(denoiser: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:
+@checked
+def static_threshold(denoiser: Denoiser, low: Finite = -1.0, high: Finite = 1.0) -> Denoiser:
     """Clamp x_0 to the range of the data; eps follows from the clamped x_0 (Ho et al. 2020; ADM).
 
     Raises:
@@ -196,7 +179,8 @@ def static_threshold(denoiser: Denoiser, low: float = -1.0, high: float = 1.0) -
     return thresholded
 
 
-def replace_known(denoiser: Denoiser, image: Tensor, mask: Tensor) -> Denoiser:
+@checked
+def replace_known(denoiser: Denoiser, image: floats("B/1 *S"), mask: numbers("B/1 *S/1")) -> Denoiser:
     """Impose known pixels on x_0; eps follows (``eq-impose``; GLIDE's released code, ``denoised_fn``).
 
     The last step of a sampler then returns the known pixels as they are. The other pixels hear of them only through
@@ -219,7 +203,8 @@ def replace_known(denoiser: Denoiser, image: Tensor, mask: Tensor) -> Denoiser:
     return imposed
 
 
-def autoguidance(model: Denoiser, weak: Denoiser, scale: float) -> Denoiser:
+@checked
+def autoguidance(model: Denoiser, weak: Denoiser, scale: Finite) -> Denoiser:
     """Extrapolate away from a weaker model: eps_w + s (eps_m - eps_w) (``eq-autoguidance``; Karras et al. 2024).
 
     With the same network asked without its condition as ``weak`` this is classifier-free guidance in two passes. The
@@ -233,7 +218,6 @@ def autoguidance(model: Denoiser, weak: Denoiser, scale: float) -> Denoiser:
     Raises:
         ValueError: when the scale is not finite.
     """
-    _require_finite_scale(scale)
     if scale == 1:
         return model
 
@@ -244,7 +228,8 @@ def autoguidance(model: Denoiser, weak: Denoiser, scale: float) -> Denoiser:
     return guided
 
 
-def guidance_interval(guided: Denoiser, plain: Denoiser, low: float, high: float) -> Denoiser:
+@checked
+def guidance_interval(guided: Denoiser, plain: Denoiser, low: NonNegative, high: Positive) -> Denoiser:
     """Guide only where low < sigma / alpha <= high (``eq-guidance-interval``; Kynkaanniemi et al. 2024).
 
     Levels of the whole batch ask one of the two denoisers, levels of one entry per sample ask both.
@@ -258,8 +243,7 @@ def guidance_interval(guided: Denoiser, plain: Denoiser, low: float, high: float
     Raises:
         ValueError: unless 0 <= low < high.
     """
-    if not 0 <= low < high:
-        raise ValueError(f"a guidance interval needs 0 <= low < high, as sigma / alpha; got {low} and {high}")
+    _require_interval(low, high)
 
     def limited(x: Tensor, level: NoiseLevel) -> Prediction:
         inside = low * level.alpha < level.sigma
@@ -274,7 +258,8 @@ def guidance_interval(guided: Denoiser, plain: Denoiser, low: float, high: float
     return limited
 
 
-def rescaled(guided: Denoiser, conditional: Denoiser, phi: float = 0.7, kind: str = "v") -> Denoiser:
+@checked
+def rescaled(guided: Denoiser, conditional: Denoiser, phi: Share = 0.7, kind: str = "v") -> Denoiser:
     """Give the guided prediction back the standard deviation of the conditional one (``eq-rescaled``; Lin et al. 2024).
 
     phi g std(c) / std(g) + (1 - phi) g, the deviations over all numbers of one sample. Unlike guidance itself the
@@ -289,8 +274,6 @@ def rescaled(guided: Denoiser, conditional: Denoiser, phi: float = 0.7, kind: st
     Raises:
         ValueError: when phi lies outside [0, 1], the kind is unknown, or a sample is a single number.
     """
-    if not 0 <= phi <= 1:
-        raise ValueError(f"phi must lie in [0, 1], got {phi}")
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
 
@@ -309,12 +292,8 @@ def rescaled(guided: Denoiser, conditional: Denoiser, phi: float = 0.7, kind: st
 # Guides: the same as values. Each takes (model, condition, null) and makes a denoiser of them; they nest.
 
 
-def require_guide(guide) -> None:
-    """Raise ValueError for what is no guide, such as a bare scale."""
-    require_takes(guide, "a guide is a value such as cfg(3.0) or adm(log_prob, 1.0)", "model", "condition", "null")
-
-
-def cfg(scale: float) -> Guide:
+@checked
+def cfg(scale: Finite) -> Guide:
     """Classifier-free guidance, see ``classifier_free``.
 
     Args:
@@ -323,7 +302,6 @@ def cfg(scale: float) -> Guide:
     Raises:
         ValueError: when the scale is not finite; from the guide, for another scale than 1 and a model without a null.
     """
-    _require_finite_scale(scale)
 
     def guide(model: ConditionalModel, condition, null) -> Denoiser:
         if scale != 1 and null is condition:
@@ -333,7 +311,8 @@ def cfg(scale: float) -> Guide:
     return guide
 
 
-def classifier(log_prob: LogProb, scale: float) -> Guide:
+@checked
+def classifier(log_prob: LogProb, scale: Finite) -> Guide:
     """Classifier guidance of the model with its null, see ``classifier_guidance``; of one that has no null, as it is.
 
     Args:
@@ -343,12 +322,11 @@ def classifier(log_prob: LogProb, scale: float) -> Guide:
     Raises:
         ValueError: when the scale is not finite, or log_prob is no function of x and the level.
     """
-    _require_finite_scale(scale)
-    _require_log_prob(log_prob)
     return lambda model, condition, null: classifier_guidance(conditioned(model, null), log_prob, scale)
 
 
-def clip(clip, captions, scale: float) -> Guide:
+@checked
+def clip(clip, captions, scale: Finite) -> Guide:
     """The same by the critic of a CLIP, see ``clip_guidance``.
 
     Args:
@@ -362,7 +340,8 @@ def clip(clip, captions, scale: float) -> Guide:
     return classifier(_critic(clip, captions), scale)
 
 
-def adm(log_prob: LogProb, scale: float, ode: bool = False) -> Guide:
+@checked
+def adm(log_prob: LogProb, scale: Finite, ode: bool = False) -> Guide:
     """ADM's scripts: the model that knows the condition, x_0 clamped, then guided by a classifier as well.
 
     Dhariwal and Nichol 2021, algorithms 1 and 2. Draw with ``threshold=None``; by the mean shift with an ancestral
@@ -376,37 +355,36 @@ def adm(log_prob: LogProb, scale: float, ode: bool = False) -> Guide:
     Raises:
         ValueError: when the scale is not finite, or log_prob is no function of x and the level.
     """
-    _require_finite_scale(scale)
-    _require_log_prob(log_prob)
     rule = classifier_guidance if ode else mean_shift_guidance
     return lambda model, condition, null: rule(static_threshold(conditioned(model, condition)), log_prob, scale)
 
 
-def interval(guide: Guide, low: float, high: float) -> Guide:
+@checked
+def interval(guide: Guide, low: NonNegative, high: Positive) -> Guide:
     """Another guide where low < sigma / alpha <= high, the plain conditional model elsewhere; see
     ``guidance_interval``.
 
     Raises:
         ValueError: for what is no guide.
     """
-    require_guide(guide)
+    _require_interval(low, high)
     return lambda model, condition, null: guidance_interval(
         guide(model, condition, null), conditioned(model, condition), low, high
     )
 
 
-def auto(weak: Denoiser, scale: float) -> Guide:
+@checked
+def auto(weak: Denoiser, scale: Finite) -> Guide:
     """Away from a weaker denoiser of the same condition, see ``autoguidance``.
 
     Raises:
         ValueError: when the scale is not finite, or for what is no denoiser.
     """
-    _require_finite_scale(scale)
-    require_takes(weak, "the weaker model is a denoiser, such as conditioned(model, condition)", "x", "level")
     return lambda model, condition, null: autoguidance(conditioned(model, condition), weak, scale)
 
 
-def ends_with(last: ConditionalModel, sigma: float, guide: Guide | None = None) -> Guide:
+@checked
+def ends_with(last: ConditionalModel, sigma: NonNegative, guide: Guide | None = None) -> Guide:
     """Another model at the clean end of a chain, told the same; Karlo's upsampler takes its last step by a second one.
 
     Args:

@@ -18,18 +18,20 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from .arguments import Finite, Positive, checked, floats
 from .denoiser import Denoiser
 from .prediction import Prediction, require_finite
 from .sampler import Sampler, State, refuse_tilt, sample
-from .schedule import NoiseLevel, broadcast
+from .schedule import NoiseLevel
 
 SMALL = 1e-9  # length of the part of one unit vector across another, below which rounding decides where it points
 
 
+@checked
 def encode(
     denoiser: Denoiser,
     levels: Sequence[NoiseLevel],
-    x_0: Tensor,
+    x_0: floats("B *S"),
     method: Sampler | None = None,
     gradients: bool = False,
 ) -> Tensor:
@@ -55,6 +57,7 @@ def encode(
     return sample(method or ddim_inversion(), denoiser, levels[::-1], x_0, gradients=gradients)
 
 
+@checked
 def ddim_inversion() -> Sampler:
     """x_t = alpha_t x_0 + sigma_t eps, both as the denoiser believes at s < t: DDIM's step, taken upwards.
 
@@ -71,6 +74,7 @@ def ddim_inversion() -> Sampler:
     return run
 
 
+@checked
 def heun_inversion() -> Sampler:
     """Heun's second-order method upwards; with phi = atan2(sigma, alpha) the ODE reads d(x / r)/d phi = v / r.
 
@@ -108,7 +112,8 @@ def _check(levels: Sequence[NoiseLevel], x: Tensor) -> None:
         raise ValueError("what encodes takes the chain that decodes: sigma/alpha has to fall at every step")
 
 
-def round_trip_factor(levels: Sequence[NoiseLevel], variance: float) -> float:
+@checked
+def round_trip_factor(levels: Sequence[NoiseLevel], variance: Positive) -> float:
     """What x_0 is multiplied by when data N(0, variance I) are encoded and decoded by DDIM with the ideal denoiser.
 
     Every pair of neighbours gives cos^2 of the angle between (alpha_s sqrt(v), sigma_s) and (alpha_t sqrt(v), sigma_t):
@@ -121,13 +126,12 @@ def round_trip_factor(levels: Sequence[NoiseLevel], variance: float) -> float:
     Raises:
         ValueError: when the variance is not positive.
     """
-    if not variance > 0:
-        raise ValueError(f"the variance of the data is a number > 0, got {variance}")
     angles = [math.atan2(level.sigma, level.alpha * math.sqrt(variance)) for level in levels]
     return math.prod(math.cos(t - s) ** 2 for t, s in pairwise(angles))
 
 
-def slerp(a: Tensor, b: Tensor, theta: float | Tensor) -> Tensor:
+@checked
+def slerp(a: floats("A *S"), b: floats("B *S"), theta: Finite | floats()) -> Tensor:
     """From a (theta = 0) to b (theta = 1): the direction along the great circle at constant speed, the norm linearly.
 
     Shoemake 1985, in any number of dimensions. A sample is one vector, whatever its shape. Between independent standard
@@ -146,9 +150,10 @@ def slerp(a: Tensor, b: Tensor, theta: float | Tensor) -> Tensor:
     Raises:
         ValueError: for samples of different shapes or in numbers that do not fit, or a vector without a direction.
     """
-    if a.shape[1:] != b.shape[1:]:
-        raise ValueError(f"both ends must have one shape, got {tuple(a.shape[1:])} and {tuple(b.shape[1:])}")
+    for value, name in ((a, "a"), (b, "b")):
+        require_finite(value, name)
     theta = torch.as_tensor(theta, dtype=torch.float64, device=a.device).reshape(-1)
+    require_finite(theta, "theta")
     sizes = {len(a), len(b), len(theta)} - {1}
     if len(sizes) > 1:
         raise ValueError(f"one sample for all or as many of each are accepted, got {len(a)}, {len(b)}, {len(theta)}")
@@ -174,7 +179,8 @@ def _across(u: Tensor, v: Tensor) -> Tensor:
     return across / across.norm(dim=1, keepdim=True)
 
 
-def text_diff(z: Tensor, after: Tensor, before: Tensor, theta: float | Tensor) -> Tensor:
+@checked
+def text_diff(z: floats("B E"), after: floats("A/1 E"), before: floats("A/1 E"), theta: Finite | floats()) -> Tensor:
     """An embedding of a picture turned by what changes between two texts (Ramesh et al. 2022, section 3.3).
 
     z_d = (z_after - z_before) / |z_after - z_before|, then slerp(z, z_d, theta), with the norm of z. They take theta up
@@ -196,5 +202,5 @@ def text_diff(z: Tensor, after: Tensor, before: Tensor, theta: float | Tensor) -
         raise ValueError("both texts have the same embedding: there is no difference to go along")
     norm = z.double().flatten(1).norm(dim=1)
     n = max(len(z), len(difference))
-    target = (difference / length).expand(n, -1) * broadcast(norm, difference)
+    target = (difference / length).expand(n, -1) * norm[:, None]
     return slerp(z, target.to(z.device), theta)

@@ -10,6 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from .arguments import Bins, Finite, NonNegative, Randomness, checked, floats, require_broadcast
 from .denoiser import Denoiser
 from .prediction import Prediction
 from .process import beta_tilde_floor, diffuse, posterior_mean, reverse_log_variance
@@ -17,23 +18,32 @@ from .random import randn
 from .schedule import NoiseLevel
 
 
-def mean_flat(x: Tensor) -> Tensor:
+@checked
+def mean_flat(x: floats("B N *S")) -> Tensor:
     """Mean over all axes but the first."""
     return x.flatten(1).mean(1)
 
 
-def gaussian_kl(mean1, log_variance1, mean2, log_variance2) -> Tensor:
+@checked
+def gaussian_kl(
+    mean1: float | floats(), log_variance1: float | floats(), mean2: float | floats(), log_variance2: float | floats()
+) -> Tensor:
     """KL(N1 || N2) of scalar Gaussians, elementwise, in nats (``eq-gaussian-kl``). Arguments broadcast."""
     arguments = (mean1, log_variance1, mean2, log_variance2)
+    require_broadcast(*arguments)
     m1, v1, m2, v2 = (a if isinstance(a, Tensor) else torch.tensor(a, dtype=torch.float64) for a in arguments)
     return 0.5 * (v2 - v1 + torch.exp(v1 - v2) - 1 + (m1 - m2) ** 2 * torch.exp(-v2))
 
 
-def discretized_gaussian_log_likelihood(x: Tensor, mean: Tensor, log_variance, bins: int = 256) -> Tensor:
+@checked
+def discretized_gaussian_log_likelihood(
+    x: floats(), mean: floats(), log_variance: Finite | floats(), bins: Bins = 256
+) -> Tensor:
     """log of the Gaussian's mass on the bin around x, in nats, elementwise (``eq-decoder``; Ho et al. 2020, eq. 13).
 
     The values of x are ``bins`` equally spaced numbers from -1 to 1; the outermost bins reach to infinity.
     """
+    require_broadcast(x, mean, log_variance)
     std = torch.exp(0.5 * torch.as_tensor(log_variance, dtype=mean.dtype, device=mean.device))
     half = 1 / (bins - 1)
     upper, lower = (x + half - mean) / std, (x - half - mean) / std
@@ -48,6 +58,7 @@ def discretized_gaussian_log_likelihood(x: Tensor, mean: Tensor, log_variance, b
     return log_upper + torch.log(-torch.expm1(gap))
 
 
+@checked
 @dataclass(frozen=True)
 class VLB:
     """The variational bound of each sample, in bits per dimension.
@@ -68,7 +79,8 @@ class VLB:
         return self.prior + self.steps.sum(0) + self.decoder
 
 
-def prior_kl(x0: Tensor, level: NoiseLevel) -> Tensor:
+@checked
+def prior_kl(x0: floats("B N *S"), level: NoiseLevel) -> Tensor:
     """(B,) KL(q(x_T | x_0) || p(x_T)) in bits/dim, p(x_T) = N(0, (alpha^2 + sigma^2) I) (``eq-vlb``)."""
     alpha, sigma = level.like(x0)
     variance = torch.as_tensor(alpha**2 + sigma**2, dtype=x0.dtype, device=x0.device)
@@ -77,7 +89,10 @@ def prior_kl(x0: Tensor, level: NoiseLevel) -> Tensor:
     return mean_flat(kl) / math.log(2)
 
 
-def step_kl(prediction: Prediction, x0: Tensor, t: NoiseLevel, s: NoiseLevel, variance: str, floor: float) -> Tensor:
+@checked
+def step_kl(
+    prediction: Prediction, x0: floats("B N *S"), t: NoiseLevel, s: NoiseLevel, variance: str, floor: NonNegative
+) -> Tensor:
     """(B,) KL(q(x_s | x_t, x_0) || p(x_s | x_t)) in bits/dim (``eq-vlb``; Ho et al. 2020, equation 5)."""
     x_t = prediction.x
     true_log_variance = reverse_log_variance(prediction, t, s, "beta_tilde", floor)
@@ -90,14 +105,15 @@ def step_kl(prediction: Prediction, x0: Tensor, t: NoiseLevel, s: NoiseLevel, va
     return mean_flat(kl.expand_as(x0)) / math.log(2)
 
 
+@checked
 def decoder_nll(
     prediction: Prediction,
-    x0: Tensor,
+    x0: floats("B N *S"),
     t: NoiseLevel,
     s: NoiseLevel,
     variance: str,
-    floor: float,
-    bins: int = 256,
+    floor: NonNegative,
+    bins: Bins = 256,
 ) -> Tensor:
     """(B,) -log p(x_0 | x_t) of the last step in bits/dim (``eq-decoder``)."""
     log_variance = reverse_log_variance(prediction, t, s, variance, floor)
@@ -105,14 +121,15 @@ def decoder_nll(
     return -mean_flat(discretized_gaussian_log_likelihood(x0, mean, log_variance, bins)) / math.log(2)
 
 
+@checked
 @torch.no_grad()
 def vlb_terms(
     denoiser: Denoiser,
-    x0: Tensor,
+    x0: floats("B N *S"),
     levels: Sequence[NoiseLevel],
-    generator=None,
+    generator: Randomness = None,
     variance: str | None = None,
-    bins: int = 256,
+    bins: Bins = 256,
 ) -> VLB:
     """A one-draw-per-step estimate of the variational bound (``eq-vlb``).
 
@@ -146,8 +163,9 @@ def vlb_terms(
     return VLB(prior_kl(x0, levels[0]), stacked, decoder)
 
 
+@checked
 def hybrid_vlb(
-    prediction: Prediction, x0: Tensor, t: NoiseLevel, s: NoiseLevel, floor: float, bins: int = 256
+    prediction: Prediction, x0: floats("B N *S"), t: NoiseLevel, s: NoiseLevel, floor: NonNegative, bins: Bins = 256
 ) -> Tensor:
     """(B,) the bound's term of each sample's own step, the mean detached so that it trains the variance alone.
 

@@ -11,13 +11,21 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from .arguments import Count, Natural, checked, floats
 from .data.images import UNREADABLE, eight_bits, to_tensor
 from .files import write_atomically
 from .pixels import to_uint8
 
 
-def grid(images: Tensor, columns: int | None = None, gap: int = 1) -> Tensor:
-    """One picture (C, H', W') from a batch (B, C, H, W) in [-1, 1], white between the images."""
+@checked
+def grid(images: floats("B C H W"), columns: Count | None = None, gap: Natural = 1) -> Tensor:
+    """One picture (C, H', W') from a batch (B, C, H, W) in [-1, 1], white between the images.
+
+    Raises:
+        ValueError: for an empty batch.
+    """
+    if not len(images):
+        raise ValueError("a grid needs at least one picture")
     columns = columns or math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
     _, channels, height, width = images.shape
@@ -28,7 +36,8 @@ def grid(images: Tensor, columns: int | None = None, gap: int = 1) -> Tensor:
     return out
 
 
-def save_grid(images: Tensor, path: Path, columns: int | None = None, least: int = 480) -> None:
+@checked
+def save_grid(images: floats("B C H W"), path: Path, columns: Count | None = None, least: Count = 480) -> None:
     """Write a batch (B, 1 or 3, H, W) in [-1, 1] as a PNG grid, small images enlarged to about ``least`` pixels.
 
     Raises:
@@ -46,7 +55,8 @@ def save_grid(images: Tensor, path: Path, columns: int | None = None, least: int
     write_atomically(path, buffer.getvalue())
 
 
-def read_picture(path: str | Path, size: int) -> Tensor:
+@checked
+def read_picture(path: str | Path, size: Count) -> Tensor:
     """A picture file as (3, size, size) in [-1, 1], cropped to a square.
 
     Raises:
@@ -55,7 +65,8 @@ def read_picture(path: str | Path, size: int) -> Tensor:
     return to_tensor(_opened(path), size)
 
 
-def read_edit(path: str | Path, size: int, mask: str | Path | None = None) -> tuple[Tensor, Tensor]:
+@checked
+def read_edit(path: str | Path, size: Count, mask: str | Path | None = None) -> tuple[Tensor, Tensor]:
     """A picture that an inpainter is to change: what is known of it, and where.
 
     Args:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+
+from .arguments import Count, Positive, Share, checked
+
 BLUE = "#4a8be0"
 ORANGE = "#d0780a"
 PURPLE = "#8a45f0"
@@ -81,14 +84,15 @@ def use_style() -> None:
         set_matplotlib_formats("retina")
 
 
+@checked
 def image_grid(
     x: torch.Tensor,
-    columns: int | None = None,
+    columns: Count | None = None,
     titles: Sequence[str] | None = None,
     *,
     row_labels: Sequence[str] | None = None,
     column_labels: Sequence[str] | None = None,
-    size: float | None = None,
+    size: Positive | None = None,
 ) -> Figure:
     """Pictures side by side, row by row.
 
@@ -148,7 +152,7 @@ def _pixels(x: torch.Tensor) -> np.ndarray:
     return ((x.float().clamp(-1, 1) + 1) / 2).expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()
 
 
-def _columns_and_rows(count: int, columns: int | None) -> tuple[int, int]:
+def _columns_and_rows(count: int, columns: Count | None) -> tuple[int, int]:
     """The grid of so many pictures: all in one row up to eight, else the squarest, where nothing is asked."""
     if columns is None:
         columns = count if count <= 8 else int(np.ceil(np.sqrt(count)))
@@ -188,6 +192,7 @@ class _Page:
         return self.left + column * (self.wide + GAP), below - self.head - self.tall
 
 
+@checked
 def band(
     ax: Axes,
     x: Sequence[float],
@@ -209,14 +214,15 @@ def band(
     ax.fill_between(x, low, high, color=line.get_color(), alpha=0.22, linewidth=0)
 
 
+@checked
 def contours(
     ax: Axes,
     log_prob: Callable[[torch.Tensor], torch.Tensor],
     extent: tuple[float, float, float, float],
     *,
     color: str = BLUE,
-    levels: int = 7,
-    points: int = 120,
+    levels: Count = 7,
+    points: Count = 120,
 ) -> None:
     """A density over the plane, its colour fading to nothing where it is small.
 
@@ -242,13 +248,14 @@ def contours(
     ax.grid(False)
 
 
+@checked
 def trajectories(
     ax: Axes,
     paths: torch.Tensor,
     times: Sequence[float] | None = None,
     *,
     color: str = INK,
-    alpha: float = 0.5,
+    alpha: Share = 0.5,
 ) -> None:
     """Sampling paths: (S, N, 2) in the plane with their ends marked, or (S, N) against `times` (S,)."""
     paths = torch.as_tensor(paths).detach().cpu()

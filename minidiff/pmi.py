@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .arguments import checked, floats, numbers
+from .prediction import require_finite
+
 DIRECTIONS = ("both", "image-to-text", "text-to-image")
 FREE = ("nothing", "constant", "image", "text", "both")
 
@@ -21,14 +24,20 @@ def _require(value: str, known: tuple[str, ...], what: str) -> None:
 def _marginals(joint: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The joint in float64, normalised, with its marginals (n, 1) and (1, m)."""
     joint = torch.as_tensor(joint, dtype=torch.float64)
-    if joint.ndim != 2 or bool((joint < 0).any()) or not bool((joint.sum(0) > 0).all() & (joint.sum(1) > 0).all()):
+    if (
+        joint.ndim != 2
+        or not bool(joint.isfinite().all() & (joint >= 0).all())
+        or not bool((joint.sum(0) > 0).all() & (joint.sum(1) > 0).all())
+    ):
         raise ValueError(
-            f"a joint table is (n, m), not negative, with no empty row or column; got shape {tuple(joint.shape)}"
+            "a joint table is (n, m), finite and not negative, with no empty row or column; got shape "
+            f"{tuple(joint.shape)}"
         )
     joint = joint / joint.sum()
     return joint, joint.sum(1, keepdim=True), joint.sum(0, keepdim=True)
 
 
+@checked
 def pointwise_mutual_information(joint: Tensor) -> Tensor:
     """log p(x, c) / (p(x) p(c)) in nats (``eq-pmi``).
 
@@ -45,13 +54,15 @@ def pointwise_mutual_information(joint: Tensor) -> Tensor:
     return joint.log() - p_x.log() - p_c.log()
 
 
+@checked
 def mutual_information(joint: Tensor) -> float:
     """The mean of the pointwise mutual information over the pairs, in nats; arguments as there."""
     joint, p_x, p_c = _marginals(joint)
     return float((torch.xlogy(joint, joint) - torch.xlogy(joint, p_x * p_c)).sum())
 
 
-def info_nce(critic: Tensor, directions: str = "both", columns: Tensor | None = None) -> Tensor:
+@checked
+def info_nce(critic: floats(), directions: str = "both", columns: floats() | None = None) -> Tensor:
     """The contrastive loss of each of B pairs, its negatives the rest of the batch (``eq-info-nce``).
 
     Van den Oord et al. 2018; both directions as in CLIP (Radford et al. 2021, figure 3). With both the minimiser is the
@@ -84,7 +95,8 @@ def info_nce(critic: Tensor, directions: str = "both", columns: Tensor | None = 
     return by_image() if directions == "image-to-text" else by_text()
 
 
-def info_nce_limit(critic: Tensor, joint: Tensor, directions: str = "both") -> Tensor:
+@checked
+def info_nce_limit(critic: floats(), joint: numbers(), directions: str = "both") -> Tensor:
     """What ``info_nce`` minus log B tends to as the batch grows; at its minimum, minus the mutual information.
 
     From image to text: the mean over the pairs of log E_c'[exp f(x, c')] - f(x, c), captions drawn from p(c).
@@ -104,6 +116,7 @@ def info_nce_limit(critic: Tensor, joint: Tensor, directions: str = "both") -> T
     joint, p_x, p_c = _marginals(joint)
     if critic.shape != joint.shape:
         raise ValueError(f"the critic has shape {tuple(critic.shape)}, the joint {tuple(joint.shape)}")
+    require_finite(critic, "critic")
     critic = critic.double()
     matched = (joint * critic).sum()
     by_image = (p_x[:, 0] * (critic + p_c.log()).logsumexp(1)).sum() - matched
@@ -111,8 +124,9 @@ def info_nce_limit(critic: Tensor, joint: Tensor, directions: str = "both") -> T
     return {"both": (by_image + by_text) / 2, "image-to-text": by_image, "text-to-image": by_text}[directions]
 
 
+@checked
 def residual(
-    table: Tensor, free: str = "constant", rows: Tensor | None = None, columns: Tensor | None = None
+    table: floats(), free: str = "constant", rows: numbers() | None = None, columns: numbers() | None = None
 ) -> Tensor:
     """What is left of a table once the best constant, a(x), b(c) or a(x) + b(c) is taken away, by least squares.
 
@@ -137,8 +151,8 @@ def residual(
     shares = []
     for weights, count, what in ((rows, table.shape[0], "rows"), (columns, table.shape[1], "columns")):
         weights = torch.ones(count) if weights is None else torch.as_tensor(weights)
-        if weights.shape != (count,) or not bool((weights > 0).all()):
-            raise ValueError(f"{what} must be ({count},) positive weights, got shape {tuple(weights.shape)}")
+        if weights.shape != (count,) or not bool((weights > 0).all() & weights.isfinite().all()):
+            raise ValueError(f"{what} must be ({count},) positive weights, finite; got shape {tuple(weights.shape)}")
         shares.append((weights.double() / weights.double().sum()).to(table))
     by_row = (table @ shares[1])[:, None]
     by_column = shares[0] @ table

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .schedule import NoiseLevel, require_level
+from .arguments import Count, checked, floats
+from .schedule import NoiseLevel
 
 KINDS = ("x0", "eps", "v", "score")
 
 
+@checked
 @dataclass(frozen=True)
 class Prediction:
     """A belief about x_0 given x_t = alpha x_0 + sigma eps.
@@ -32,19 +34,16 @@ class Prediction:
         ValueError: for an unknown kind, a time where the level belongs, or shapes of x and value that differ.
     """
 
-    x: Tensor
+    x: floats("B *S")
     level: NoiseLevel
-    value: Tensor
+    value: floats("B *S")
     kind: str
-    fraction: Tensor | None = None
-    tilt: Tensor | None = None
+    fraction: floats("B *S") | None = None
+    tilt: floats("B *S") | None = None
 
     def __post_init__(self):
-        require_level(self.level)
         if self.kind not in KINDS:
             raise ValueError(f"a prediction is one of {', '.join(KINDS)}; got {self.kind!r}")
-        if self.value.shape != self.x.shape:
-            raise ValueError(f"x has shape {tuple(self.x.shape)}, the prediction {tuple(self.value.shape)}")
 
     @property
     def x0(self) -> Tensor:
@@ -85,21 +84,22 @@ class Prediction:
         """A copy with some attributes changed."""
         return dataclasses.replace(self, **changes)
 
-    def with_x0(self, x0: Tensor) -> Prediction:
+    def with_x0(self, x0: floats()) -> Prediction:
         """The same belief with another x_0; eps, v and score follow."""
         return self.replace(value=x0, kind="x0")
 
-    def with_eps(self, eps: Tensor) -> Prediction:
+    def with_eps(self, eps: floats()) -> Prediction:
         """The same belief with another eps; x_0, v and score follow."""
         return self.replace(value=eps, kind="eps")
 
-    def chunk(self, parts: int, level: NoiseLevel) -> list[Prediction]:
+    def chunk(self, parts: Count, level: NoiseLevel) -> list[Prediction]:
         """Split a batch that holds ``parts`` equal batches of the given level."""
         fields = ("x", "value", "fraction", "tilt")
         split = {f: getattr(self, f).chunk(parts) if getattr(self, f) is not None else [None] * parts for f in fields}
         return [self.replace(level=level, **{f: split[f][i] for f in fields}) for i in range(parts)]
 
 
+@checked
 def require_finite(x: Tensor, name: str) -> None:
     """Raise ValueError when x holds NaN or infinity."""
     if not bool(torch.isfinite(x).all()):

@@ -12,43 +12,60 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .arguments import NonNegative, checked, flags, floats, numbers
 from .prediction import Prediction
-from .schedule import NoiseLevel, broadcast, require_level
+from .schedule import NoiseLevel, broadcast
 
 
-def diffuse(x0: Tensor, level: NoiseLevel, eps: Tensor) -> Tensor:
+@checked
+def diffuse(x0: floats("B *S"), level: NoiseLevel, eps: floats("B *S")) -> Tensor:
     """x_t = alpha x_0 + sigma eps (``eq-marginal``; Ho et al. 2020, equation 4).
 
     Raises:
         ValueError: for a time where a level belongs.
     """
-    require_level(level)
     alpha, sigma = level.like(x0)
     return alpha * x0 + sigma * eps
 
 
+@checked
 def start_std(level: NoiseLevel) -> float:
     """Standard deviation of the noise that a chain starts from at a scalar level.
 
     Where noise is added to data of scale 1 (variance exploding) it is sigma (Karras et al. 2022); where the variance is
     preserved it is 1, also where a chain starts below the last level (Dhariwal and Nichol 2021).
+
+    Raises:
+        ValueError: for a level with one entry per sample.
     """
+    if isinstance(level.alpha, Tensor) and level.alpha.ndim:
+        raise ValueError(f"a chain starts at one level for all samples, got {len(level.alpha)} of them")
     return level.sigma if level.alpha == 1 else math.hypot(level.alpha, level.sigma)
 
 
+@checked
 def transition(s: NoiseLevel, t: NoiseLevel) -> tuple[float | Tensor, float | Tensor]:
-    """Scale and variance of q(x_t | x_s): alpha_t/alpha_s and sigma_t^2 - scale^2 sigma_s^2 (``eq-transition``)."""
+    """Scale and variance of q(x_t | x_s): alpha_t/alpha_s and sigma_t^2 - scale^2 sigma_s^2 (``eq-transition``).
+
+    Raises:
+        ValueError: for levels of two batch sizes.
+    """
+    counts = {len(level.alpha) for level in (s, t) if isinstance(level.alpha, Tensor) and level.alpha.ndim}
+    if len(counts - {1}) > 1:
+        raise ValueError(f"a pair of levels has one batch size, got {' and '.join(map(str, sorted(counts)))}")
     scale = t.alpha / s.alpha
     return scale, t.sigma**2 - scale**2 * s.sigma**2
 
 
-def renoise(x_s: Tensor, s: NoiseLevel, t: NoiseLevel, eps: Tensor) -> Tensor:
+@checked
+def renoise(x_s: floats("B *S"), s: NoiseLevel, t: NoiseLevel, eps: floats("B *S")) -> Tensor:
     """A draw of q(x_t | x_s) made with the standard normal eps."""
     scale, variance = transition(s, t)
     return broadcast(scale, x_s) * x_s + broadcast(variance**0.5, x_s) * eps
 
 
-def as_known(mask: Tensor) -> Tensor:
+@checked
+def as_known(mask: numbers()) -> Tensor:
     """A mask as booleans, True where a pixel is known (1) and kept, False where it is to be painted (0).
 
     Raises:
@@ -59,7 +76,10 @@ def as_known(mask: Tensor) -> Tensor:
     return mask.bool()
 
 
-def paste(x: Tensor, level: NoiseLevel, image: Tensor, known: Tensor, eps: Tensor) -> Tensor:
+@checked
+def paste(
+    x: floats("B *S"), level: NoiseLevel, image: floats("B/1 *S"), known: flags("B/1 *S/1"), eps: floats("B *S")
+) -> Tensor:
     """x_t with its known pixels drawn from q(x_t | image), at the level of x_t itself (``eq-paste``).
 
     Args:
@@ -72,17 +92,20 @@ def paste(x: Tensor, level: NoiseLevel, image: Tensor, known: Tensor, eps: Tenso
     return torch.where(known, diffuse(image.to(x).expand_as(x), level, eps), x)
 
 
+@checked
 def beta(t: NoiseLevel, s: NoiseLevel) -> float | Tensor:
     """Variance of q(x_t | x_s): the largest sensible reverse variance, right for N(0, I) (``eq-variance-bounds``)."""
     return transition(s, t)[1]
 
 
+@checked
 def beta_tilde(t: NoiseLevel, s: NoiseLevel) -> float | Tensor:
     """Variance of q(x_s | x_t, x_0): the smallest, right for one point (``eq-posterior``; Ho et al. 2020, eq. 7)."""
     return beta(t, s) * s.sigma**2 / t.sigma**2
 
 
-def posterior_mean(x_t: Tensor, x0: Tensor, t: NoiseLevel, s: NoiseLevel) -> Tensor:
+@checked
+def posterior_mean(x_t: floats("B *S"), x0: floats("B/1 *S/1"), t: NoiseLevel, s: NoiseLevel) -> Tensor:
     """Mean of q(x_s | x_t, x_0) (``eq-posterior``; Ho et al. 2020, equation 7)."""
     scale, variance = transition(s, t)
     from_x_t = scale * s.sigma**2 / t.sigma**2
@@ -90,16 +113,23 @@ def posterior_mean(x_t: Tensor, x0: Tensor, t: NoiseLevel, s: NoiseLevel) -> Ten
     return broadcast(from_x_t, x_t) * x_t + broadcast(from_x0, x_t) * x0
 
 
+@checked
 def beta_tilde_floor(levels: Sequence[NoiseLevel]) -> float:
     """What stands for beta-tilde in the last step of a chain, where it is zero: its value one step earlier.
 
     ADM's ``posterior_log_variance_clipped``; a chain of one step has no earlier one and uses beta.
+
+    Raises:
+        ValueError: for a chain without a step.
     """
+    if len(levels) < 2:
+        raise ValueError(f"a chain needs at least two levels, got {len(levels)}")
     return beta_tilde(levels[-3], levels[-2]) if len(levels) > 2 else beta(levels[-2], levels[-1])
 
 
+@checked
 def reverse_log_variance(
-    prediction: Prediction | None, t: NoiseLevel, s: NoiseLevel, kind: str, floor: float
+    prediction: Prediction | None, t: NoiseLevel, s: NoiseLevel, kind: str, floor: NonNegative
 ) -> float | Tensor:
     """Log variance of p(x_s | x_t): a float, or a tensor that broadcasts to x.
 

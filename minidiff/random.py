@@ -7,14 +7,17 @@ sample i depends on its own generator alone, so a picture does not change with t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Generator, Tensor
 
+from .arguments import Count, Device, Natural, Randomness, checked
 
-def sample_generators(seed: int, indices: Iterable[int], device: str = "cpu") -> list[Generator]:
+
+@checked
+def sample_generators(seed: int, indices: Iterable[int | str], device: Device = "cpu") -> list[Generator]:
     """One generator for each index; its stream depends on the seed and that index alone."""
     out = []
     for i in indices:
@@ -23,28 +26,35 @@ def sample_generators(seed: int, indices: Iterable[int], device: str = "cpu") ->
     return out
 
 
+@checked
+def require_generators(generator: Randomness, batch: Natural) -> None:
+    """Raise ValueError for a list of generators that is not one per sample."""
+    if isinstance(generator, list) and len(generator) != batch:
+        raise ValueError(f"{len(generator)} generators for a batch of {batch}: give one per sample")
+
+
 def _draw(function, shape, generator, dtype, device) -> Tensor:
     if isinstance(generator, list):
-        if len(generator) != shape[0]:
-            raise ValueError(f"{len(generator)} generators for a batch of {shape[0]}: give one per sample")
+        require_generators(generator, shape[0])
         return torch.stack([_draw(function, tuple(shape[1:]), g, dtype, device) for g in generator])
-    if not isinstance(generator, (Generator, type(None))):
-        raise ValueError(f"a generator is a torch.Generator, or a list with one per sample, got {generator!r}")
     where = generator.device if generator is not None else device
     return function(tuple(shape), generator=generator, dtype=dtype, device=where).to(device)
 
 
-def randn(shape, generator=None, dtype=torch.float32, device=None) -> Tensor:
+@checked
+def randn(shape: Sequence[Natural], generator: Randomness = None, dtype=torch.float32, device=None) -> Tensor:
     """Standard normal numbers of the given shape; the first axis is the batch."""
     return _draw(torch.randn, shape, generator, dtype, device)
 
 
-def rand(shape, generator=None, dtype=torch.float32, device=None) -> Tensor:
+@checked
+def rand(shape: Sequence[Natural], generator: Randomness = None, dtype=torch.float32, device=None) -> Tensor:
     """Uniform numbers in [0, 1) of the given shape; the first axis is the batch."""
     return _draw(torch.rand, shape, generator, dtype, device)
 
 
-def randint(high: int, batch: int, generator=None, device=None) -> Tensor:
+@checked
+def randint(high: Count, batch: Natural, generator: Randomness = None, device=None) -> Tensor:
     """(batch,) integers, uniform in 0 ... high-1."""
     draw = lambda shape, **kwargs: torch.randint(high, shape, **kwargs)
     return _draw(draw, (batch,), generator, torch.long, device)
@@ -67,6 +77,7 @@ def per_sample(generators: list[Generator]) -> Iterator[None]:
         _seeds = before
 
 
+@checked
 def uniform_hash(x: Tensor, salt: int) -> Tensor | None:
     """Numbers in [0, 1) of x's shape (B, ...), each a hash of its sample's seed, its place and a salt.
 

@@ -14,6 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from .arguments import Count, Randomness, called, checked, floats, numbers
 from .denoiser import Denoiser
 from .prediction import Prediction, require_finite
 from .process import as_known, beta_tilde, beta_tilde_floor, paste, posterior_mean, renoise, reverse_log_variance
@@ -32,19 +33,23 @@ class State:
     """
 
     x: Tensor
-    prediction: Prediction
+    prediction: Prediction | None
     level: NoiseLevel
 
 
-Sampler = Callable[..., Iterator[State]]
+Sampler = called(
+    "a sampler such as ddim() or ancestral('learned')",
+    Callable[[Denoiser, Sequence[NoiseLevel], Tensor, Randomness], Iterator[State]],
+)
 
 
+@checked
 def sample(
     sampler: Sampler,
     denoiser: Denoiser,
     levels: Sequence[NoiseLevel],
-    x_T: Tensor,
-    generator=None,
+    x_T: floats("B *S"),
+    generator: Randomness = None,
     gradients: bool = False,
 ) -> Tensor:
     """Run a sampler to its end and return the last x.
@@ -66,6 +71,7 @@ def sample(
     return state.x
 
 
+@checked
 def watched(sampler: Sampler, watch: Callable[[], object]) -> Sampler:
     """The same sampler, which calls ``watch`` after every step: to show how far it is."""
 
@@ -102,6 +108,7 @@ def _first_order(step: Callable) -> Sampler:
     return run
 
 
+@checked
 def ancestral(variance: str = "beta_tilde") -> Sampler:
     """Draw x_s from N(posterior mean, Sigma) (``eq-ancestral``; Ho et al. 2020, algorithm 2).
 
@@ -125,6 +132,7 @@ def ancestral(variance: str = "beta_tilde") -> Sampler:
     return _first_order(step)
 
 
+@checked
 def ddim(eta: float = 0.0) -> Sampler:
     """x_s = alpha_s x_0 + sqrt(sigma_s^2 - w^2) eps + w z with w^2 = eta^2 beta-tilde (``eq-ddim``; Song et al. 2021a,
     equation 12). eta = 0 is deterministic, eta = 1 is ``ancestral("beta_tilde")``.
@@ -145,6 +153,7 @@ def ddim(eta: float = 0.0) -> Sampler:
     return _first_order(step)
 
 
+@checked
 def heun() -> Sampler:
     """Heun's second-order method on the probability-flow ODE (``eq-pf-ode``; Karras et al. 2022, algorithm 1).
 
@@ -183,7 +192,10 @@ def refuse_tilt(prediction: Prediction, name: str) -> None:
         )
 
 
-def replacing(sampler: Sampler, image: Tensor, mask: Tensor, resamplings: int = 1, jump: int = 1) -> Sampler:
+@checked
+def replacing(
+    sampler: Sampler, image: floats("B/1 *S"), mask: numbers("B/1 *S/1"), resamplings: Count = 1, jump: Count = 1
+) -> Sampler:
     """The replacement method: known pixels, noised to the level of the sample, are pasted in after every step.
 
     Song et al. 2021b, appendix I.2 (``eq-paste``). With more resamplings this is RePaint (Lugmayr et al. 2022): after
@@ -218,7 +230,8 @@ def replacing(sampler: Sampler, image: Tensor, mask: Tensor, resamplings: int = 
     return run
 
 
-def walk(n: int, resamplings: int = 1, jump: int = 1) -> list[int]:
+@checked
+def walk(n: Count, resamplings: Count = 1, jump: Count = 1) -> list[int]:
     """Where RePaint goes in a chain of n steps: 0 is pure noise, n the data (Lugmayr et al. 2022, algorithm 1, 4.2).
 
     Each stretch of ``jump`` steps is taken ``resamplings`` times, with a leap back to its beginning in between. The
@@ -227,8 +240,6 @@ def walk(n: int, resamplings: int = 1, jump: int = 1) -> list[int]:
     Raises:
         ValueError: when an argument is no positive integer.
     """
-    if any(not isinstance(v, int) or v < 1 for v in (n, resamplings, jump)):
-        raise ValueError(f"steps, resamplings and jump must be positive integers, got {n}, {resamplings} and {jump}")
     start = (n - 1) % jump
     path = list(range(start + 1))
     for first in range(start, n - 1, jump):

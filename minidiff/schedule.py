@@ -11,20 +11,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from .arguments import Count, Finite, Inside, Natural, NonNegative, Positive, Randomness, checked, floats, numbers
 from .random import rand, randint
 
 
 def broadcast(value: float | Tensor, x: Tensor) -> float | Tensor:
-    """Shape a scalar or a (B,) tensor so that it multiplies x of shape (B, ...), in x's dtype and device."""
+    """Shape a scalar or a (B,) tensor so that it multiplies x of shape (B, ...), in x's dtype and device.
+
+    Raises:
+        ValueError: for another number of entries than x has samples.
+    """
     if not isinstance(value, Tensor) or value.ndim == 0:
         return float(value)
+    if value.ndim != 1 or len(value) not in (1, len(x)):
+        raise ValueError(f"the noise level has {len(value)} entries, x has a batch of {len(x)}")
     return value.to(x).reshape(-1, *[1] * (x.ndim - 1))
 
 
+@checked
 @dataclass(frozen=True)
 class NoiseLevel:
     """One noise level, x_t = alpha x_0 + sigma eps: floats, or (B,) tensors with one entry per sample.
@@ -33,11 +42,22 @@ class NoiseLevel:
         alpha: Signal scale.
         sigma: Noise standard deviation.
         time: What the network reads (the original index of a discrete schedule; -1 is clean data).
+
+    Raises:
+        ValueError: for what is negative or NaN; of tensors on a GPU nothing is read, which would make every step wait.
     """
 
-    alpha: float | Tensor
-    sigma: float | Tensor
-    time: float | Tensor
+    accepted: ClassVar[str] = "a NoiseLevel, which of a time is schedule.level(t)"
+
+    alpha: NonNegative | floats("B") | floats("")
+    sigma: NonNegative | floats("B") | floats("")
+    time: Finite | numbers("B") | numbers("")
+
+    def __post_init__(self):
+        for name in ("alpha", "sigma"):
+            value = getattr(self, name)
+            if isinstance(value, Tensor) and value.device.type == "cpu" and not bool((value >= 0).all()):
+                raise ValueError(f"NoiseLevel: {name} must not be negative or NaN, got {value}")
 
     def like(self, x: Tensor) -> tuple[float | Tensor, float | Tensor]:
         """Alpha and sigma shaped to multiply x of shape (B, ...).
@@ -45,9 +65,18 @@ class NoiseLevel:
         Raises:
             ValueError: when the level has one entry per sample and x another batch size.
         """
-        if isinstance(self.alpha, Tensor) and self.alpha.ndim and len(self.alpha) not in (1, len(x)):
-            raise ValueError(f"the noise level has {len(self.alpha)} entries, x has a batch of {len(x)}")
         return broadcast(self.alpha, x), broadcast(self.sigma, x)
+
+    def times(self, x: Tensor) -> Tensor:
+        """(B,) what the network is told of each sample of x (B, ...).
+
+        Raises:
+            ValueError: when the level has one entry per sample and x another batch size.
+        """
+        time = torch.as_tensor(self.time, device=x.device)
+        if time.ndim and len(time) not in (1, len(x)):
+            raise ValueError(f"the noise level has {len(time)} entries, x has a batch of {len(x)}")
+        return time.expand(len(x))
 
     @property
     def log_snr(self) -> float | Tensor:
@@ -62,7 +91,7 @@ class NoiseLevel:
         log_snr = self.log_snr
         return log_snr.exp() if isinstance(log_snr, Tensor) else math.exp(log_snr)
 
-    def repeat(self, times: int) -> NoiseLevel:
+    def repeat(self, times: Count) -> NoiseLevel:
         """The level of a batch that repeats itself ``times`` times; a scalar level serves any batch."""
         if not isinstance(self.alpha, Tensor) or not self.alpha.ndim:
             return self
@@ -72,20 +101,12 @@ class NoiseLevel:
 DATA = NoiseLevel(1.0, 0.0, -1)
 
 
-def require_level(level) -> None:
-    """Raise ValueError for what is no noise level, a time for instance."""
-    if not isinstance(level, NoiseLevel):
-        given = tuple(level.shape) if isinstance(level, Tensor) else repr(level)
-        raise ValueError(
-            f"a noise level belongs here, got {type(level).__name__} {given}; the level of a time is schedule.level(t)"
-        )
-
-
 def _steps_in_range(n: int, most: float) -> None:
     if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= most:
         raise ValueError(f"the number of steps must be an integer from 1 to {most}, got {n!r}")
 
 
+@checked
 class DiscreteSchedule:
     """A table of T noise levels given by betas, alpha_bar_t = prod (1 - beta) (Ho et al. 2020, section 2).
 
@@ -93,7 +114,7 @@ class DiscreteSchedule:
         betas: (T,) variances of the one-step kernels, each in (0, 1).
     """
 
-    def __init__(self, betas: Tensor):
+    def __init__(self, betas: floats() | Sequence[float]):
         betas = torch.as_tensor(betas, dtype=torch.float64)
         if betas.ndim != 1 or not len(betas) or not bool(((betas > 0) & (betas < 1)).all()):
             raise ValueError(f"betas must be a vector of numbers inside (0, 1), got shape {tuple(betas.shape)}")
@@ -128,7 +149,7 @@ class DiscreteSchedule:
         """The level one step closer to the data."""
         return self.level(level.time - 1)
 
-    def random_level(self, batch: int, generator=None, device=None) -> NoiseLevel:
+    def random_level(self, batch: Natural, generator: Randomness = None, device=None) -> NoiseLevel:
         """One level per sample, t uniform."""
         return self.level(randint(self.T, batch, generator, device))
 
@@ -167,7 +188,10 @@ class DiscreteSchedule:
         return [NoiseLevel(*row) for row in zip(*columns, strict=True)] + [DATA]
 
 
-def respaced(schedule, steps: int | str | Sequence[NoiseLevel]) -> Sequence[NoiseLevel]:
+@checked
+def respaced(
+    schedule: DiscreteSchedule | ContinuousSchedule, steps: int | str | Sequence[NoiseLevel]
+) -> Sequence[NoiseLevel]:
     """The chain of levels that a number of steps, or ADM's spelling of one, stands for.
 
     Args:
@@ -237,7 +261,8 @@ def _check_length(T: int) -> None:
         raise ValueError(f"T must be a positive integer, got {T!r}")
 
 
-def linear_schedule(T: int = 1000, start: float | None = None, end: float | None = None) -> DiscreteSchedule:
+@checked
+def linear_schedule(T: Count = 1000, start: Inside | None = None, end: Inside | None = None) -> DiscreteSchedule:
     """Betas linear from start to end (Ho et al. 2020).
 
     When left out they are 1e-4 and 0.02 for T = 1000, scaled by 1000 / T otherwise, as in ADM.
@@ -250,13 +275,15 @@ def linear_schedule(T: int = 1000, start: float | None = None, end: float | None
     return DiscreteSchedule(torch.linspace(start, end, T, dtype=torch.float64))
 
 
-def sqrt_linear_schedule(T: int = 1000, start: float = 0.00085, end: float = 0.012) -> DiscreteSchedule:
+@checked
+def sqrt_linear_schedule(T: Count = 1000, start: Inside = 0.00085, end: Inside = 0.012) -> DiscreteSchedule:
     """Betas whose square roots are linear (latent diffusion's "linear"; Stable Diffusion's values by default)."""
     _check_length(T)
     return DiscreteSchedule(torch.linspace(start**0.5, end**0.5, T, dtype=torch.float64) ** 2)
 
 
-def clipped_cosine_schedule(T: int = 1000, offset: float = 0.008, most: float = 0.999) -> DiscreteSchedule:
+@checked
+def clipped_cosine_schedule(T: Count = 1000, offset: NonNegative = 0.008, most: Inside = 0.999) -> DiscreteSchedule:
     """alpha_bar = cos^2, with betas clipped at ``most`` (Nichol and Dhariwal 2021, equation 17)."""
     _check_length(T)
     t = torch.linspace(0, 1, T + 1, dtype=torch.float64)
@@ -264,6 +291,7 @@ def clipped_cosine_schedule(T: int = 1000, offset: float = 0.008, most: float = 
     return DiscreteSchedule((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=most))
 
 
+@checked
 class ContinuousSchedule:
     """Noise levels for every t in [0, 1], from data to noise."""
 
@@ -275,7 +303,7 @@ class ContinuousSchedule:
         """What the network reads: 1000 t, so that continuous and discrete times have one scale."""
         return 1000 * t
 
-    def times(self, n: int) -> list[float]:
+    def times(self, n: Count) -> list[float]:
         """The n times at which a chain of n steps asks the network."""
         return [1 - i / n for i in range(n)]
 
@@ -305,17 +333,22 @@ class ContinuousSchedule:
         _steps_in_range(n, math.inf)
         return [self.level(t) for t in self.times(n)] + [DATA]
 
-    def random_level(self, batch: int, generator=None, device=None) -> NoiseLevel:
+    def random_level(self, batch: Natural, generator: Randomness = None, device=None) -> NoiseLevel:
         """One level per sample, t uniform."""
         return self.level(rand((batch,), generator, dtype=torch.float64, device=device))
 
 
+@checked
 @dataclass(frozen=True)
 class VPSchedule(ContinuousSchedule):
     """Variance preserving: d log alpha = -beta(t)/2 dt with beta linear in t (Song et al. 2021b, equation 33)."""
 
-    beta_min: float = 0.1
-    beta_max: float = 20.0
+    beta_min: NonNegative = 0.1
+    beta_max: Positive = 20.0
+
+    def __post_init__(self):
+        if self.beta_min > self.beta_max:
+            raise ValueError(f"beta_min <= beta_max is accepted, got {self.beta_min} and {self.beta_max}")
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Alpha and sigma, alpha^2 + sigma^2 = 1."""
@@ -323,11 +356,16 @@ class VPSchedule(ContinuousSchedule):
         return log_alpha.exp(), (-torch.expm1(2 * log_alpha)).sqrt()
 
 
+@checked
 @dataclass(frozen=True)
 class CosineSchedule(ContinuousSchedule):
     """alpha = cos, sigma = sin of an angle linear in t, log-SNR truncated to +-``most`` (Salimans and Ho 2022)."""
 
-    most: float = 15.0
+    most: Positive = 15.0
+
+    def __post_init__(self):
+        if self.most > 1000:
+            raise ValueError(f"a log-SNR of at most 1000 is accepted, got {self.most}")
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Alpha and sigma, alpha^2 + sigma^2 = 1."""
@@ -336,13 +374,18 @@ class CosineSchedule(ContinuousSchedule):
         return angle.cos(), angle.sin()
 
 
+@checked
 @dataclass(frozen=True)
 class EDMSchedule(ContinuousSchedule):
     """Variance exploding, alpha = 1, sigma^(1/rho) linear in t (Karras et al. 2022, equation 5)."""
 
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    rho: float = 7.0
+    sigma_min: Positive = 0.002
+    sigma_max: Positive = 80.0
+    rho: Positive = 7.0
+
+    def __post_init__(self):
+        if not self.sigma_min < self.sigma_max:
+            raise ValueError(f"sigma_min < sigma_max is accepted, got {self.sigma_min} and {self.sigma_max}")
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Alpha = 1 and sigma."""
@@ -353,21 +396,24 @@ class EDMSchedule(ContinuousSchedule):
         """c_noise = log(sigma) / 4 (Karras et al. 2022, table 1)."""
         return sigma.log() / 4
 
-    def times(self, n: int) -> list[float]:
+    def times(self, n: Count) -> list[float]:
         """The last network call is at sigma_min."""
         return [1 - i / max(n - 1, 1) for i in range(n)]
 
 
-def vp_schedule(beta_min: float = 0.1, beta_max: float = 20.0) -> VPSchedule:
+@checked
+def vp_schedule(beta_min: NonNegative = 0.1, beta_max: Positive = 20.0) -> VPSchedule:
     """The continuous variance-preserving schedule."""
     return VPSchedule(beta_min, beta_max)
 
 
-def cosine_schedule(most: float = 15.0) -> CosineSchedule:
+@checked
+def cosine_schedule(most: Positive = 15.0) -> CosineSchedule:
     """The continuous cosine schedule, log-SNR from ``most`` to -``most``."""
     return CosineSchedule(most)
 
 
-def edm_schedule(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> EDMSchedule:
+@checked
+def edm_schedule(sigma_min: Positive = 0.002, sigma_max: Positive = 80.0, rho: Positive = 7.0) -> EDMSchedule:
     """The variance-exploding schedule of EDM."""
     return EDMSchedule(sigma_min, sigma_max, rho)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
+from .arguments import kind
 from .words import nearest
 
 
@@ -18,11 +19,12 @@ def from_plain(cls: type, values: Any, where: str) -> Any:
         where: What the messages call it.
 
     Raises:
-        ValueError: naming the first unknown key (with the nearest known one), missing key, or value of a wrong type.
+        ValueError: naming the first unknown key (with the nearest known one), missing key, or value of a wrong type or
+            out of range.
     """
     if not isinstance(values, dict):
         raise ValueError(f"{where} must be a mapping, got {values!r}")
-    hints, fields = get_type_hints(cls), {f.name: f for f in dataclasses.fields(cls) if f.init}
+    hints, fields = get_type_hints(cls, include_extras=True), {f.name: f for f in dataclasses.fields(cls) if f.init}
     for key in values:
         if key not in fields:
             raise ValueError(f"unknown key {where}.{key}: {nearest(str(key), fields) if fields else 'it takes none'}")
@@ -45,9 +47,14 @@ def to_plain(value: Any) -> Any:
 def _value(hint, value, where: str):
     if hint is Any:
         return value
+    if get_origin(hint) is Annotated:
+        value, range_ = _value(get_args(hint)[0], value, where), kind(hint)
+        if not range_.holds(value, {}):
+            raise ValueError(f"{where} must be {range_.words}, got {value!r}")
+        return value
     if dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else from_plain(hint, value, where)
-    if isinstance(hint, UnionType):  # with None, the only union there is
+    if isinstance(hint, UnionType) or get_origin(hint) is Union:  # with None, the only union there is
         return None if value is None else _value(next(o for o in get_args(hint) if o is not type(None)), value, where)
     if get_origin(hint) is dict:
         if not isinstance(value, dict):

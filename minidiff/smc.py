@@ -14,6 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from .arguments import Count, Finite, Positive, Randomness, Share, checked, floats, numbers, require_broadcast
 from .denoiser import Denoiser
 from .prediction import require_finite
 from .process import as_known, beta_tilde_floor, posterior_mean, renoise, reverse_log_variance, transition
@@ -23,6 +24,7 @@ from .schedule import NoiseLevel
 LogDensity = Callable[[Tensor, NoiseLevel], Tensor]
 
 
+@checked
 @dataclass(frozen=True)
 class Particles:
     """Weighted samples after a step.
@@ -42,7 +44,7 @@ class Particles:
         """(P,) effective number of particles, one over the sum of squared weights; from 1 to K."""
         return (-(2 * self.log_weight).logsumexp(1)).exp()
 
-    def pick(self, generator=None) -> Tensor:
+    def pick(self, generator: Randomness = None) -> Tensor:
         """(P, *shape): one particle of each population, drawn by its weight."""
         u = rand((len(self.log_weight), 1), generator, torch.float64, self.x.device)
         chosen = _inverse(self.log_weight, u)[:, 0]
@@ -55,7 +57,8 @@ def _inverse(log_weight: Tensor, u: Tensor) -> Tensor:
     return torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True).clamp(max=log_weight.shape[1] - 1)
 
 
-def systematic_resample(log_weight: Tensor, generator=None) -> Tensor:
+@checked
+def systematic_resample(log_weight: floats(), generator: Randomness = None) -> Tensor:
     """(P, K) indices of survivors: particle i of weight w_i is copied floor(K w_i) or one more times, K w_i on average.
 
     One uniform number u per population; the thresholds are (u + i) / K (``eq-systematic``).
@@ -76,7 +79,10 @@ def systematic_resample(log_weight: Tensor, generator=None) -> Tensor:
     return _inverse(log_weight, (u + torch.arange(count, device=log_weight.device)) / count)
 
 
-def path_log_weight(conditional_mean: Tensor, unconditional_mean: Tensor, variance: Tensor, scale: float) -> Tensor:
+@checked
+def path_log_weight(
+    conditional_mean: floats("B *S"), unconditional_mean: floats("B *S"), variance: Positive | floats(), scale: Finite
+) -> Tensor:
     """(B,) s (s - 1) |mu_c - mu_u|^2 / (2 Sigma) (``eq-path-weight``).
 
     The normaliser of N(mu_u, Sigma)^(1-s) N(mu_c, Sigma)^s, and the step's part of the Feynman-Kac corrector of
@@ -88,22 +94,24 @@ def path_log_weight(conditional_mean: Tensor, unconditional_mean: Tensor, varian
         variance: Reverse variance, a number or of a shape that broadcasts.
         scale: s.
     """
+    require_broadcast(conditional_mean, variance)
     square = (conditional_mean - unconditional_mean) ** 2 / variance
     return scale * (scale - 1) / 2 * square.flatten(1).sum(1)
 
 
+@checked
 def corrected(
     conditional: Denoiser,
     unconditional: Denoiser,
-    scale: float,
+    scale: Finite,
     levels: Sequence[NoiseLevel],
-    x_T: Tensor,
-    generator=None,
+    x_T: floats("B *S"),
+    generator: Randomness = None,
     *,
-    particles: int | None = None,
+    particles: Count | None = None,
     variance: str = "beta",
     log_density: LogDensity | None = None,
-    threshold: float = 0.5,
+    threshold: Share = 0.5,
 ) -> Iterator[Particles]:
     """Guided ancestral sampling with weights and resampling; the weighted particles tend to p(x) p(c | x)^s.
 
@@ -150,17 +158,18 @@ def corrected(
         yield moved
 
 
+@checked
 def filtered_replacement(
     denoiser: Denoiser,
-    image: Tensor,
-    mask: Tensor,
+    image: floats("P/1 *S"),
+    mask: numbers("P/1 *S/1"),
     levels: Sequence[NoiseLevel],
-    x_T: Tensor,
-    generator=None,
+    x_T: floats("B *S"),
+    generator: Randomness = None,
     *,
-    particles: int | None = None,
+    particles: Count | None = None,
     variance: str = "beta",
-    threshold: float = 0.5,
+    threshold: Share = 0.5,
 ) -> Iterator[Particles]:
     """The replacement method with the weights that it forgets; the weighted particles tend to p(unknown | known).
 
@@ -185,6 +194,8 @@ def filtered_replacement(
     """
     count = _particles(levels, x_T, particles, variance, threshold)
     populations, floor = len(x_T) // count, beta_tilde_floor(levels)
+    if {len(image), len(mask)} - {1, populations}:
+        raise ValueError(f"{populations} populations take 1 or {populations} images and masks")
     each = lambda part: part.expand(populations, *x_T.shape[1:]).repeat_interleave(count, 0)
     known = each(as_known(mask))
     path = [image.to(x_T).expand(populations, *x_T.shape[1:])]
@@ -205,23 +216,22 @@ def filtered_replacement(
 
 
 def _particles(
-    levels: Sequence[NoiseLevel], x_T: Tensor, particles: int | None, variance: str, threshold: float
+    levels: Sequence[NoiseLevel], x_T: Tensor, particles: Count | None, variance: str, threshold: Share
 ) -> int:
     """The particles of a population; raises ValueError for arguments that no chain of particles can have."""
     require_finite(x_T, "x_T")
     count = len(x_T) if particles is None else particles
     if count < 1 or not len(x_T) or len(x_T) % count:
         raise ValueError(f"a batch of {len(x_T)} does not hold whole populations of {count} particles")
-    if len(levels) < 2 or variance not in ("beta", "beta_tilde") or not 0 <= threshold <= 1:
+    if len(levels) < 2 or variance not in ("beta", "beta_tilde"):
         raise ValueError(
-            "needs two levels or more, variance 'beta' or 'beta_tilde' and a threshold in [0, 1]; got "
-            f"{len(levels)} levels, {variance!r} and {threshold}"
+            f"needs two levels or more, variance 'beta' or 'beta_tilde'; got {len(levels)} levels and {variance!r}"
         )
     return count
 
 
 def _reweighted(
-    x: Tensor, log_weight: Tensor, step: Tensor, level: NoiseLevel, threshold: float, generator
+    x: Tensor, log_weight: Tensor, step: Tensor, level: NoiseLevel, threshold: Share, generator
 ) -> Particles:
     """Particles with the weights of one more step (B,) multiplied in, resampled where they have become poor."""
     log_weight = (log_weight + step.double().reshape(log_weight.shape)).log_softmax(1)

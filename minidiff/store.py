@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from .arguments import checked, is_device
 from .data.sets import fixed_classes
 from .files import sha256
 from .recipes import Recipe, available, overridden
@@ -32,6 +33,7 @@ def stages(ref: str) -> tuple[str, ...]:
     return STACKS.get(ref, (ref,))
 
 
+@checked
 @dataclass(frozen=True)
 class Found:
     """What a name stands for.
@@ -59,6 +61,7 @@ def checkpoints() -> list[str]:
     return sorted(p.parent.name for p in (data_folder() / "checkpoints").glob("*/card.json"))
 
 
+@checked
 def weights_path(name: str) -> Path:
     """Where the weights of a checkpoint lie, its card beside them.
 
@@ -114,16 +117,13 @@ def require_device(name: str) -> str:
     Raises:
         ValueError: for one that is not here, naming those that are.
     """
-    try:
-        torch.empty(1, device=name).cpu()  # "meta" computes nothing
-    except (RuntimeError, AssertionError, NotImplementedError):
+    if not is_device(name):
         here = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-        raise ValueError(
-            f"there is no device {name!r} here; {', '.join(here)} {'are' if len(here) > 1 else 'is'}"
-        ) from None
+        raise ValueError(f"there is no device {name!r} here; {', '.join(here)} {'are' if len(here) > 1 else 'is'}")
     return name
 
 
+@checked
 def card(name: str) -> dict:
     """The card of a checkpoint: its recipe, seed, steps, time and metrics; see ``weights_path`` for its name.
 
@@ -156,6 +156,7 @@ def unchanged(path: Path) -> Path:
     return path
 
 
+@checked
 def recipe_of(name: str) -> Recipe:
     """The recipe on the card of a checkpoint.
 
@@ -165,7 +166,8 @@ def recipe_of(name: str) -> Recipe:
     return Recipe.from_plain(card(name)["recipe"])
 
 
-def find(ref: str, device: str = "cpu", can: str = "", overrides: Sequence[str] = ()) -> Found:
+@checked
+def find(ref: str, device: str | torch.device = "cpu", can: str = "", overrides: Sequence[str] = ()) -> Found:
     """Whatever has a name, ready to use.
 
     Args:
@@ -193,7 +195,8 @@ def find(ref: str, device: str = "cpu", can: str = "", overrides: Sequence[str] 
     return Found(system, found.recipe, found.path)
 
 
-def load(ref: str, device: str = "cpu", can: str = "", overrides: Sequence[str] = ()) -> nn.Module:
+@checked
+def load(ref: str, device: str | torch.device = "cpu", can: str = "", overrides: Sequence[str] = ()) -> nn.Module:
     """A system by its name, in evaluation mode and float32; see ``find``."""
     return find(ref, device, can, overrides).system
 
@@ -255,6 +258,7 @@ def _run(folder: Path, overrides: Sequence[str]) -> Found:
     return read_last(folder, read)[0]
 
 
+@checked
 def begun(recipe: Recipe) -> nn.Module:
     """The system of a recipe as its training begins: with the weights of ``recipe.start``, where there is one.
 
@@ -298,6 +302,7 @@ def _start(recipe: Recipe) -> Path:
     return unchanged(weights_path(recipe.start))
 
 
+@checked
 def reference(name: str) -> tuple[Tensor, Tensor]:
     """Features (N, d) and labels (N,) of held-out images, kept beside a clean classifier that computed them.
 

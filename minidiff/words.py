@@ -12,7 +12,11 @@ def alike(word: str, words: Iterable[str]) -> list[str]:
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
-    """The accepted words, the nearest one first, as the end of an error message."""
+    """The nearest of the accepted words, or those that there are, as the end of an error message."""
     words = list(words)
-    close = difflib.get_close_matches(word, words, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(words))}"
+    close = difflib.get_close_matches(str(word), words, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known: {_some(sorted(words))}"
+
+
+def _some(words: list[str], most: int = 12) -> str:
+    return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")

@@ -373,7 +373,7 @@ def test_autoguidance_is_the_formula(mixture, level, scale):
 
 
 def test_autoguidance_at_one_is_the_model_and_asks_nobody_else(mixture):
-    assert autoguidance(mixture, None, 1) is mixture
+    assert autoguidance(mixture, lambda x, level: pytest.fail("asked"), 1) is mixture
 
 
 def test_autoguidance_by_the_unconditional_model_is_classifier_free(mixture, level):

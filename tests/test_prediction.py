@@ -112,5 +112,7 @@ def test_unknown_kind():
 
 
 def test_shapes_that_differ():
-    with pytest.raises(ValueError, match=r"x has shape \(1, 3, 2, 2\), the prediction \(1, 6, 2, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"value must be .* where B = 1, \*S = \(3, 2, 2\), got a tensor \(1, 6, 2, 2\)"
+    ):
         Prediction(torch.zeros(1, 3, 2, 2), linear_schedule().level(3), torch.zeros(1, 6, 2, 2), "eps")

@@ -174,7 +174,7 @@ def test_overrides_reach_every_depth():
         ("data.bins=1", "data.bins must be at least 2, got 1"),
         ("data.size=0", "data.size must be at least 1, got 0"),
         ("system.drop=2", "drop is a probability, got 2"),
-        ("schedule.T=0", "T must be a positive integer, got 0"),
+        ("schedule.T=0", "recipe.schedule.T must be a whole number >= 1, got 0"),
     ],
 )
 def test_numbers_out_of_range(override, message):

@@ -73,20 +73,20 @@ def test_an_empty_condition_is_not_the_null(name, key):
     ids=["network", "classifier", "clip", "process", "exact", "density"],
 )
 def test_a_time_is_no_level(ask, time):
-    with pytest.raises(ValueError, match=re.escape("the level of a time is schedule.level(t)")):
+    with pytest.raises(ValueError, match=re.escape("a NoiseLevel, which of a time is schedule.level(t)")):
         ask(torch.zeros(1, 1, 8, 8), time)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"guide": 3.0}, "a guide is a value such as cfg(3.0) or adm(log_prob, 1.0), called with (model, condition"),
+        ({"guide": 3.0}, "a guide such as cfg(3.0) or adm(log_prob, 1.0), a function of (model, condition, null)"),
         ({"guide": "cfg"}, "got 'cfg'"),
-        ({"guide": guidance.cfg}, "got cfg"),
-        ({"sampler": "ddim"}, "a sampler is a value such as ddim() or ancestral('learned')"),
-        ({"sampler": sampler.ddim}, "got ddim"),
-        ({"threshold": 0.5}, "a threshold is a function such as static_threshold, or None"),
-        ({"generator": 3}, "a generator is a torch.Generator, or a list with one per sample, got 3"),
+        ({"guide": guidance.cfg}, "got the function cfg"),
+        ({"sampler": "ddim"}, "a sampler such as ddim() or ancestral('learned')"),
+        ({"sampler": sampler.ddim}, "got the function ddim"),
+        ({"threshold": 0.5}, "a threshold such as static_threshold, a function of (denoiser) or one of 'own' or None"),
+        ({"generator": 3}, "None, a torch.Generator or a list with one per sample, got 3"),
     ],
 )
 def test_what_is_no_guide_sampler_or_threshold(options, message):
@@ -99,12 +99,15 @@ def test_what_is_no_guide_sampler_or_threshold(options, message):
     [
         (lambda: guidance.cfg("3"), "must be a finite number, got '3'"),
         (lambda: guidance.cfg(None), "must be a finite number, got None"),
-        (lambda: guidance.classifier(load("digits-classifier"), 1.0), "take its classifier(label) or critic(captions)"),
-        (lambda: guidance.adm(7, 1.0), "log_prob is a function such as classifier(label)"),
+        (
+            lambda: guidance.classifier(load("digits-classifier"), 1.0),
+            "or critic(captions) of a CLIP, got a NoisyClassifier",
+        ),
+        (lambda: guidance.adm(7, 1.0), "log_prob must be a function of (x, level) such as classifier(label)"),
         (lambda: guidance.clip(load("digits"), "a ring", 1.0), "a Diffusion has no critic"),
         (lambda: guidance.clip_guidance(load("digits"), "a ring", 1.0), "a Diffusion has no critic"),
-        (lambda: guidance.auto(2.0, 2.0), "the weaker model is a denoiser"),
-        (lambda: guidance.interval(2.0, 0, 1), "a guide is a value such as cfg(3.0)"),
+        (lambda: guidance.auto(2.0, 2.0), "weak must be a denoiser of (x, level)"),
+        (lambda: guidance.interval(2.0, 0, 1), "a guide such as cfg(3.0)"),
     ],
 )
 def test_what_does_not_guide(make, message):

@@ -263,7 +263,7 @@ def test_a_step_back_by_the_integer_stride_does_not_telescope():
 
 @pytest.mark.parametrize("t", [1000, -2, 5000, 3.5, torch.tensor([0, 1000]), torch.tensor([0.5])])
 def test_times_outside_a_discrete_schedule(t):
-    with pytest.raises(ValueError, match=r"integer from -1 .* to 999, got"):
+    with pytest.raises(ValueError, match=r"integer from -1 .* to 999, got|must be a whole number"):
         linear_schedule().level(t)
 
 
@@ -275,13 +275,13 @@ def test_times_outside_a_continuous_schedule(continuous, t):
 
 @pytest.mark.parametrize("n", [0, -1, 1001, 2.5, True, "10"])
 def test_steps_outside_one_to_T(discrete, n):
-    with pytest.raises(ValueError, match="from 1 to 1000, got"):
+    with pytest.raises(ValueError, match=r"from 1 to 1000, got|must be a whole number"):
         discrete.levels(n)
 
 
 @pytest.mark.parametrize("n", [0, -3, 1.0])
 def test_steps_of_a_continuous_schedule(continuous, n):
-    with pytest.raises(ValueError, match=f"from 1 .*got {n}"):
+    with pytest.raises(ValueError, match=f"(from 1|must be a whole number).*got {n}"):
         continuous.levels(n)
 
 
@@ -304,7 +304,7 @@ def test_spacings_that_do_not_exist(arguments, message):
 @pytest.mark.parametrize("T", [0, -5, 10.0])
 def test_schedule_length(T):
     for make in (linear_schedule, sqrt_linear_schedule, clipped_cosine_schedule):
-        with pytest.raises(ValueError, match=f"positive integer, got {T}"):
+        with pytest.raises(ValueError, match=f"T must be a whole number >= 1, got {T}"):
             make(T)
 
 

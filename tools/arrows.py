@@ -32,6 +32,7 @@ LAYERS = (
     ("schedule", "random"),
     ("settings",),
     ("files", "words", "download", "pixels"),
+    ("arguments",),
 )
 HEIGHT = {name: -line for line, names in enumerate(LAYERS) for name in names}
 OUTSIDERS = {"sphinx", "myst_nb", "pytest"}  # a module may not need them to be imported

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from .. import __version__
+from .finite import Finite
 from .systems import DRAWING, drawing_of, drawing_options, stages_of
 
 INTERVALS = (
@@ -24,7 +25,9 @@ FOREIGN = {  # options that a kind of source has no use for
 
 @click.command()
 @click.argument("source", metavar="NAME_OR_PATH")
-@click.option("--scale", "scales", type=float, multiple=True, help="Guidance scale s, as often as wanted (default: 1).")
+@click.option(
+    "--scale", "scales", type=Finite(), multiple=True, help="Guidance scale s, as often as wanted (default: 1)."
+)
 @click.option("--images", type=click.IntRange(min=1), help="Images to judge (default: 1000 drawn, or all of a set).")
 @click.option("--captions", type=click.IntRange(min=2), help="Captions of each sheet (default: up to 500).")
 @click.option("--again", type=click.IntRange(min=0), help="Captions drawn twice, for diversity (default: up to 100).")

@@ -7,12 +7,14 @@ import math
 import torch
 from torch import Tensor
 
+from ..arguments import Count, Inside, Natural, checked
 from ..exact import GaussianMixtureDenoiser
 from ..random import rand
 from ..schedule import DATA
 
 
-def pinwheel(share: tuple[float, ...] = (1 / 3, 1 / 3, 1 / 3)) -> GaussianMixtureDenoiser:
+@checked
+def pinwheel(share: tuple[Inside, ...] = (1 / 3, 1 / 3, 1 / 3)) -> GaussianMixtureDenoiser:
     """Three classes in the plane, each a curved arm of six Gaussians.
 
     Args:
@@ -27,7 +29,8 @@ def pinwheel(share: tuple[float, ...] = (1 / 3, 1 / 3, 1 / 3)) -> GaussianMixtur
     return GaussianMixtureDenoiser(means, variance, weights, torch.arange(arms).repeat_interleave(blobs))
 
 
-def tilted_samples(world, label: int, scale: float, n: int, seed: int) -> Tensor:
+@checked
+def tilted_samples(world: GaussianMixtureDenoiser, label: Natural, scale: float, n: Count, seed: Natural) -> Tensor:
     """n exact draws (n, d) of p(x) p(c|x)^s up to its constant, for s >= 1, by rejection from p(x|c).
 
     Args:

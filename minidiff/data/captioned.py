@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..arguments import Count, Natural, Share, checked
 from .captions import explicit as is_explicit
 from .captions import sample_captions
 from .render import render
@@ -15,6 +16,7 @@ from .scenes import Scenes, joined, sample_scenes
 ONE_OBJECT = 0.25  # share of the scenes that hold a single object
 
 
+@checked
 @dataclass(frozen=True)
 class Captioned:
     """N pictures and what is said of them.
@@ -30,13 +32,14 @@ class Captioned:
     objects: Tensor
 
 
+@checked
 def captioned_scenes(
-    n: int,
-    size: int,
+    n: Natural,
+    size: Count,
     generator: torch.Generator,
     split: str = "all",
-    reading: float = 0.5,
-    explicit: float = 0.0,
+    reading: Share = 0.5,
+    explicit: Share = 0.0,
 ) -> Captioned:
     """n scenes, one in four with one object and the others with two, each with a caption drawn from the grammar.
 
@@ -74,8 +77,9 @@ def _fill(images: Tensor, captions: list[str], places: Tensor, scenes: Scenes, s
         captions[i] = caption
 
 
+@checked
 def captioned_pairs(
-    n: int, size: int, generator: torch.Generator, split: str = "all", reading: float = 0.5
+    n: Natural, size: Count, generator: torch.Generator, split: str = "all", reading: Share = 0.5
 ) -> Captioned:
     """n scenes of two objects, each with a caption that leaves no shape and no colour open (``explicit_scenes``).
 
@@ -93,8 +97,9 @@ def captioned_pairs(
     return Captioned(render(scenes, size), captions, torch.full((n,), 2))
 
 
+@checked
 def explicit_scenes(
-    n: int, objects: int, split: str, generator: torch.Generator, reading: float = 0.5
+    n: Natural, objects: Count, split: str, generator: torch.Generator, reading: Share = 0.5
 ) -> tuple[Scenes, list[str]]:
     """The first n scenes with an ``explicit`` caption, and these captions.
 

@@ -20,6 +20,8 @@ from torch import Tensor
 
 from minidiff.data.scenes import COLORS, RELATIONS, SHAPES, SIZES, SPLITS, Scenes, held_out, named
 
+from ..arguments import Count, Share, checked
+
 SIZE_WORDS = {
     "small": {"": 1 / 2, "small": 1 / 4, "tiny": 1 / 8, "little": 1 / 8},
     "large": {"": 1 / 2, "large": 1 / 4, "big": 1 / 8, "huge": 1 / 8},
@@ -93,6 +95,7 @@ class Caption:
         return f" {self.relation} ".join(map(str, self.phrases))
 
 
+@checked
 def parse(text: str) -> Caption:
     """The caption that a text is, case and spaces aside.
 
@@ -135,18 +138,21 @@ def _only(word: str, table: dict[str, dict[str, float]]) -> bool:
     return sum(word in words for words in table.values()) == 1
 
 
+@checked
 def explicit(caption: str) -> bool:
     """Whether a caption of a scene tells the shape and the colour of every object."""
     return all(_only(phrase.noun, NOUNS) and _only(phrase.color, COLOR_WORDS) for phrase in parse(caption).phrases)
 
 
+@checked
 def relates(caption: str) -> bool:
     """Whether a caption of a scene tells anything about where its two objects stand."""
     said = parse(caption).relation
     return said != "" and sum(said in words for words in RELATION_WORDS.values()) < len(RELATIONS)
 
 
-def sample_captions(scenes: Scenes, generator: torch.Generator, reading: float = 0.5) -> list[str]:
+@checked
+def sample_captions(scenes: Scenes, generator: torch.Generator, reading: Share = 0.5) -> list[str]:
     """A caption for each scene; caption i depends on row i of ``torch.rand(N, 8, generator=generator)`` alone.
 
     Args:
@@ -200,8 +206,9 @@ def _said(phrase: Phrase) -> Tensor:
     return noun[:, None, None] * color[:, None] * _SIZE.p[:, _SIZE.index[phrase.size]]
 
 
+@checked
 @lru_cache
-def attribute_prior(objects: int, split: str = "all") -> Tensor:
+def attribute_prior(objects: Count, split: str = "all") -> Tensor:
     """p(x) as a table: (8, 8, 2) over (shape, colour, size), or (8, 8, 2, 8, 8, 2, 4) with the relation last.
 
     ``split`` is that of ``sample_scenes``. Read-only: the table is shared.
@@ -226,6 +233,7 @@ def attribute_prior(objects: int, split: str = "all") -> Tensor:
     return allowed.double() / allowed.sum()
 
 
+@checked
 def caption_given_attributes(caption: str | Caption) -> Tensor:
     """p(c | x), a table of the shape of ``attribute_prior`` for as many objects as the caption names."""
     caption, objects = _objects(caption)
@@ -239,12 +247,14 @@ def caption_given_attributes(caption: str | Caption) -> Tensor:
     return (in_order[..., None] * joined + swapped[..., None] * inverse) / 2
 
 
+@checked
 def caption_probability(caption: str | Caption, split: str = "all") -> float:
     """p(c) = sum over x of p(x) p(c | x), among the captions of scenes with as many objects."""
     caption, objects = _objects(caption)
     return float((attribute_prior(objects, split) * caption_given_attributes(caption)).sum())
 
 
+@checked
 def attributes_given_caption(caption: str | Caption, split: str = "all") -> Tensor:
     """p(x | c), a table of the shape of ``attribute_prior``'s.
 
@@ -258,11 +268,13 @@ def attributes_given_caption(caption: str | Caption, split: str = "all") -> Tens
     return joint / joint.sum()
 
 
+@checked
 def pmi(caption: str | Caption, split: str = "all") -> Tensor:
     """log p(x, c) / (p(x) p(c)) in nats as a table over x; -inf where the caption cannot be said of x."""
     return (caption_given_attributes(caption) / caption_probability(caption, split)).log()
 
 
+@checked
 def pmi_table(scenes: Scenes, captions: Sequence[str | Caption], split: str = "all") -> Tensor:
     """Pointwise mutual information (N scenes, M captions) in nats, float64: what an ideal CLIP's inner products are.
 
@@ -280,12 +292,14 @@ def pmi_table(scenes: Scenes, captions: Sequence[str | Caption], split: str = "a
     return torch.stack(columns, 1)
 
 
+@checked
 def attribute_index(scenes: Scenes) -> tuple[Tensor, ...]:
     """Where each scene's attributes stand in the tables: ``table[attribute_index(scenes)]`` is (N,)."""
     index = [t[:, j] for j in range(scenes.shape.shape[1]) for t in (scenes.shape, scenes.color, scenes.size)]
     return tuple(index + [scenes.relation] * (scenes.shape.shape[1] == 2))
 
 
+@checked
 def judge(captions: Sequence[str | Caption], scenes: Scenes) -> dict[str, Tensor]:
     """How far each scene fits its caption: (N,) bool each; made for scenes that the oracle has read (K = 2).
 

@@ -9,13 +9,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..arguments import Count, checked
 from .images import ImageFolder, torchvision_set
 
 PARTS = {"train": "train", "heldout": "test"}
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
-def cifar10(split: str, size: int = 32, path: str | os.PathLike | None = None, mirror: bool = False):
+@checked
+def cifar10(split: str, size: Count = 32, path: str | os.PathLike | None = None, mirror: bool = False):
     """Images (N, 3, size, size) float32 in [-1, 1], bicubic and antialiased, and labels (N,) into ``CLASSES``.
 
     Args:

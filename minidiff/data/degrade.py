@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from ..arguments import Count, Positive, Randomness, checked, floats
 from ..pixels import from_uint8, to_uint8
 from ..random import rand, randn
 
@@ -22,14 +23,15 @@ Degradation = Callable[[Tensor, int, object], Tensor]
 RESIZING = ("bilinear", "bicubic", "area")
 
 
-def blurred(images: Tensor, sigma: float, size: int = 3) -> Tensor:
+@checked
+def blurred(images: floats("B C H W"), sigma: Positive, size: Count = 3) -> Tensor:
     """Images (B, C, H, W) after a Gaussian blur with a kernel of size x size; edges are mirrored.
 
     Raises:
         ValueError: for an even size, or a sigma that is not positive.
     """
-    if size % 2 == 0 or not sigma > 0:
-        raise ValueError(f"an odd size and a sigma > 0 are accepted, got {size} and {sigma}")
+    if size % 2 == 0:
+        raise ValueError(f"an odd size is accepted, got {size}")
     at = torch.arange(size, dtype=images.dtype, device=images.device) - size // 2
     line = torch.exp(-(at**2) / (2 * sigma**2))
     return _filtered(images, torch.outer(line, line)[None].expand(len(images), -1, -1))
@@ -44,12 +46,14 @@ def _filtered(images: Tensor, kernels: Tensor) -> Tensor:
     return F.conv2d(padded, weights, groups=n * planes)[0].unflatten(0, (n, planes))
 
 
-def blur(images: Tensor, factor: int, generator=None) -> Tensor:
+@checked
+def blur(images: floats("B C H W"), factor: Count, generator: Randomness = None) -> Tensor:
     """The area average, then a Gaussian blur of 3x3 with sigma .6 (Ramesh et al. 2022, 2.1 and table 3)."""
     return blurred(F.avg_pool2d(images, factor), 0.6)
 
 
-def jpeg(image: Tensor, quality: int) -> Tensor:
+@checked
+def jpeg(image: floats("C H W"), quality: Count) -> Tensor:
     """One image (1 or 3, H, W) in [-1, 1] after JPEG."""
     pixels = to_uint8(image).permute(1, 2, 0).cpu().numpy()
     buffer = io.BytesIO()
@@ -58,7 +62,8 @@ def jpeg(image: Tensor, quality: int) -> Tensor:
     return from_uint8(torch.from_numpy(back.copy()).permute(2, 0, 1)).to(image)
 
 
-def bsr(images: Tensor, factor: int, generator=None) -> Tensor:
+@checked
+def bsr(images: floats("B C H W"), factor: Count, generator: Randomness = None) -> Tensor:
     """Blur, reduction, noise and JPEG in random order, each with random strength, image by image.
 
     After Zhang et al. 2021 (BSRGAN), in the reduced form that latent diffusion trains upsamplers with: two anisotropic

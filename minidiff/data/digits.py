@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..arguments import checked
+
 BINS = 17
 SPLITS = ("train", "heldout", "all")
 
@@ -28,6 +30,7 @@ def _load() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return images, labels, train, heldout
 
 
+@checked
 def digits(split: str = "train") -> tuple[Tensor, Tensor]:
     """Digits of one split; the split is fixed, and every class has the same share in both parts.
 

@@ -11,23 +11,25 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..arguments import Count, Natural, checked
 from .digests import fingerprint
 from .embedder import Embedder
-from .images import UNREADABLE, Images, checked
+from .images import UNREADABLE, Images
 from .pack import PER_SHARD, in_order
 from .shards import Shards, decode
 from .writer import ShardWriter
 
 
+@checked
 def embed(
     source: Dataset,
     embedder: Embedder,
     out: str | os.PathLike,
     text: bool = False,
-    batch: int = 64,
-    per_shard: int = PER_SHARD,
+    batch: Count = 64,
+    per_shard: Count = PER_SHARD,
     suffix: str = "npy",
-    workers: int = 0,
+    workers: Natural = 0,
     progress: bool = False,
 ) -> dict:
     """Write the embedding of every sample to shards, float16, in the order of the source and under its keys.
@@ -56,8 +58,6 @@ def embed(
     """
     from tqdm import tqdm
 
-    checked(batch, "batch")
-    checked(per_shard, "per_shard")
     if suffix.rpartition(".")[2] != "npy":
         raise ValueError(f"suffix = {suffix!r} given; npy, or a name that ends in .npy, is accepted")
     if getattr(source, "mirror", False):
@@ -82,7 +82,7 @@ def embed(
     return writer.finish(encoder=name)
 
 
-def _decoded(items: _Items, run: range, workers: int, batch: int, skipped: list[str], bar) -> Iterator[list]:
+def _decoded(items: _Items, run: range, workers: Natural, batch: Count, skipped: list[str], bar) -> Iterator[list]:
     """Batches of (index, item) of one shard, in order; the names of what cannot be decoded go to ``skipped``."""
     waiting: list[tuple[int, Tensor | str]] = []
     for i, item in in_order(items, run, workers):
@@ -96,7 +96,7 @@ def _decoded(items: _Items, run: range, workers: int, batch: int, skipped: list[
         bar.update()
 
 
-def _partition(source: Dataset, per_shard: int) -> tuple[list[str], list[int]]:
+def _partition(source: Dataset, per_shard: Count) -> tuple[list[str], list[int]]:
     """Names and sizes of the shards to write."""
     if isinstance(source, Shards):
         names = [f.name for f in source.samples.files]

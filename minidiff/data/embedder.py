@@ -9,10 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..arguments import Count, Natural, checked
 from .recipe import DataRecipe
 from .sets import classes_of
 
 
+@checked
 @dataclass(frozen=True)
 class Embedder:
     """A frozen encoder.
@@ -32,14 +34,14 @@ class Embedder:
     """
 
     name: str
-    width: int | None
+    width: Count | None
     encode: Callable[[Tensor], Tensor]
-    size: int | None = None
-    channels: int = 3
+    size: Count | None = None
+    channels: Count = 3
     sha256: str | None = None
     read: Callable[[list[str]], Tensor] | None = None
     log_prob: Callable[[Tensor], Tensor] | None = None
-    n_classes: int = 0
+    n_classes: Natural = 0
     data: DataRecipe | None = None
     learnt: tuple[str, ...] = ()
 

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 
+from ..arguments import checked
 from ..download import Downloaded, fetch
 from ..words import nearest
 from .images import ImageFolder, Images
@@ -34,6 +35,7 @@ ONE_IN = 4  # of the names is held out, if its words are seen in others
 _SIZES = re.compile(r"(?:^|/)png/(?!128/)\d+/")  # the release holds every picture in several
 
 
+@checked
 @dataclass(frozen=True)
 class Hand:
     """One who drew them all.
@@ -68,6 +70,7 @@ HANDS = {
 }
 
 
+@checked
 def caption(name: str) -> str:
     """A name as plain words: lower case, ASCII letters, digits and apostrophes; "1st place medal", "o'clock"."""
     plain = unicodedata.normalize("NFKD", name.replace("\u2019", "'")).encode("ascii", "ignore").decode().lower()
@@ -97,6 +100,7 @@ def _key(points) -> str:
     return "_".join(point.lstrip("0") for point in points if point.lstrip("0") != "fe0f")
 
 
+@checked
 def heldout(captions: list[str]) -> set[str]:
     """Captions to hold out: those that a hash chooses, one in four, and whose words all occur in captions it does not.
 
@@ -135,6 +139,7 @@ def _pictures(path: str | os.PathLike | None, hand: str) -> tuple[ImageFolder, d
     return folder, found
 
 
+@checked
 class Emoji(Images):
     """Emoji with captions; item i is (image (3, H, W) float32 in [-1, 1] over white, caption).
 
@@ -210,12 +215,14 @@ def hand_words() -> tuple[str, ...]:
     return tuple(about.word for about in HANDS.values())
 
 
+@checked
 def write_words(path: str | os.PathLike | None = None) -> None:
     """Write the vocabulary anew, from all captions below ``path``, which is as for ``Emoji``."""
     texts = [text for hand in HANDS for text in _pictures(path, hand)[1]]
     WORDS.write_text("\n".join(sorted({word for text in texts for word in text.split()})) + "\n", encoding="utf-8")
 
 
+@checked
 def download(root: str | os.PathLike, quiet: bool = False) -> Downloaded:
     """Fetch the release archive of Noto Emoji as ``emoji.zip`` into a folder. Written for, not run here.
 

@@ -25,6 +25,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..arguments import Count, checked, integers
 from .listing import (
     SUFFIXES,
     class_table,
@@ -66,7 +67,8 @@ def eight_bits(image: Image.Image) -> Image.Image:
     return image
 
 
-def to_tensor(image: Image.Image, size: int | None = None) -> Tensor:
+@checked
+def to_tensor(image: Image.Image, size: Count | None = None) -> Tensor:
     """An image of any mode as (3, H, W) float32 in [-1, 1], red first.
 
     Camera orientation is applied, transparency laid over white, 16-bit grey scaled to 8 bits. With ``size``, the
@@ -86,6 +88,7 @@ def to_tensor(image: Image.Image, size: int | None = None) -> Tensor:
     return pixels.permute(2, 0, 1).div_(127.5).sub_(1).contiguous()
 
 
+@checked
 class Images(Dataset):
     """Images decoded on demand; item i is (image (3, H, W) float32 in [-1, 1], label int).
 
@@ -102,8 +105,8 @@ class Images(Dataset):
         ValueError: a size that is no whole number >= 1.
     """
 
-    def __init__(self, path: str | os.PathLike, labels: Tensor, size: int | None, mirror: bool) -> None:
-        self.path, self.labels, self.size, self.mirror = path, labels, checked(size), mirror
+    def __init__(self, path: str | os.PathLike, labels: integers("N"), size: Count | None, mirror: bool) -> None:
+        self.path, self.labels, self.size, self.mirror = path, labels, size, mirror
         self._broken = shared(torch.zeros(len(labels), dtype=torch.bool))  # workers report here
 
     def read(self, i: int) -> bytes:
@@ -166,6 +169,7 @@ class Images(Dataset):
             return None
 
 
+@checked
 class ImageFolder(Images):
     """Labelled images of a folder or a zip archive; item i is (image (3, H, W) float32 in [-1, 1], label int).
 
@@ -192,7 +196,7 @@ class ImageFolder(Images):
     def __init__(
         self,
         path: str | os.PathLike,
-        size: int | None = None,
+        size: Count | None = None,
         within: str = "",
         mirror: bool = False,
         classes: Sequence[str] | str | None = None,
@@ -250,15 +254,9 @@ def _no_images(path: Path, within: str, names: list[str]) -> str:
     return f"no images in {where}; files ending in {' '.join(SUFFIXES)} are accepted{hint}"
 
 
-def checked(value: int | None, what: str = "size") -> int | None:
-    """The value, if it is None or a whole number >= 1; ValueError otherwise."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise ValueError(f"{what} = {value!r} given; None or a whole number >= 1 is accepted")
-    return value
-
-
+@checked
 def torchvision_set(
-    name: str, root: str | os.PathLike, split: str = "train", size: int | None = None, download: bool = False
+    name: str, root: str | os.PathLike, split: str = "train", size: Count | None = None, download: bool = False
 ) -> Dataset:
     """A labelled data set of torchvision, "CIFAR10" say, whose items are (image as ``to_tensor`` makes it, label).
 
@@ -275,7 +273,7 @@ def torchvision_set(
     if name.lower() not in known:
         near = [known[n] for n in get_close_matches(name.lower(), known, 3)]
         raise ValueError(f"torchvision has no data set {name!r}; nearest names: {', '.join(near) or 'none'}")
-    kind, size = getattr(datasets, known[name.lower()]), checked(size)
+    kind, size = getattr(datasets, known[name.lower()]), size
     accepted = inspect.signature(kind).parameters
     options: dict = {"root": os.fspath(root), "transform": partial(to_tensor, size=size)}
     if "train" in accepted:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..arguments import Count, Natural, Randomness, checked
 from ..random import rand
 
 # What is erased, and how often. GLIDE erases "random regions" and does not say which (Nichol et al. 2021, section 4.3).
@@ -15,7 +16,8 @@ KINDS = {"rectangle": 0.35, "strokes": 0.25, "side": 0.15, "surroundings": 0.1, 
 JOINTS = 4  # of a stroke
 
 
-def random_masks(n: int, size: int, generator=None, device=None) -> Tensor:
+@checked
+def random_masks(n: Natural, size: Count, generator: Randomness = None, device=None) -> Tensor:
     """(n, 1, size, size) masks of zeros and ones to train an inpainter with, each drawn by itself.
 
     Erased is, with the probabilities of ``KINDS``: a rectangle with sides of a quarter to three quarters of the image;

@@ -20,6 +20,8 @@ from torch.nn.functional import avg_pool2d
 from minidiff.data.render import LIGHT, PAINT, SHADE, SHADOW, backdrop, coverage, grid, render
 from minidiff.data.scenes import BACKGROUNDS, COLORS, RADII, REACH, SHAPES, Scenes, sample_scenes
 
+from ..arguments import Count, NonNegative, checked, floats
+
 CLIP = 0.15  # a pixel further than this (RGB in [0, 1]) from every explanation is equally unexplained
 LEAST_AREA = 0.004  # share of the frame that a further colour must explain to count as an object
 LEAST_SHARE = 0.25  # a pixel with less paint than this may be background and noise
@@ -29,6 +31,7 @@ PAIRS = torch.tensor(list(combinations(range(len(COLORS)), 2)))
 TINTS = torch.stack([PAINT + 0.6 * LIGHT * (1 - PAINT), PAINT, PAINT * (1 - 0.6 * SHADE)])  # (3, 8, 3)
 
 
+@checked
 @dataclass(frozen=True)
 class Reading:
     """What the oracle sees in N pictures.
@@ -68,7 +71,8 @@ def _moments(mask: Tensor) -> tuple[Tensor, Tensor]:
 AREA, CENTROID = _unit_moments()
 
 
-def read(images: Tensor, objects: int | None = None, chunk: int = 64) -> Reading:
+@checked
+def read(images: floats("B C H W"), objects: Count | None = None, chunk: Count = 64) -> Reading:
     """Read pictures (N, 3, S, S) in [-1, 1]; values outside are clamped. ``objects`` is how many to look for, if known.
 
     Raises:
@@ -210,7 +214,8 @@ def _ordered(scenes: Scenes, confidence: Tensor) -> tuple[Scenes, Tensor]:
     return Scenes(*map(take, fields), scenes.background), take(confidence)
 
 
-def compare(seen: Scenes, true: Scenes, within: float = 0.02) -> dict[str, Tensor]:
+@checked
+def compare(seen: Scenes, true: Scenes, within: NonNegative = 0.02) -> dict[str, Tensor]:
     """Which attributes of N scenes were read right, as (N,) bool each; an attribute of two objects needs both.
 
     The objects are matched in the order that makes more of them right. Keys: count, shape, color, size, position
@@ -240,7 +245,8 @@ def compare(seen: Scenes, true: Scenes, within: float = 0.02) -> dict[str, Tenso
 _ATTRIBUTES = ("shape", "color", "size")
 
 
-def accuracy(n: int, size: int, generator: torch.Generator, objects: int = 1) -> dict[str, tuple[int, int]]:
+@checked
+def accuracy(n: Count, size: Count, generator: torch.Generator, objects: Count = 1) -> dict[str, tuple[int, int]]:
     """The oracle's own accuracy: (right, asked) for each key of ``compare``, on n fresh renders of that size."""
     true = sample_scenes(n, generator, objects)
     right = compare(read(render(true, size)).scenes, true)

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..arguments import Count, Natural, checked, floats
 from ..files import digest
 from ..random import sample_generators
 from .digests import fingerprint
-from .images import UNREADABLE, Images, checked
+from .images import UNREADABLE, Images
 from .listing import plain
 from .sets import class_names
 from .workers import loaded
@@ -28,14 +28,15 @@ LONGEST = 1 << 24  # characters of a caption in a table
 KEPT = {".jpg": "jpg", ".jpeg": "jpg", ".png": "png"}  # what every reader of webdataset decodes: packed as they are
 
 
+@checked
 def pack(
     source: Dataset,
     out: str | os.PathLike,
-    per_shard: int = PER_SHARD,
+    per_shard: Count = PER_SHARD,
     captions: Mapping[str, str] | None = None,
     quality: int | None = None,
     seed: int | None = 0,
-    workers: int = 0,
+    workers: Natural = 0,
     progress: bool = False,
 ) -> dict:
     """Write the images of a data set to webdataset shards ``000000.tar``, ...; the same bytes on every run.
@@ -95,7 +96,6 @@ def _checked(source, per_shard, captions, quality) -> dict[str, str] | None:
     """The captions by the names that the source has for its images, when what is given fits together."""
     if getattr(source, "mirror", False):
         raise ValueError("a mirrored data set given; pack it as it is and mirror when reading")
-    checked(per_shard, "per_shard")
     if quality is not None and not 1 <= quality <= 100:
         raise ValueError(f"quality = {quality!r} given; None or 1 to 100 is accepted")
     if captions is None:
@@ -115,7 +115,8 @@ def _require_known(captions: Mapping[str, str], source: Images) -> None:
         raise ValueError(f"no caption goes with an image: {told}; the images are called {names[0]!r}, ...")
 
 
-def in_order(items: Dataset, numbers: Sequence[int], workers: int) -> Iterator[tuple[int, object]]:
+@checked
+def in_order(items: Dataset, numbers: Sequence[Natural], workers: Natural) -> Iterator[tuple[int, object]]:
     """(i, items[i]) for the numbers, in their order, read ahead by as many processes as there are workers."""
     loader = DataLoader(items, sampler=numbers, batch_size=32, collate_fn=list, num_workers=workers)
     numbers = iter(numbers)
@@ -173,7 +174,8 @@ class _Encoded(Dataset):
         return "png" if self.quality is None else "jpg", buffer.getvalue(), int(label)
 
 
-def picture(image: Tensor) -> Image.Image:
+@checked
+def picture(image: floats("C H W")) -> Image.Image:
     """The 8-bit picture that ``to_tensor`` turns into this tensor, (1 or 3, H, W) in [-1, 1]."""
     pixels = ((image + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..arguments import Count, checked
 from ..random import sample_generators
 from .captioned import explicit_scenes
 from .captions import attributes_given_caption
@@ -30,6 +31,7 @@ COUNT = 500
 SHEETS = {"heldout": "heldout", "seen": "train"}  # sheet -> part of a data set
 
 
+@checked
 @dataclass(frozen=True)
 class Sheet:
     """Captions, and real pictures of them.
@@ -48,7 +50,8 @@ class Sheet:
     grammar: bool
 
 
-def scenes_of(captions: Sequence[str], copies: int, generator: torch.Generator, split: str = "all") -> list[Scenes]:
+@checked
+def scenes_of(captions: Sequence[str], copies: Count, generator: torch.Generator, split: str = "all") -> list[Scenes]:
     """``copies`` times a scene for each caption, from p(scene | caption).
 
     Args:
@@ -70,7 +73,8 @@ def scenes_of(captions: Sequence[str], copies: int, generator: torch.Generator, 
     return scenes
 
 
-def scene_sheet(split: str, count: int, size: int, others: int = 3, seed: int = 0) -> Sheet:
+@checked
+def scene_sheet(split: str, count: Count, size: Count, others: Count = 3, seed: int = 0) -> Sheet:
     """A sheet of scenes.
 
     Args:
@@ -97,7 +101,8 @@ def scene_sheet(split: str, count: int, size: int, others: int = 3, seed: int = 
     return Sheet(split, captions, list(pictures), True)
 
 
-def sheets(data: DataRecipe, size: int, count: int | None = None, seed: int = 0) -> list[Sheet]:
+@checked
+def sheets(data: DataRecipe, size: Count, count: Count | None = None, seed: int = 0) -> list[Sheet]:
     """The held-out sheet and the seen one of a captioned data set, with as many captions.
 
     Of scenes as ``scene_sheet`` makes them; else captions of the two parts of the set, with their pictures. A set that

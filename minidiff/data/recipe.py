@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..arguments import Bins, Count, Natural, Share, checked
+
 EMBEDDINGS = ("embedding", "text_embedding")
 
 
+@checked
 @dataclass(frozen=True)
 class DataRecipe:
     """Which data to learn from.
@@ -37,30 +40,22 @@ class DataRecipe:
     """
 
     name: str
-    size: int
-    images: int = 0
+    size: Count
+    images: Natural = 0
     seed: int = 0
-    bins: int = 256
+    bins: Bins = 256
     path: str | None = None
     train: str = "train"
     heldout: str = "test"
     mirror: bool = False
     grey: bool = False
-    workers: int = 0
+    workers: Natural = 0
     tokenizer: str = ""
-    reading: float = 0.5
-    explicit: float = 0.0
+    reading: Share = 0.5
+    explicit: Share = 0.0
     embedding: str = ""
     text_embedding: str = ""
     hands: tuple[str, ...] = ("noto",)
-
-    def __post_init__(self):
-        for name, least in (("size", 1), ("images", 0), ("bins", 2), ("workers", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"data.{name} must be at least {least}, got {getattr(self, name)}")
-        for name in ("reading", "explicit"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"data.{name} is a share from 0 to 1, got {getattr(self, name)}")
 
     @property
     def embeddings(self) -> dict[str, str]:

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from minidiff.data.scenes import BACKGROUNDS, COLORS, Scenes
 
+from ..arguments import Count, checked
+
 PALETTE = {
     "red": "#e0262f",
     "orange": "#fb8216",
@@ -36,6 +38,7 @@ SHADOW = 0.20  # depth of the soft shadow under a shape
 SHADOW_SHIFT, SHADOW_BLUR = (0.10, 0.20), 0.55  # its offset and half-width of its edge, in radii
 
 
+@checked
 def hex_colors(values: list[str]) -> Tensor:
     """(N, 3) float in [0, 1] of N "#rrggbb" strings."""
     return torch.tensor([[int(v[i : i + 2], 16) / 255 for i in (1, 3, 5)] for v in values])
@@ -115,12 +118,14 @@ FIELDS = (  # signed distances of the unit shapes, in the order of SHAPES; all f
 )
 
 
-def grid(size: int) -> tuple[Tensor, Tensor]:
+@checked
+def grid(size: Count) -> tuple[Tensor, Tensor]:
     """Pixel centres of a size x size image, as x (1, size) and y (size, 1) in frame units."""
     at = (torch.arange(size) + 0.5) / size
     return at[None, :], at[:, None]
 
 
+@checked
 def distance(shape: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Signed distance, in radii, of M shapes (M,) at M grids: x (M, 1, W), y (M, H, 1) -> (M, H, W)."""
     out = torch.full((len(shape), y.shape[1], x.shape[2]), 9.0)
@@ -131,7 +136,8 @@ def distance(shape: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return out
 
 
-def coverage(shape: Tensor, center: Tensor, radius: Tensor, size: int) -> Tensor:
+@checked
+def coverage(shape: Tensor, center: Tensor, radius: Tensor, size: Count) -> Tensor:
     """Share of each pixel that each of M shapes covers, (M, size, size) in [0, 1]; none where shape is -1."""
     x, y = grid(size)
     r = radius[:, None, None]
@@ -139,14 +145,16 @@ def coverage(shape: Tensor, center: Tensor, radius: Tensor, size: int) -> Tensor
     return (0.5 - d * r * size).clamp_(0, 1)
 
 
-def backdrop(background: Tensor, size: int) -> Tensor:
+@checked
+def backdrop(background: Tensor, size: Count) -> Tensor:
     """Empty frames (N, 3, size, size) in [0, 1] of backgrounds (N,) long."""
     top, bottom = BACKDROP[background].unbind(1)
     t = grid(size)[1]
     return (top[:, :, None, None] * (1 - t) + bottom[:, :, None, None] * t).expand(-1, -1, size, size)
 
 
-def render(scenes: Scenes, size: int, chunk: int = 64) -> Tensor:
+@checked
+def render(scenes: Scenes, size: Count, chunk: Count = 64) -> Tensor:
     """Pictures of the scenes, (N, 3, size, size) float32 in [-1, 1], red first. ``chunk`` bounds the memory.
 
     Raises:

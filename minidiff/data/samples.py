@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..arguments import Natural, checked
 from ..files import sha256
 from .tar import read_table
 
@@ -69,6 +70,7 @@ def _index(folder: Path) -> dict:
     return index if isinstance(index, dict) and index.get("format") == FORMAT else {}
 
 
+@checked
 class Samples:
     """The samples of webdataset shards and their members as bytes, by number.
 
@@ -136,16 +138,16 @@ class Samples:
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def shard_of(self, i: int) -> int:
+    def shard_of(self, i: Natural) -> int:
         """Number of the shard that sample i lies in."""
         return bisect_right(self._ends, i)
 
-    def key(self, i: int) -> str:
+    def key(self, i: Natural) -> str:
         """Key of sample i."""
         start = int(self._key_ends[i - 1]) if i else 0
         return self._keys[start : int(self._key_ends[i])].decode("utf-8", "surrogateescape")
 
-    def name(self, i: int) -> str:
+    def name(self, i: Natural) -> str:
         """Shard and key of sample i."""
         return f"{self.files[self.shard_of(i)].name}/{self.key(i)}"
 
@@ -153,11 +155,11 @@ class Samples:
         """How many samples have such a member."""
         return int((self._columns[suffix][1][:, 1] >= 0).sum())
 
-    def has(self, i: int, suffix: str) -> bool:
+    def has(self, i: Natural, suffix: str) -> bool:
         """Whether sample i has such a member."""
         return suffix in self._columns and bool(self._columns[suffix][1][i, 1] >= 0)
 
-    def read(self, i: int, suffix: str) -> bytes:
+    def read(self, i: Natural, suffix: str) -> bytes:
         """A member of sample i.
 
         Raises:

@@ -16,6 +16,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from ..arguments import Count, Finite, Natural, NonNegative, checked, integers
+
 SHAPES = ("circle", "square", "triangle", "star", "heart", "ring", "cross", "diamond")
 COLORS = ("red", "orange", "yellow", "green", "teal", "blue", "purple", "pink")
 SIZES = ("small", "large")
@@ -34,6 +36,7 @@ TILT = 0.6  # two objects' offset across their relation is at most this fraction
 DRAWS = 14  # uniform numbers per scene
 
 
+@checked
 @dataclass(frozen=True)
 class Object:
     """One shape: its attributes by name, its centre (x, y) and radius as fractions of the frame."""
@@ -41,9 +44,9 @@ class Object:
     shape: str
     color: str
     size: str
-    x: float
-    y: float
-    radius: float
+    x: Finite
+    y: Finite
+    radius: NonNegative
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class Scene:
         return RELATIONS[int(relation_of(torch.tensor([[a.x, a.y], [b.x, b.y]])))]
 
 
+@checked
 @dataclass(frozen=True)
 class Scenes:
     """N scenes of up to K objects as tensors; all fields share the first dimension.
@@ -141,13 +145,15 @@ def named(value: str, names: Sequence[str], what: str) -> int:
     return names.index(value)
 
 
+@checked
 def relation_of(center: Tensor) -> Tensor:
     """Relation (...,) of the first to the second of two centres (..., 2, 2): the longer offset decides."""
     dx, dy = (center[..., 0, :] - center[..., 1, :]).unbind(-1)
     return torch.where(dx.abs() >= dy.abs(), (dx > 0).long(), 2 + (dy > 0).long())
 
 
-def held_out(shape: Tensor, color: Tensor) -> Tensor:
+@checked
+def held_out(shape: integers(), color: integers()) -> Tensor:
     """Whether a (shape, colour) combination is held out: one colour per shape and one shape per colour."""
     return color == (3 * shape + 1) % len(COLORS)
 
@@ -156,7 +162,8 @@ def _choice(u: Tensor, n: int) -> Tensor:
     return (u * n).long().clamp_(max=n - 1)
 
 
-def sample_scenes(n: int, generator: torch.Generator, objects: int = 1, split: str = "all") -> Scenes:
+@checked
+def sample_scenes(n: Natural, generator: torch.Generator, objects: Count = 1, split: str = "all") -> Scenes:
     """Draw n scenes of one or two objects each.
 
     Scene i is a function of row i of ``torch.rand(n, DRAWS, generator=generator)`` and of nothing else, so it
@@ -182,11 +189,13 @@ def sample_scenes(n: int, generator: torch.Generator, objects: int = 1, split: s
     return joined(found).select(slice(n))
 
 
+@checked
 def joined(parts: Sequence[Scenes]) -> Scenes:
     """Scenes one after the other; all parts hold the same number of objects."""
     return Scenes(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Scenes)))
 
 
+@checked
 def arranged(shape: Tensor, color: Tensor, size: Tensor, relation: Tensor, generator: torch.Generator) -> Scenes:
     """Scenes with these named attributes; all that is not named is drawn as in ``sample_scenes``.
 
@@ -241,6 +250,7 @@ def _pair(radius: Tensor, margin: Tensor, u: Tensor, relation: Tensor) -> Tensor
     return torch.stack([torch.where(horizontal, along, across), torch.where(horizontal, across, along)], -1)
 
 
+@checked
 def labels(scenes: Scenes) -> Tensor:
     """Class of each scene (N,) long: the shape of its first object, an index into ``SHAPES``."""
     return scenes.shape[:, 0]

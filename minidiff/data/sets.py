@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from ..arguments import Count, checked
 from ..files import digest
 from ..random import sample_generators
 from ..words import nearest
@@ -42,6 +44,7 @@ class Columns(Dataset):
         return {name: column[i] for name, column in self.columns.items()}
 
 
+@checked
 class Items(Dataset):
     """A data set that is read on demand, its items turned into dicts.
 
@@ -87,6 +90,7 @@ class Items(Dataset):
         return getattr(self.found, "broken", [])
 
 
+@checked
 def load_dataset(recipe: DataRecipe, split: str = "train") -> Dataset:
     """A map-style data set whose items are dicts of tensors: "image" (C, size, size) in [-1, 1], and what is said.
 
@@ -114,6 +118,7 @@ def _in_grey(found: Dataset) -> Dataset:
     return found
 
 
+@checked
 def require_images(found: Dataset, shape: tuple[int, ...]) -> None:
     """Refuse images of another shape than a system learns, before any step is taken.
 
@@ -143,17 +148,20 @@ def _joined(found: Columns, recipe: DataRecipe, split: str) -> Columns:
     return found
 
 
+@checked
 def embeddings_place(recipe: DataRecipe, name: str, split: str) -> str:
     """Folder of a column of embeddings."""
     return f"{recipe.embeddings[name]}/{recipe.part(split)}".rstrip("/")
 
 
+@checked
 def identity(recipe: DataRecipe, split: str) -> str:
     """A digest of everything that decides what the rows of a data set in memory are."""
     facts = (recipe.name, recipe.size, _count(recipe, split), recipe.seed, recipe.reading, recipe.explicit)
     return digest([*map(str, facts), split, *recipe.hands])
 
 
+@checked
 class Described(Dataset):
     """A data set in memory as pictures with captions: item i is (image, text).
 
@@ -172,6 +180,7 @@ class Described(Dataset):
         return self.columns["image"][i], self._reader.decode(self.columns["caption"][i : i + 1])[0]
 
 
+@checked
 def described(recipe: DataRecipe, split: str) -> Dataset:
     """The pictures and captions of a recipe, for a frozen network to embed.
 
@@ -187,7 +196,8 @@ def described(recipe: DataRecipe, split: str) -> Dataset:
     return Described(recipe, split)
 
 
-def load_set(recipe: DataRecipe, split: str = "train", count: int | None = None) -> dict[str, Tensor]:
+@checked
+def load_set(recipe: DataRecipe, split: str = "train", count: Count | None = None) -> dict[str, Tensor]:
     """Columns of a data set in memory: all rows, or ``count`` spread evenly over the set; broken ones are left out.
 
     Raises:
@@ -196,7 +206,8 @@ def load_set(recipe: DataRecipe, split: str = "train", count: int | None = None)
     return rows(load_dataset(recipe, split), f"{recipe.name} {split}", count)
 
 
-def rows(found: Dataset, name: str, count: int | None = None) -> dict[str, Tensor]:
+@checked
+def rows(found: Dataset, name: str, count: Count | None = None) -> dict[str, Tensor]:
     """Columns of a data set in memory, see ``load_set``; messages call it by the name."""
     n = len(found)
     every = count is None or count >= n
@@ -209,12 +220,14 @@ def rows(found: Dataset, name: str, count: int | None = None) -> dict[str, Tenso
     return default_collate(good)
 
 
-def second(columns: Mapping[str, Tensor]) -> Tensor:
+@checked
+def second(columns: Mapping[str, Any]) -> Tensor:
     """What is said of the images of a batch: its labels, or the tokens of its captions."""
     return columns["label" if "label" in columns else "caption"]
 
 
-def require_classes(found: Dataset, n_classes: int) -> None:
+@checked
+def require_classes(found: Dataset, n_classes: Count) -> None:
     """Refuse labels that a system with so many classes cannot be told, before any step is taken.
 
     Raises:
@@ -245,6 +258,7 @@ def labels_of(found: Dataset) -> Tensor | None:
     return None if held is None else torch.as_tensor(held)
 
 
+@checked
 def class_names(found: Dataset) -> tuple[str, ...]:
     """What the labels of a data set stand for; () where that is not known."""
     if isinstance(found, Images) and not getattr(found, "named", True):
@@ -253,6 +267,7 @@ def class_names(found: Dataset) -> tuple[str, ...]:
     return tuple(name if isinstance(name, str) else ", ".join(name) for name in names)
 
 
+@checked
 def fixed_classes(recipe: DataRecipe) -> tuple[str, ...]:
     """Names of the classes of a data set that has the same wherever it lies; () of others."""
     from .cifar import CLASSES

@@ -35,7 +35,11 @@ __all__ = [
 ]
 
 
-def shapes(n: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+from ..arguments import Count, Natural, checked
+
+
+@checked
+def shapes(n: Natural, size: Count, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """n one-object images and their classes: (n, 3, size, size) float32 in [-1, 1], (n,) long into ``SHAPES``."""
     scenes = sample_scenes(n, generator)
     return render(scenes, size), labels(scenes)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from ..arguments import Count, checked
 from .images import UNREADABLE, Images
 from .listing import SUFFIXES, same
 from .samples import Location, Samples
@@ -40,6 +41,7 @@ def decode(suffix: str, content: bytes):
     raise ValueError(f"members {suffix!r} cannot be decoded; cls, txt, json and npy can")
 
 
+@checked
 class Shards(Images):
     """Images of webdataset shards; item i is (image (3, H, W) float32 in [-1, 1], *targets).
 
@@ -71,7 +73,7 @@ class Shards(Images):
     def __init__(
         self,
         where: Location,
-        size: int | None = None,
+        size: Count | None = None,
         mirror: bool = False,
         targets: str | Sequence[str] = "cls",
         beside: Sequence[Location] = (),

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..arguments import Count, checked, described
 from ..files import sha256
 from ..words import nearest
 from . import emoji
@@ -34,7 +35,7 @@ class Tokenizer:
     closed = False
     name: str
     size: int
-    context: int
+    context: Count
 
     def encode(self, text: str) -> list[int]:
         """Tokens of one caption, as many as it takes."""
@@ -44,10 +45,10 @@ class Tokenizer:
         """(B, context) tokens of B captions.
 
         Raises:
-            ValueError: for a single string, or what ``encode`` refuses.
+            ValueError: for anything but a list of strings, or what ``encode`` refuses.
         """
-        if isinstance(texts, str):
-            raise ValueError(f"a list of captions is accepted, got the string {texts!r}")
+        if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"a list of captions is accepted, got {described(texts)}")
         out = torch.full((len(texts), self.context), -1)
         for row, text in zip(out, texts, strict=True):
             tokens = self.encode(text)[: self.context]
@@ -55,6 +56,7 @@ class Tokenizer:
         return out
 
 
+@checked
 class WordTokenizer(Tokenizer):
     """One token a word, case aside.
 
@@ -66,7 +68,7 @@ class WordTokenizer(Tokenizer):
 
     closed = True
 
-    def __init__(self, name: str, words: Sequence[str], context: int):
+    def __init__(self, name: str, words: Sequence[str], context: Count):
         self.name, self.words, self.context, self.size = name, tuple(words), context, len(words)
         self._index = {word: i for i, word in enumerate(self.words)}
 
@@ -89,6 +91,7 @@ class WordTokenizer(Tokenizer):
         return [" ".join(self.words[token] for token in row if token >= 0) for row in tokens.tolist()]
 
 
+@checked
 class ClipTokenizer(Tokenizer):
     """CLIP's byte-pair encoding as open_clip has it, without its start and end tokens.
 
@@ -102,7 +105,7 @@ class ClipTokenizer(Tokenizer):
 
     size = 49408
 
-    def __init__(self, name: str = "clip", context: int = 77):
+    def __init__(self, name: str = "clip", context: Count = 77):
         self.name, self.context = name, context
 
     @cached_property
@@ -133,6 +136,7 @@ class ClipTokenizer(Tokenizer):
         return [self._bpe.decode([token for token in row if token >= 0]).strip() for row in tokens.tolist()]
 
 
+@checked
 class GlideTokenizer(Tokenizer):
     """GLIDE's byte-pair encoding: GPT-2's, on lower case.
 

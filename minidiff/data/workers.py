@@ -9,9 +9,12 @@ from collections.abc import Iterator
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ..arguments import checked
+
 log = logging.getLogger(__name__)
 
 
+@checked
 def shared(tensor: Tensor) -> Tensor:
     """The tensor where worker processes reach it too; itself where the system lends no shared memory."""
     try:

@@ -3,7 +3,7 @@
 Where no oracle reads the captions, a CLIP is to find the name of each picture among those of the sheet. What it finds
 of real pictures is the most that can be expected of drawn ones; with the names dealt out anew it finds one in N.
 
-Each caption is drawn once, and some are drawn once more, for diversity. Captions are the independent draws: intervals
+Each caption is drawn once, and some are drawn once more, for diversity. Captions are the independent draws: Countervals
 are over captions with their pictures, so they cover what other captions of the same kind would give.
 """
 
@@ -16,10 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..arguments import checked, floats
 from ..data.captions import judge, parse, relates
 from ..data.embedder import Embedder
 from ..data.oracle import read
 from ..data.prompts import Sheet
+from ..prediction import require_finite
 from .evaluation import Plan
 from .intervals import Interval, around, bootstrap, halves, proportion
 from .quality import frechet_distance
@@ -47,19 +49,31 @@ COLUMNS = {
 PART = 1024  # pictures that are compared with all captions at a time
 
 
-def clip_score(images: Tensor, texts: Tensor) -> Tensor:
+@checked
+def clip_score(images: floats("N E"), texts: floats("N E")) -> Tensor:
     """(N,) 2.5 max(cos(image, text), 0) of embeddings (N, E) each (Hessel et al. 2021, equation 1, w = 2.5)."""
+    require_finite(images, "images")
+    require_finite(texts, "texts")
     return 2.5 * F.cosine_similarity(images, texts).clamp(min=0)
 
 
-def place_of_name(images: Tensor, texts: Tensor, captions: Sequence[str]) -> Tensor:
+@checked
+def place_of_name(images: floats("N E"), texts: floats("N E"), captions: Sequence[str]) -> Tensor:
     """(N,) how many other captions fit a picture at least as well as its own does; 0 where its name is found.
 
     Args:
         images: (N, E) embeddings of pictures.
         texts: (N, E) those of their captions.
         captions: The N captions; equal ones are no others of each other.
+
+    Raises:
+        ValueError: for another number of captions, or embeddings that are not finite.
     """
+    if len(captions) != len(images):
+        raise ValueError(f"{len(images)} pictures have as many captions, got {len(captions)}")
+    require_finite(images, "images")
+    require_finite(texts, "texts")
+    texts = texts.to(images)
     first = {caption: i for i, caption in reversed(list(enumerate(captions)))}
     numbers = {caption: number for number, caption in enumerate(first)}
     own = torch.tensor([numbers[caption] for caption in captions], device=images.device)[:, None]
@@ -69,29 +83,34 @@ def place_of_name(images: Tensor, texts: Tensor, captions: Sequence[str]) -> Ten
     return torch.cat([(found >= found.gather(1, own)).sum(1) - 1 for found, own in fit])
 
 
-def named(images: Tensor, texts: Tensor, captions: Sequence[str]) -> dict[str, Interval]:
+@checked
+def named(images: floats("N E"), texts: floats("N E"), captions: Sequence[str]) -> dict[str, Interval]:
     """Shares of pictures whose caption fits best, or is one of the five that fit best, with Wilson's intervals."""
     place = place_of_name(images, texts, captions)
     return {"named": proportion(place < 1), "named_5": proportion(place < 5)}
 
 
-def diversity(features: Tensor) -> Tensor:
+@checked
+def diversity(features: floats()) -> Tensor:
     """(N,) mean Euclidean distance between two of the K >= 2 pictures of a caption, features (N, K, E).
 
     Raises:
-        ValueError: for a single picture of each.
+        ValueError: for a single picture of each, or what is not finite.
     """
     if features.ndim != 3 or features.shape[1] < 2:
         raise ValueError(f"features must be (captions, 2 pictures or more, width), got {tuple(features.shape)}")
+    require_finite(features, "features")
     first, second = torch.triu_indices(features.shape[1], features.shape[1], 1)
     return (features[:, first] - features[:, second]).norm(dim=2).mean(1)
 
 
-def fits(captions: Sequence[str], images: Tensor) -> dict[str, Tensor]:
+@checked
+def fits(captions: Sequence[str], images: floats("N 3 S S")) -> dict[str, Tensor]:
     """What of each caption the oracle finds in its picture (N, 3, S, S): (N,) bool by name, see ``captions.judge``."""
     return judge(captions, read(images).scenes)
 
 
+@checked
 def asked(captions: Sequence[str]) -> dict[str, Tensor]:
     """For each verdict of ``fits`` the (N,) captions of scenes that ask for it.
 
@@ -103,6 +122,7 @@ def asked(captions: Sequence[str]) -> dict[str, Tensor]:
     return {name: {"binding": two, "relation": told}.get(name, every) for name in FITS}
 
 
+@checked
 @dataclass
 class ByCaption(Plan):
     """Pictures of a sheet of captions. A row draws caption i at i, and the first captions again after that.

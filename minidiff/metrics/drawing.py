@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from ..arguments import Count, Finite, checked
 from ..condition import Part, Question, Value, each
 from ..data.sets import require_names
 from ..guidance import LogProb, adm, cfg, classifier
@@ -23,6 +24,7 @@ from ..training.trainable import classes_told
 from .processes import Processes
 
 
+@checked
 @dataclass(frozen=True)
 class Drawing:
     """A way to draw.
@@ -48,7 +50,7 @@ class Drawing:
     classifier: nn.Module | None = None
     clip: nn.Module | None = None
     seed: int = 0
-    batch: int = 64
+    batch: Count = 64
     names: Sequence[str] = ()
 
     def __post_init__(self):
@@ -132,7 +134,7 @@ class Drawing:
         """The parts of a stage whose values are not handed on by the stage before."""
         return [part for part in self.systems[i].parts if i == 0 or not part.handed]
 
-    def answers(self, given: Mapping[str, object], n: int) -> tuple[list[dict[str, Value]], Tensor]:
+    def answers(self, given: Mapping[str, object], n: Count) -> tuple[list[dict[str, Value]], Tensor]:
         """The values of n pictures for every stage from the answers to ``questions``, and the number of each picture.
 
         The number is that of its class or caption, -1 where there is none.
@@ -158,7 +160,7 @@ class Drawing:
         here: Processes,
         values: Sequence[Mapping[str, Value]],
         number: Tensor,
-        scale: float,
+        scale: Finite,
         captions: Sequence[str] = (),
         skip: Collection[int] = (),
         watch: Callable[[], object] = lambda: None,
@@ -199,7 +201,7 @@ class Drawing:
         stages += [(system, partial(enlarger, i)) for i, system in enumerate(self.systems[first + 1 :], first + 1)]
         return drawn(stages, values[0], len(number), self.seed, self.batch, here.rank, here.world, skip)
 
-    def _guided(self, number: Tensor, scale: float, captions: Sequence[str]) -> dict:
+    def _guided(self, number: Tensor, scale: Finite, captions: Sequence[str]) -> dict:
         """Options of ``draw`` that say who guides the pictures of these classes or captions."""
         log_prob = self._log_prob(number, captions)
         if log_prob is None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from ..arguments import Device, checked
 from ..data.embedder import Embedder
 from ..data.recipe import DataRecipe
 from ..files import sha256
@@ -18,7 +19,8 @@ from ..store import Found, checkpoints, find, recipe_of
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 
 
-def embedder(name: str, device: torch.device | str = "cpu", raw: bool = False) -> Embedder:
+@checked
+def embedder(name: str, device: Device = "cpu", raw: bool = False) -> Embedder:
     """An embedder by name.
 
     Args:
@@ -83,6 +85,7 @@ def _clip(name: str, found: Found, raw: bool) -> Embedder:
     )
 
 
+@checked
 def default_features(data: DataRecipe) -> str:
     """Name of the committed classifier of clean images that knows a data set, at its size.
 
@@ -93,6 +96,7 @@ def default_features(data: DataRecipe) -> str:
     return _default(_committed("classifier"), data, lacking, data.size)
 
 
+@checked
 def default_clip(data: DataRecipe) -> str:
     """Name of the committed clean CLIP that knows a data set.
 

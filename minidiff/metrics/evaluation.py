@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 from tqdm import tqdm
 
+from ..arguments import Count, checked
 from ..data.embedder import Embedder
 from ..data.images import Images
 from ..data.recipe import DataRecipe
@@ -28,6 +29,7 @@ from .sources import image_set
 Parts = Iterable[tuple[Tensor, Tensor, Tensor]]  # indices, images (b, C, H, W) in [-1, 1], labels
 
 
+@checked
 @dataclass
 class Plan:
     """What is to be judged; a kind of plan says how: what is kept of an image, and how two sets compare.
@@ -50,8 +52,8 @@ class Plan:
     reference_name: str
     facts: dict = field(default_factory=dict, kw_only=True)
     seed: int = field(default=0, kw_only=True)
-    draws: int = field(default=200, kw_only=True)
-    batch: int = field(default=64, kw_only=True)
+    draws: Count = field(default=200, kw_only=True)
+    batch: Count = field(default=64, kw_only=True)
     quiet: bool = field(default=False, kw_only=True)
 
     @property
@@ -72,6 +74,7 @@ class Plan:
         raise NotImplementedError
 
 
+@checked
 @dataclass
 class ByClass(Plan):
     """Sets of images in the features of a network that knows classes.
@@ -87,7 +90,7 @@ class ByClass(Plan):
 
     network: Embedder
     labelled: bool = True
-    neighbours: int = field(default=3, kw_only=True)
+    neighbours: Count = field(default=3, kw_only=True)
 
     def __post_init__(self):
         check_counts(self.count, self.available, self.network.width)
@@ -145,8 +148,9 @@ def _pairs(found: Dataset) -> Dataset:
     return found.found if isinstance(found, Items) else found
 
 
+@checked
 def read(
-    found: Dataset, here: Processes, batch: int, chosen: Tensor | None = None
+    found: Dataset, here: Processes, batch: Count, chosen: Tensor | None = None
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """This process's share of a set, or of the ``chosen`` indices into it; broken images are left out.
 
@@ -166,7 +170,8 @@ def read(
         yield mine[good], torch.stack(images), torch.as_tensor(labels)
 
 
-def some(found: Dataset, count: int, here: Processes, batch: int, seed: int) -> Parts:
+@checked
+def some(found: Dataset, count: int, here: Processes, batch: Count, seed: int) -> Parts:
     """``count`` random images of a set, of each class its share.
 
     Raises:
@@ -177,12 +182,14 @@ def some(found: Dataset, count: int, here: Processes, batch: int, seed: int) -> 
     return read(found, here, batch, chosen)
 
 
+@checked
 def real_rows(found: Dataset | None, count: int, *args) -> list[tuple[str, None, Parts]]:
     """The row of as many real images, which says what could be reached; none where there are too few."""
     enough = found is not None and len(found) >= count
     return [("real", None, some(found, count, *args))] if enough else []
 
 
+@checked
 def describe(parts: Parts, count: int, plan: Plan, here: Processes, what: str) -> tuple[Tensor, ...] | None:
     """What a plan keeps of a set of images, in the first process; None in the others, which help.
 
@@ -230,6 +237,7 @@ def judge(plan: Plan, here: Processes) -> dict | None:
     return plan.facts | {"images": plan.count, "reference": reference, "features": plan.about(), "rows": rows}
 
 
+@checked
 def bound(
     system: Diffusion, recipe: Recipe, count: int, here: Processes, seed: int = 0, quiet: bool = False, draws=200
 ):

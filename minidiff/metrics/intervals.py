@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..arguments import Count, Finite, Inside, checked, floats, numbers
+
 
 class Interval(NamedTuple):
     """A measured value and the ends of its interval; unpacks and slices as a tuple."""
@@ -21,13 +23,14 @@ class Interval(NamedTuple):
         return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
 
 
+@checked
 def bootstrap(
     statistic: Callable[..., float],
     *samples: Tensor,
     strata: Sequence[Tensor | None] | None = None,
     generator: torch.Generator | None = None,
-    draws: int = 400,
-    level: float = 0.95,
+    draws: Count = 400,
+    level: Inside = 0.95,
     debias: bool = False,
 ) -> Interval:
     """``statistic(*samples)`` with an interval, by drawing half of every sample without replacement.
@@ -67,7 +70,10 @@ def bootstrap(
     return around(2 * value - float(scattered.mean()) if debias else value, scattered, level)
 
 
-def halves(statistic: Callable[..., float], *samples: Tensor, strata=None, generator=None, draws: int = 400) -> Tensor:
+@checked
+def halves(
+    statistic: Callable[..., float], *samples: Tensor, strata=None, generator=None, draws: Count = 400
+) -> Tensor:
     """(draws,) float64 values of a statistic of random halves of its samples; see ``bootstrap``."""
     sizes = [len(s) for s in samples]
     if not sizes or min(sizes) < 4:
@@ -86,7 +92,8 @@ def halves(statistic: Callable[..., float], *samples: Tensor, strata=None, gener
     return torch.tensor(values, dtype=torch.float64)
 
 
-def subset(strata: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
+@checked
+def subset(strata: numbers("N"), count: int, generator: torch.Generator | None = None) -> Tensor:
     """(count,) random indices without repetition into strata (N,), of each stratum its share, up to one.
 
     Raises:
@@ -102,31 +109,36 @@ def subset(strata: Tensor, count: int, generator: torch.Generator | None = None)
     return order[(torch.arange(count) * n + start) // count]
 
 
-def around(value: float, scattered: Tensor, level: float = 0.95) -> Interval:
+@checked
+def around(value: Finite, scattered: floats("draws"), level: Inside = 0.95) -> Interval:
     """The interval of a value whose statistic takes the ``scattered`` (draws,) values on halves; see ``bootstrap``."""
-    if not 0 < level < 1:
-        raise ValueError(f"need 0 < level < 1, got {level}")
+    if not len(scattered) or not bool(scattered.isfinite().all()):
+        raise ValueError(f"need finite values of halves, got {len(scattered)} values")
+    scattered = scattered.double()
     tails = torch.tensor([(1 + level) / 2, (1 - level) / 2], dtype=torch.float64)
     low, high = (value - (scattered - scattered.mean()).quantile(tails)).tolist()
     return Interval(value, low, high)
 
 
-def proportion(successes: Tensor, level: float = 0.95) -> Interval:
+@checked
+def proportion(successes: numbers("N"), level: Inside = 0.95) -> Interval:
     """The mean of (N,) zeros and ones with Wilson's interval (1927), which has a width at 0 and 1 as well.
 
     Raises:
-        ValueError: for an empty sample or a level outside (0, 1).
+        ValueError: for an empty sample, anything but zeros and ones, or a level outside (0, 1).
     """
     n = len(successes)
-    if n == 0 or not 0 < level < 1:
-        raise ValueError(f"need at least one outcome and 0 < level < 1, got {n} and {level}")
+    _require_outcomes(successes)
+    if n == 0:
+        raise ValueError(f"need at least one outcome, got {n}")
     p, z = float(successes.double().mean()), math.sqrt(2) * float(torch.erfinv(torch.tensor(level).double()))
     centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     width = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     return Interval(p, max(0.0, min(p, centre - width)), min(1.0, max(p, centre + width)))
 
 
-def share_difference(first: Tensor, second: Tensor, level: float = 0.95, paired: bool = True) -> Interval:
+@checked
+def share_difference(first: numbers("N"), second: numbers("M"), level: Inside = 0.95, paired: bool = True) -> Interval:
     """The mean of zeros and ones less that of others; the interval has a width where all agree and stays in [-1, 1].
 
     Wald's interval after one more of each kind was added: to the pairs one that favours either (Bonett and Price 2012),
@@ -139,11 +151,13 @@ def share_difference(first: Tensor, second: Tensor, level: float = 0.95, paired:
         paired: Whether the two were measured on the same subjects.
 
     Raises:
-        ValueError: for an empty sample, unequal lengths of pairs, or a level outside (0, 1).
+        ValueError: for an empty sample, anything but zeros and ones, unequal lengths of pairs, or a level outside
+            (0, 1).
     """
     n, m = len(first), len(second)
-    if min(n, m) == 0 or (paired and n != m) or not 0 < level < 1:
-        raise ValueError(f"need outcomes, as many of both where paired, and 0 < level < 1, got {n}, {m} and {level}")
+    _require_outcomes(first, second)
+    if min(n, m) == 0 or (paired and n != m):
+        raise ValueError(f"need outcomes, as many of both where paired, got {n} and {m}")
     one, two = first.double(), second.double()
     p, q = float(one.mean()), float(two.mean())
     if paired:
@@ -154,3 +168,9 @@ def share_difference(first: Tensor, second: Tensor, level: float = 0.95, paired:
         centre, variance = a - b, a * (1 - a) / k + b * (1 - b) / l
     half = math.sqrt(2) * float(torch.erfinv(torch.tensor(level).double())) * math.sqrt(variance)
     return Interval(p - q, max(-1.0, min(p - q, centre - half)), min(1.0, max(p - q, centre + half)))
+
+
+def _require_outcomes(*samples: Tensor) -> None:
+    for outcomes in samples:
+        if not bool(((outcomes == 0) | (outcomes == 1)).all()):
+            raise ValueError("outcomes are zeros and ones (or False and True), and nothing else")

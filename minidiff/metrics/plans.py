@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
+from ..arguments import checked
 from ..condition import each
 from ..data.embedder import Embedder
 from ..data.prompts import Sheet, sheets
@@ -29,6 +30,7 @@ from .sources import ArrayImages, image_set
 IMAGES, AGAIN = 1000, 100  # drawn of a model with classes; captions that are drawn twice
 
 
+@checked
 @dataclass(frozen=True)
 class Evaluation:
     """What to judge, and how.
@@ -83,11 +85,13 @@ class Evaluation:
         return {name: getattr(self, name) for name in ("seed", "draws", "batch", "quiet")}
 
 
+@checked
 def judges(drawing: Drawing) -> str:
     """What the samples of a model are judged by: "caption" or "class"."""
     return "caption" if drawing.part is not None and drawing.part.judge == "caption" else "class"
 
 
+@checked
 def plans(drawing: Drawing, recipe: Recipe, how: Evaluation, here: Processes, facts: dict) -> list[Plan]:
     """The plans by which a model is judged.
 
@@ -184,6 +188,7 @@ def _unnumbered(pictures: list[Tensor]) -> TensorDataset:
     return TensorDataset(every, torch.full((len(every),), -1))
 
 
+@checked
 def plan_of_images(source: str, how: Evaluation, here: Processes) -> Plan:
     """Real images first where the features know any, then the set.
 

@@ -11,7 +11,10 @@ from datetime import timedelta
 import torch
 from torch import Tensor
 
+from ..arguments import Count, Natural, checked
 
+
+@checked
 @dataclass(frozen=True)
 class Processes:
     """This process among its peers.
@@ -22,8 +25,8 @@ class Processes:
         device: Where this process computes.
     """
 
-    rank: int
-    world: int
+    rank: Natural
+    world: Count
     device: torch.device
 
     def share(self, n: int) -> range:

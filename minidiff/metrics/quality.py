@@ -13,12 +13,16 @@ import math
 import torch
 from torch import Tensor
 
+from ..arguments import Count, Randomness, checked, floats, integers, numbers
 from ..condition import each
 from ..denoiser import conditioned
 from ..likelihood import VLB, vlb_terms
+from ..random import require_generators
+from ..systems.diffusion import Diffusion
 
 
-def frechet_distance(features: Tensor, reference: Tensor) -> float:
+@checked
+def frechet_distance(features: floats(), reference: floats()) -> float:
     """|mu_1 - mu_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2)), means and covariances of both.
 
     Heusel et al. 2017, equation 6; in float64. The estimate is too large by a term in 1/N that depends on the model, so
@@ -46,12 +50,13 @@ def frechet_distance(features: Tensor, reference: Tensor) -> float:
     return max(0.0, float(out))  # rounding, where the sets are equal
 
 
+@checked
 def kernel_distance(
-    features: Tensor,
-    reference: Tensor,
-    labels: Tensor | None = None,
-    reference_labels: Tensor | None = None,
-    degree: int = 3,
+    features: floats(),
+    reference: floats(),
+    labels: numbers("labels") | None = None,
+    reference_labels: numbers("others") | None = None,
+    degree: Count = 3,
 ) -> float:
     """The squared maximum mean discrepancy under k(x, y) = (x . y / d + 1)^degree, unbiased.
 
@@ -96,7 +101,8 @@ def kernel_distance(
     return float(among(features, labels) + among(reference, reference_labels) - 2 * between)
 
 
-def inception_score(log_prob: Tensor) -> float:
+@checked
+def inception_score(log_prob: floats("N classes")) -> float:
     """exp E_x KL(p(c | x) || p(c)) with p(c) the mean of p(c | x) (Salimans et al. 2016).
 
     Between 1 and the number of classes. Over all images at once: the customary ten splits only add bias (Barratt and
@@ -114,23 +120,30 @@ def inception_score(log_prob: Tensor) -> float:
     return float((log_prob.exp() * gap).sum(1).mean().exp())
 
 
-def class_accuracy(log_prob: Tensor, labels: Tensor) -> float:
+@checked
+def class_accuracy(log_prob: floats(), labels: numbers()) -> float:
     """The fraction of images (N, classes) that a classifier puts into the class (N,) that was asked for.
 
     Raises:
-        ValueError: unless there is one label a row, or for rows that are no logarithms of distributions.
+        ValueError: unless there is one label a row, for a label that is no class, or for rows that are no logarithms of
+            distributions.
     """
     return float(hits(log_prob, labels).double().mean())
 
 
-def hits(log_prob: Tensor, labels: Tensor) -> Tensor:
+@checked
+def hits(log_prob: floats(), labels: numbers()) -> Tensor:
     """(N,) whether each image's likeliest class is its label; see ``class_accuracy``."""
     if labels.shape != log_prob.shape[:1]:
         raise ValueError(f"need one label a row, got {tuple(labels.shape)} labels for {tuple(log_prob.shape)}")
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < log_prob.shape[1]:
+        given = f"{int(labels.min())} to {int(labels.max())}"
+        raise ValueError(f"labels are classes from 0 to {log_prob.shape[1] - 1}, got {given}")
     return _log_distribution(log_prob).argmax(1) == labels.to(log_prob.device)
 
 
-def precision(features: Tensor, reference: Tensor, k: int = 3) -> float:
+@checked
+def precision(features: floats("N d"), reference: floats("M d"), k: Count = 3) -> float:
     """The fraction of the images that lie in the reference's support, estimated by balls.
 
     Kynkaanniemi et al. 2019, equation 2: each reference feature has a ball that reaches its k-th nearest other one.
@@ -153,17 +166,20 @@ def precision(features: Tensor, reference: Tensor, k: int = 3) -> float:
     return float(torch.cat(inside).double().mean())
 
 
-def recall(features: Tensor, reference: Tensor, k: int = 3) -> float:
+@checked
+def recall(features: floats("N d"), reference: floats("M d"), k: Count = 3) -> float:
     """The fraction of the reference that lies in the images' support: ``precision`` the other way round."""
     return precision(reference, features, k)
 
 
-def precision_recall(features: Tensor, reference: Tensor, k: int = 3) -> tuple[float, float]:
+@checked
+def precision_recall(features: floats("N d"), reference: floats("M d"), k: Count = 3) -> tuple[float, float]:
     """``precision`` (how many images look real) and ``recall`` (how much of what is real can be drawn)."""
     return precision(features, reference, k), recall(features, reference, k)
 
 
-def class_scatter(images: Tensor, labels: Tensor) -> Tensor:
+@checked
+def class_scatter(images: numbers("N *S"), labels: integers("N")) -> Tensor:
     """(N,) squared distance of each image from the mean of its class, corrected for that mean's being estimated.
 
     Averaged over a class it is the trace of the class's covariance, without bias. 0 for the only image of its class.
@@ -178,7 +194,15 @@ def class_scatter(images: Tensor, labels: Tensor) -> Tensor:
     return (x - means[labels]).square().sum(1) * (count / (count - 1).clamp(min=1))[labels]
 
 
-def bits_per_dim(system, images: Tensor, generator=None, steps: int | None = None, batch: int = 64, **values) -> VLB:
+@checked
+def bits_per_dim(
+    system: Diffusion,
+    images: floats("N C H W"),
+    generator: Randomness = None,
+    steps: Count | None = None,
+    batch: Count = 64,
+    **values,
+) -> VLB:
     """The variational bound of each image under its values, in bits per dimension; ``.total`` is (N,).
 
     One draw of noise a step. The reverse variance is the one that the system learned, beta-tilde where it is fixed.
@@ -194,6 +218,7 @@ def bits_per_dim(system, images: Tensor, generator=None, steps: int | None = Non
     Raises:
         ValueError: for images outside [-1, 1], steps out of range, or values that the system does not read.
     """
+    require_generators(generator, len(images))
     levels = system.schedule.levels(steps or system.schedule.T)
     variance = "learned" if system.variance == "learned" else "beta_tilde"
     given, parts = system.read(values, len(images)), []
@@ -210,6 +235,8 @@ def _checked(features: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     if features.ndim != 2 or reference.ndim != 2 or features.shape[1] != reference.shape[1]:
         shapes = f"{tuple(features.shape)} and {tuple(reference.shape)}"
         raise ValueError(f"features must be (N, d) and (M, d), got {shapes}")
+    if not (len(features) and len(reference)):
+        raise ValueError("need at least one image in each set")
     if not bool(features.isfinite().all() and reference.isfinite().all()):
         raise ValueError("features must be finite")
     return features.double(), reference.double().to(features.device)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..arguments import Count, Inside, Natural, checked
 from .intervals import Interval, around, bootstrap, halves, proportion, subset
 from .quality import frechet_distance, hits, inception_score, kernel_distance, precision, recall
 
@@ -35,7 +36,8 @@ class Described(NamedTuple):
     labels: Tensor
 
 
-def check_counts(images: int, reference: int, width: int) -> None:
+@checked
+def check_counts(images: Natural, reference: Natural, width: Count) -> None:
     """Refuse sets too small for the covariance of half of them.
 
     Raises:
@@ -47,13 +49,14 @@ def check_counts(images: int, reference: int, width: int) -> None:
             raise ValueError(f"{count} {what} are too few for {width} features: intervals halve them, so >= {least}")
 
 
+@checked
 def measure(
     images: Described,
     reference: Described,
     seed: int = 0,
-    draws: int = 200,
-    level: float = 0.95,
-    k: int = 3,
+    draws: Count = 200,
+    level: Inside = 0.95,
+    k: Count = 3,
     accuracy: bool = True,
 ) -> dict[str, Interval]:
     """Every measure that applies, by name, with its interval; the keys are those of ``COLUMNS``.
@@ -112,6 +115,7 @@ def _strata(labels: Tensor) -> Tensor:
     return labels.cpu() if int(labels.unique(return_counts=True)[1].min()) >= 4 else torch.zeros(len(labels))
 
 
+@checked
 def table(rows: dict[str, dict[str, dict[str, float]]], columns: dict[str, str] = COLUMNS) -> str:
     """Rows of measures (value, low, high by name) as aligned text: values, and below each its interval.
 

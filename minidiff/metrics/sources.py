@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..arguments import Count, checked
 from ..data.images import ImageFolder
 from ..pixels import from_uint8
 
 
+@checked
 class ArrayImages(Dataset):
     """The images of an npz file as ADM's scripts write them; items are (image (C, H, W) in [-1, 1], label or -1).
 
@@ -25,7 +27,7 @@ class ArrayImages(Dataset):
         ValueError: when the file holds something else, or labels out of range.
     """
 
-    def __init__(self, path: str | Path, n_classes: int | None = None):
+    def __init__(self, path: str | Path, n_classes: Count | None = None):
         try:
             with np.load(path, allow_pickle=False) as file:
                 pixels, labels = file["arr_0"], file.get("arr_1")
@@ -57,6 +59,7 @@ def _require_classes(path: str | Path, labels: np.ndarray, n_classes: int | None
         raise ValueError(f"{path}: {len(wrong)} labels are no classes, {wrong[0]} say; {most} are, and -1 is none")
 
 
+@checked
 def image_set(path: str | Path, classes: Sequence[str] = ()) -> Dataset:
     """Images of a folder, a zip archive or an npz file, at the size they have.
 
@@ -75,6 +78,7 @@ def image_set(path: str | Path, classes: Sequence[str] = ()) -> Dataset:
     return ImageFolder(path, classes=classes) if set(found.classes) <= set(classes) else found
 
 
+@checked
 def is_image_set(path: str | Path) -> bool:
     """Whether a path can hold images: a zip archive, an npz file, or a folder that is no run and no checkpoint."""
     path = Path(path).expanduser()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ..arguments import checked
 from .layers import AttentionPool, GroupNorm
 from .unet import Encoder, UNetConfig, encoder, time_embedding
 
 
+@checked
 class Classifier(Encoder):
     """log p(c | x_t) up to a constant (Dhariwal and Nichol 2021, section 4.1).
 

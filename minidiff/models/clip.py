@@ -11,11 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..arguments import Count, Finite, Natural, Positive, checked
 from .layers import Stage, attend, check_input
 
 INITIAL_LOGIT_SCALE, LARGEST_LOGIT_SCALE = math.log(1 / 0.07), math.log(100)  # (Radford et al. 2021, section 2.5)
 
 
+@checked
 @dataclass(frozen=True)
 class CLIPConfig:
     """Shape of a CLIP.
@@ -39,21 +41,21 @@ class CLIPConfig:
         pixel_std: What they are then divided by.
     """
 
-    size: int
-    patch: int
-    embedding: int
-    width: int
-    layers: int
-    heads: int
-    vocabulary: int
-    context: int
-    text_width: int
-    text_layers: int
-    text_heads: int
-    levels: int = 0
+    size: Count
+    patch: Count
+    embedding: Count
+    width: Count
+    layers: Count
+    heads: Count
+    vocabulary: Count
+    context: Count
+    text_width: Count
+    text_layers: Count
+    text_heads: Count
+    levels: Natural = 0
     frame: tuple[int, int] | None = None
-    pixel_mean: tuple[float, ...] = (127.5, 127.5, 127.5)
-    pixel_std: tuple[float, ...] = (127.5, 127.5, 127.5)
+    pixel_mean: tuple[Finite, ...] = (127.5, 127.5, 127.5)
+    pixel_std: tuple[Positive, ...] = (127.5, 127.5, 127.5)
 
     def __post_init__(self):
         for what, whole, part in (
@@ -63,6 +65,8 @@ class CLIPConfig:
         ):
             if part < 1 or whole % part:
                 raise ValueError(f"{what} {whole} does not divide into parts of, or into, {part}")
+        if not len(self.pixel_mean) == len(self.pixel_std) > 0:
+            raise ValueError(f"pixel_mean and pixel_std have a number for each channel, got {self.in_channels} means")
         if self.context < 2 or not all(0 <= token < self.vocabulary for token in self.ends):
             raise ValueError(f"a context of {self.context} and {self.vocabulary} tokens leave no room for {self.ends}")
 
@@ -91,11 +95,13 @@ class CLIPConfig:
         return channelwise((x + 1) * 127.5, self.pixel_mean, self.pixel_std)
 
 
+@checked
 def channelwise(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(x - mean) / std, channel by channel."""
     return torch.stack([(x[:, i] - m) / s for i, (m, s) in enumerate(zip(mean, std, strict=True))], 1)
 
 
+@checked
 def framed(tokens: Tensor, config: CLIPConfig) -> tuple[Tensor, Tensor]:
     """Texts as CLIP reads them: start, tokens, end, then zeros, which no place up to the end can see.
 

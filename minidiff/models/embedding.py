@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..arguments import Count, Positive, checked, floats, numbers
 from ..condition import Condition
 
 
+@checked
 @dataclass(frozen=True)
 class Convention:
     """How long an embedding is inside of a network: scale * (z - mean) / std, of z or of z / |z|.
@@ -32,13 +33,10 @@ class Convention:
 
     normalise: bool = True
     standardise: bool = False
-    scale: float = 1.0
-
-    def __post_init__(self):
-        if not 0 < self.scale < math.inf:
-            raise ValueError(f"the scale of an embedding is a finite number > 0, got {self.scale}")
+    scale: Positive = 1.0
 
 
+@checked
 class EmbeddingScale(nn.Module):
     """A convention with its statistics, which are buffers: they are learnt from data before training, not by it.
 
@@ -47,7 +45,7 @@ class EmbeddingScale(nn.Module):
         convention: See ``Convention``.
     """
 
-    def __init__(self, width: int, convention: Convention):
+    def __init__(self, width: Count, convention: Convention):
         super().__init__()
         self.convention = convention
         if convention.standardise:
@@ -58,7 +56,7 @@ class EmbeddingScale(nn.Module):
         return F.normalize(z, dim=-1) if self.convention.normalise else z
 
     @torch.no_grad()
-    def learn(self, z: Tensor) -> None:
+    def learn(self, z: floats("N E")) -> None:
         """Take mean and standard deviation from embeddings (N, E), where the convention has some; once.
 
         Raises:
@@ -85,11 +83,13 @@ class EmbeddingScale(nn.Module):
         return outside * self.std + self.mean if self.convention.standardise else outside
 
 
-def is_nothing(z: Tensor) -> Tensor:
+@checked
+def is_nothing(z: numbers()) -> Tensor:
     """(..., E) -> (..., 1) bool: whether an embedding is the zero vector."""
     return (z == 0).all(-1, keepdim=True)
 
 
+@checked
 @dataclass(frozen=True)
 class DoorsConfig:
     """How embeddings of a frozen CLIP enter a U-Net.
@@ -102,17 +102,14 @@ class DoorsConfig:
         text_convention: Of the text embedding inside.
     """
 
-    width: int
-    tokens: int = 4
+    width: Count
+    tokens: Count = 4
     convention: Convention = field(default_factory=Convention)
     text: bool = False
     text_convention: Convention = field(default_factory=Convention)
 
-    def __post_init__(self):
-        if self.width < 1 or self.tokens < 1:
-            raise ValueError(f"an embedding has a width and makes tokens, got {self.width} and {self.tokens}")
 
-
+@checked
 class EmbeddingDoors(nn.Module):
     """The image embedding, added to the time embedding and as tokens (Ramesh et al. 2022, section 2.1).
 
@@ -125,7 +122,7 @@ class EmbeddingDoors(nn.Module):
         token_width: Width of what is attended to.
     """
 
-    def __init__(self, config: DoorsConfig, features: int, token_width: int):
+    def __init__(self, config: DoorsConfig, features: Count, token_width: Count):
         super().__init__()
         self.config = config
         self.scale = EmbeddingScale(config.width, config.convention)
@@ -155,7 +152,8 @@ class EmbeddingDoors(nn.Module):
         return Condition(vector=vector, tokens=self.text_seq_proj(states), tokens_mask=mask)
 
 
-def check_embedding(z: Tensor, width: int) -> None:
+@checked
+def check_embedding(z: floats(), width: Count) -> None:
     """Raise ValueError unless z is (B, width)."""
     if z.ndim != 2 or z.shape[1] != width:
         raise ValueError(f"embeddings here are (B, {width}), got {tuple(z.shape)}")

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..arguments import Count, checked
 from .layers import GroupNorm, Reader, attend, pointwise, zeroed
 from .unet import UNet, UNetConfig
 
 
+@checked
 @dataclass(frozen=True)
 class LatentUNetConfig(UNetConfig):
     """Shape of a U-Net whose attention is ``SpatialTransformer``; its tokens have the width ``token_width``.
@@ -24,16 +26,11 @@ class LatentUNetConfig(UNetConfig):
         ValueError: as for ``UNetConfig``, and for no block.
     """
 
-    heads: int = 8
+    heads: Count = 8
     scale_shift: bool = False
     resample_blocks: bool = False
-    depth: int = 1
+    depth: Count = 1
     matrices: bool = False
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.depth < 1:
-            raise ValueError(f"depth must be at least 1, got {self.depth}")
 
     def attention_block(self, channels: int) -> SpatialTransformer:
         """A transformer over the pixels."""
@@ -41,6 +38,7 @@ class LatentUNetConfig(UNetConfig):
         return SpatialTransformer(channels, heads, self.depth, self.tokens, self.groups, self.matrices, self.dropout)
 
 
+@checked
 class LatentUNet(UNet):
     """The U-Net of latent diffusion.
 

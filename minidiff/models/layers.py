@@ -104,8 +104,13 @@ class GroupNorm(nn.GroupNorm):
         return torch.addcmul(shift, x, scale)
 
 
-def check_input(x: Tensor, shape: tuple[int, ...], multiple: int = 0) -> None:
-    """Raise ValueError unless x is a batch of this shape, or of sides that are a multiple of a number, where one is."""
+def check_input(x: Tensor, shape: tuple[int, ...], multiple: int = 0, weight: Tensor | None = None) -> None:
+    """Raise ValueError unless x is a batch of this shape, or of sides that are a multiple of a number, where one is.
+
+    With the network's first weight, also unless x has its precision.
+    """
+    if weight is not None and x.dtype != weight.dtype:
+        raise ValueError(f"this network computes in {weight.dtype}, got x of {x.dtype}")
     if multiple and x.ndim == 4 and x.shape[1] == shape[0]:
         if any(side % multiple for side in x.shape[2:]):
             raise ValueError(f"this network takes sides that {multiple} divides, got {tuple(x.shape)}")

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..arguments import checked
 from ..words import nearest
 from .clip import CLIPConfig, Towers, channelwise, framed
 
@@ -64,6 +65,7 @@ def image_size(model: nn.Module) -> int:
     return size if isinstance(size, int) else size[0]
 
 
+@checked
 def normalised(model: nn.Module, images: Tensor) -> Tensor:
     """Images (B, 3, H, W) in [-1, 1] as a released model of open_clip takes them."""
     return channelwise((images + 1) / 2, model.visual.image_mean, model.visual.image_std)

@@ -8,12 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..arguments import Bins, Count, Natural, NonNegative, checked
 from ..condition import Condition
 from .embedding import Convention, EmbeddingScale, check_embedding
 from .layers import check_input, timestep_embedding
 from .transformer import Transformer
 
 
+@checked
 @dataclass(frozen=True)
 class PriorConfig:
     """Shape of a prior.
@@ -37,19 +39,19 @@ class PriorConfig:
         ValueError: for neither or both of vocabulary and states, or a width that does not divide into heads.
     """
 
-    embedding: int
-    width: int
-    layers: int
-    heads: int
-    context: int
-    vocabulary: int | None = None
-    states: int | None = None
-    text_layers: int = 0
-    text_width: int | None = None
-    text_heads: int | None = None
+    embedding: Count
+    width: Count
+    layers: Count
+    heads: Count
+    context: Count
+    vocabulary: Count | None = None
+    states: Count | None = None
+    text_layers: Natural = 0
+    text_width: Count | None = None
+    text_heads: Count | None = None
     convention: Convention = field(default_factory=Convention)
     text_convention: Convention = field(default_factory=Convention)
-    embedding_std: float = 0.5
+    embedding_std: NonNegative = 0.5
 
     def __post_init__(self):
         if (self.vocabulary is None) == (self.states is None):
@@ -79,6 +81,7 @@ class PriorConfig:
         return self.context + (self.vocabulary is not None)
 
 
+@checked
 class TextReader(nn.Module):
     """The beginning of a prior's sequence: the encoded text, then its CLIP embedding.
 
@@ -89,7 +92,7 @@ class TextReader(nn.Module):
         more: Places that follow those of the text and its embedding.
     """
 
-    def __init__(self, config: PriorConfig, more: int):
+    def __init__(self, config: PriorConfig, more: Count):
         super().__init__()
         self.config, width = config, config.width
         std = config.embedding_std
@@ -137,7 +140,7 @@ class TextReader(nn.Module):
         token = self.text_emb_proj(self.text_scale.inward(z_t))[:, None]
         return Condition(tokens=torch.cat([encoded, token], 1), tokens_mask=F.pad(mask, (0, 1), value=True))
 
-    def nothing(self, n: int) -> Condition:
+    def nothing(self, n: Count) -> Condition:
         """What is told of no text, n times; of states, blank ones that count."""
         of = self.text_emb_proj.weight
         z_t = of.new_zeros(n, self.config.embedding)
@@ -154,6 +157,7 @@ class TextReader(nn.Module):
         return self.final_ln(x[:, -after.shape[1] :])
 
 
+@checked
 class DiffusionPrior(TextReader):
     """The noised image embedding to the clean one; places: encoded text, text embedding, time, noised embedding, query.
 
@@ -192,6 +196,7 @@ class DiffusionPrior(TextReader):
         return self.out_proj(self.run(condition, torch.cat(after, 1))[:, -1])
 
 
+@checked
 @dataclass(frozen=True)
 class CodePriorConfig(PriorConfig):
     """Shape of an autoregressive prior.
@@ -201,16 +206,13 @@ class CodePriorConfig(PriorConfig):
         buckets: Values that each of them can take, and that the cosine z_i . z_t can take.
     """
 
-    components: int = 16
-    buckets: int = 64
+    components: Count = 16
+    buckets: Bins = 64
 
     def __post_init__(self):
         super().__post_init__()
-        if not 1 <= self.components <= self.embedding or self.buckets < 2:
-            raise ValueError(
-                f"1 to {self.embedding} components and 2 buckets or more are accepted, got {self.components} and "
-                f"{self.buckets}"
-            )
+        if self.components > self.embedding:
+            raise ValueError(f"1 to {self.embedding} components are accepted, got {self.components}")
 
     @property
     def in_shape(self) -> tuple[int, ...]:
@@ -218,6 +220,7 @@ class CodePriorConfig(PriorConfig):
         return (self.components,)
 
 
+@checked
 class Buckets(nn.Module):
     """Numbers as one of equally wide buckets between the least and the greatest of the training data.
 
@@ -226,7 +229,7 @@ class Buckets(nn.Module):
         buckets: Buckets of each.
     """
 
-    def __init__(self, size: int, buckets: int):
+    def __init__(self, size: Count, buckets: Bins):
         super().__init__()
         self.buckets = buckets
         self.register_buffer("low", -torch.ones(size))
@@ -250,6 +253,7 @@ class Buckets(nn.Module):
         return self.low + (codes + 0.5) / self.buckets * (self.high - self.low)
 
 
+@checked
 class PrincipalCodes(nn.Module):
     """Embeddings as codes: principal directions, ordered by falling eigenvalue, each number put into a bucket.
 
@@ -261,7 +265,7 @@ class PrincipalCodes(nn.Module):
         buckets: Buckets of each.
     """
 
-    def __init__(self, width: int, components: int, buckets: int):
+    def __init__(self, width: Count, components: Count, buckets: Bins):
         super().__init__()
         self.components = components
         self.register_buffer("mean", torch.zeros(width))
@@ -291,6 +295,7 @@ class PrincipalCodes(nn.Module):
         return self.mean + self.of.decode(codes) @ self.basis.T
 
 
+@checked
 class CodePrior(TextReader):
     """The next code of an image embedding, after the text, its embedding, the cosine of both, and the codes before.
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..arguments import Count, Natural, NonNegative, checked
 from .transformer import Transformer
 
 
+@checked
 @dataclass(frozen=True)
 class TextConfig:
     """Shape of a text transformer.
@@ -26,13 +28,13 @@ class TextConfig:
             alike, and a caption stays a bag of words for long (lesson 07).
     """
 
-    vocabulary: int
-    context: int
-    width: int
-    layers: int
-    heads: int
+    vocabulary: Count
+    context: Count
+    width: Count
+    layers: Natural
+    heads: Count
     pooled: bool = False
-    embedding_std: float = 0.5
+    embedding_std: NonNegative = 0.5
 
     def __post_init__(self):
         if self.width % self.heads:

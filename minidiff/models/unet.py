@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..arguments import Count, Positive, Share, checked
 from ..condition import Condition
 from .embedding import DoorsConfig, EmbeddingDoors
 from .layers import (
@@ -24,6 +25,7 @@ from .layers import (
 from .text import TextConfig, TextTransformer
 
 
+@checked
 @dataclass(frozen=True)
 class UNetConfig:
     """Shape of a U-Net; one preset of the paper is one of these.
@@ -52,34 +54,35 @@ class UNetConfig:
         middle_attention: Attention in the middle too. Without any, images of every size that halves often enough fit.
     """
 
-    size: int
-    channels: int
-    channel_mult: tuple[float, ...]
-    blocks: int = 2
-    attention: tuple[int, ...] = ()
-    in_channels: int = 3
-    out_channels: int = 3
-    heads: int = 4
-    head_channels: int | None = None
-    classes: int | None = None
-    dropout: float = 0.0
-    groups: int = 32
+    size: Count
+    channels: Count
+    channel_mult: tuple[Positive, ...]
+    blocks: Count = 2
+    attention: tuple[Count, ...] = ()
+    in_channels: Count = 3
+    out_channels: Count = 3
+    heads: Count = 4
+    head_channels: Count | None = None
+    classes: Count | None = None
+    dropout: Share = 0.0
+    groups: Count = 32
     scale_shift: bool = True
     resample_blocks: bool = True
     rescale: bool = False
     text: TextConfig | None = None
     image_level: bool = False
-    token_width: int | None = None
+    token_width: Count | None = None
     embedding: DoorsConfig | None = None
     middle_attention: bool = True
 
     def __post_init__(self):
-        for name in ("size", "channels", "groups"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         deepest = 2 ** (len(self.channel_mult) - 1)
         if not self.channel_mult or self.size % deepest:
             raise ValueError(f"size {self.size} must be divisible by 2 for each of {len(self.channel_mult)} levels")
+        if not all(1 <= mult * self.channels < 1e6 for mult in self.channel_mult):
+            raise ValueError(f"channel_mult times channels is a width, 1 to a million; got {list(self.channel_mult)}")
+        if self.head_channels is not None and self.heads != type(self).heads:
+            raise ValueError(f"{self.heads} heads, and heads of {self.head_channels} channels: name one of the two")
         if self.text is not None and not self.text.pooled and self.token_width not in (None, self.text.width):
             raise ValueError(
                 f"token_width {self.token_width} is not the width {self.text.width} of the text transformer, whose "
@@ -202,7 +205,7 @@ class Encoder(nn.Module):
 
     def embed_time(self, x: Tensor, time: Tensor) -> Tensor:
         """Network times (B,) of x -> (B, 4 channels)."""
-        return self.time_embed(timestep_embedding(time, self.config.channels).to(x.dtype))
+        return self.time_embed(timestep_embedding(time, self.config.channels).to(self.time_embed[0].weight.dtype))
 
     def encode(
         self, x: Tensor, embedding: Tensor, tokens: Tensor | None = None, mask: Tensor | None = None
@@ -222,7 +225,8 @@ class Encoder(nn.Module):
             ValueError: for the wrong channels or size, or tokens of another width than are attended to.
         """
         check_tokens(tokens, self.config)
-        check_input(x, self.in_shape, self.config.any_size and 2 ** (len(self.config.channel_mult) - 1))
+        multiple = self.config.any_size and 2 ** (len(self.config.channel_mult) - 1)
+        check_input(x, self.in_shape, multiple, self.input_blocks[0][0].weight)
         h, skips = x.contiguous(memory_format=self.memory_format), []
         for block in self.input_blocks:
             h = block(h, embedding, tokens, mask)
@@ -230,6 +234,7 @@ class Encoder(nn.Module):
         return self.middle_block(h, embedding, tokens, mask), skips
 
 
+@checked
 class UNet(Encoder):
     """ADM's U-Net.
 
@@ -344,6 +349,7 @@ class UNet(Encoder):
         return self.image_level_embed(timestep_embedding(time, self.config.channels).to(weight.dtype))
 
 
+@checked
 def check_tokens(tokens: Tensor | None, config: UNetConfig) -> None:
     """Raise ValueError for tokens of another width than the network attends to, or where it attends to none."""
     if tokens is None:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..arguments import Bins, Count, NonNegative, Randomness, Share, checked, floats
 from ..random import randn
 from .layers import Dropout, GroupNorm, Upsample, attend, check_input
 
@@ -17,6 +18,7 @@ NORM_EPS = 1e-6  # of every group norm here; that of the U-Nets is 1e-5
 LOG_VARIANCE = (-30.0, 20.0)  # the encoder's log variance is kept in this range
 
 
+@checked
 @dataclass(frozen=True)
 class AutoencoderConfig:
     """Shape of an autoencoder; its latent has 2^(levels - 1) times fewer pixels along each side.
@@ -38,26 +40,21 @@ class AutoencoderConfig:
         ValueError: for a number below one, or a size that does not halve at each level.
     """
 
-    size: int
-    channels: int = 128
-    channel_mult: tuple[int, ...] = (1, 2, 4, 4)
-    blocks: int = 2
-    attention: tuple[int, ...] = ()
-    in_channels: int = 3
-    latent_channels: int = 4
-    width: int | None = None
-    codes: int | None = None
-    groups: int = 32
-    dropout: float = 0.0
+    size: Count
+    channels: Count = 128
+    channel_mult: tuple[Count, ...] = (1, 2, 4, 4)
+    blocks: Count = 2
+    attention: tuple[Count, ...] = ()
+    in_channels: Count = 3
+    latent_channels: Count = 4
+    width: Count | None = None
+    codes: Bins | None = None
+    groups: Count = 32
+    dropout: Share = 0.0
 
     def __post_init__(self):
-        for name in ("size", "channels", "blocks", "in_channels", "latent_channels", "groups"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.channel_mult or self.size % self.factor:
             raise ValueError(f"size {self.size} must be divisible by 2 for each of {len(self.channel_mult)} levels")
-        if self.codes is not None and self.codes < 2:
-            raise ValueError(f"codes must be at least 2, got {self.codes}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is a rate in [0, 1), got {self.dropout}")
 
@@ -77,6 +74,7 @@ class AutoencoderConfig:
         return self.latent_channels, self.size // self.factor, self.size // self.factor
 
 
+@checked
 @dataclass(frozen=True)
 class DiagonalGaussian:
     """A normal law with independent entries: the encoder's q(z | x).
@@ -99,7 +97,7 @@ class DiagonalGaussian:
         """The likeliest z, which is the mean."""
         return self.mean
 
-    def sample(self, generator=None) -> Tensor:
+    def sample(self, generator: Randomness = None) -> Tensor:
         """One z for each entry of the batch; ``generator`` as ``random.randn`` takes it."""
         return self.mean + self.std * randn(self.mean.shape, generator, self.mean.dtype, self.mean.device)
 
@@ -112,7 +110,7 @@ class DiagonalGaussian:
         """(B,) differential entropy in nats."""
         return (self.log_variance + math.log(2 * math.pi * math.e)).flatten(1).sum(1) / 2
 
-    def log_prob(self, z: Tensor) -> Tensor:
+    def log_prob(self, z: floats("B *S")) -> Tensor:
         """(B,) log density of z (B, C, H, W) in nats."""
         terms = (z - self.mean).square() / self.log_variance.exp() + self.log_variance + math.log(2 * math.pi)
         return -terms.flatten(1).sum(1) / 2
@@ -271,6 +269,7 @@ class Autoencoder(nn.Module):
         return z
 
 
+@checked
 class AutoencoderKL(Autoencoder):
     """Images to the law q(z | x) of a latent, and latents to images.
 
@@ -312,6 +311,7 @@ class Quantized:
     loss: Tensor
 
 
+@checked
 class Codebook(nn.Module):
     """Rounds each pixel of a latent to the nearest of some vectors (van den Oord et al. 2017).
 
@@ -321,7 +321,7 @@ class Codebook(nn.Module):
         commitment: Weight beta of the latent's own way to its code.
     """
 
-    def __init__(self, codes: int, channels: int, commitment: float = 0.25):
+    def __init__(self, codes: Bins, channels: Count, commitment: NonNegative = 0.25):
         super().__init__()
         self.commitment = commitment
         self.embedding = nn.Embedding(codes, channels)
@@ -337,6 +337,7 @@ class Codebook(nn.Module):
         return Quantized(z + (nearest - z).detach(), codes, loss)
 
 
+@checked
 class AutoencoderVQ(Autoencoder):
     """Images to latents that the decoder rounds to a codebook.
 

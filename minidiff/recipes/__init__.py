@@ -13,6 +13,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from .. import schedule as schedules
+from ..arguments import Count, Inside, checked
 from ..data.recipe import DataRecipe
 from ..settings import from_plain, to_plain
 from ..systems.registry import find
@@ -28,6 +29,7 @@ SCHEDULES = {
 }
 
 
+@checked
 @dataclass(frozen=True)
 class ScheduleRecipe:
     """A discrete noise schedule with T levels.
@@ -42,8 +44,8 @@ class ScheduleRecipe:
     """
 
     name: str = "clipped_cosine"
-    T: int = 1000
-    betas: tuple[float, ...] | None = None
+    T: Count = 1000
+    betas: tuple[Inside, ...] | None = None
 
     def __post_init__(self):
         if self.name not in SCHEDULES:
@@ -58,6 +60,7 @@ class ScheduleRecipe:
         return SCHEDULES[self.name](self.T, *(self.betas or ()))
 
 
+@checked
 @dataclass(frozen=True)
 class Recipe:
     """A system, its data and its training. In YAML ``system`` is a name, or a mapping of a name and options.
@@ -112,6 +115,8 @@ class Recipe:
         name = options.pop("name")
         kind = find(name)
         schedule = values.get("schedule", {} if kind.scheduled else None)
+        if schedule is None and kind.scheduled:
+            raise ValueError(f"a {name} has noise levels: recipe.schedule must be a mapping, got None")
         if schedule is not None and not kind.scheduled:
             raise ValueError(f"a {name} has no noise levels: recipe.schedule is not for it")
         typed = {
@@ -172,6 +177,7 @@ def available() -> list[str]:
     return sorted(p.stem for p in FOLDER.glob("*.yaml"))
 
 
+@checked
 def load_recipe(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
     """A recipe by name, or from a YAML file.
 

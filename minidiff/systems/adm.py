@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..arguments import Count, checked
 from ..condition import Part
 from ..models.unet import UNet
 from .diffusion import DenoiserOptions, Diffusion
@@ -13,6 +14,7 @@ from .parts import Label, LowRes
 from .registry import system
 
 
+@checked
 @dataclass(frozen=True)
 class UpsamplerOptions(DenoiserOptions):
     """Options of a system that enlarges.
@@ -21,20 +23,23 @@ class UpsamplerOptions(DenoiserOptions):
         factor: Height of the image over that of the small one.
     """
 
-    factor: int = 4
+    factor: Count = 4
 
 
+@checked
 def label(network: UNet, options: DenoiserOptions) -> list[Part]:
     """The label, where the network has an embedding of some; its last row is the null where labels are dropped."""
     rows, nullable = network.config.classes, options.drop > 0
     return [] if rows is None else [Label(rows - nullable, nullable, options.drop)]
 
 
+@checked
 def channels(network: UNet, options: DenoiserOptions) -> int:
     """Channels of the images that a network draws."""
     return network.config.out_channels // (1 + (options.variance == "learned"))
 
 
+@checked
 def denoiser(network, schedule, parts, options: DenoiserOptions, data, kind=None, levels=None) -> Diffusion:
     """A system of the options that all of them share; ``kind`` is a subclass of Diffusion, where it is one."""
     return (kind or Diffusion)(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..arguments import Count, Finite, Positive, Randomness, Share, checked, floats
 from ..condition import column
 from ..data.sets import Rows
 from ..data.tokenizer import tokenizer
@@ -21,6 +21,7 @@ from .told import Told, distinct
 from .unclip_prior import STATISTICS
 
 
+@checked
 @dataclass(frozen=True)
 class CodePriorOptions:
     """Options of an autoregressive prior.
@@ -30,10 +31,11 @@ class CodePriorOptions:
         clip: Name of the frozen CLIP whose embeddings these are.
     """
 
-    drop: float = 0.1
+    drop: Share = 0.1
     clip: str = ""
 
 
+@checked
 class AutoregressivePrior(Told):
     """p(z_i | c) as a product over codes, after a code for the cosine z_i . z_t, which asks for a close fit.
 
@@ -60,12 +62,12 @@ class AutoregressivePrior(Told):
         self.network.codes.learn(F.normalize(z_i, dim=1))
         self.network.cosines.learn(F.cosine_similarity(z_i, z_t)[:, None])
 
-    def codes(self, z_i: Tensor, z_t: Tensor) -> Tensor:
+    def codes(self, z_i: floats("B E"), z_t: floats("B E")) -> Tensor:
         """(B, 1 + K): the code of the cosine, then those of the principal directions, of embeddings (B, E)."""
         cosine = F.cosine_similarity(z_i, z_t)[:, None]
         return torch.cat([self.network.cosines.encode(cosine), self.network.codes.encode(F.normalize(z_i, dim=1))], 1)
 
-    def loss(self, batch: Mapping[str, Tensor], generator=None) -> dict[str, Tensor]:
+    def loss(self, batch: Mapping[str, Tensor], generator: Randomness = None) -> dict[str, Tensor]:
         """Cross-entropy of the codes, in nats a code.
 
         Returns:
@@ -81,7 +83,14 @@ class AutoregressivePrior(Told):
 
     @torch.no_grad()
     def draw(
-        self, n: int, *, scale: float = 1.0, top: float = 0.5, temperature: float = 1.0, generator=None, **values
+        self,
+        n: Count,
+        *,
+        scale: Finite = 1.0,
+        top: Share = 0.5,
+        temperature: Positive = 1.0,
+        generator: Randomness = None,
+        **values,
     ) -> Tensor:
         """Draw n embeddings (n, E), code by code.
 
@@ -97,11 +106,8 @@ class AutoregressivePrior(Told):
         Raises:
             ValueError: for numbers out of range, or values that it cannot be told.
         """
-        if not (0 < top <= 1 and temperature > 0 and math.isfinite(scale)) or n < 1:
-            raise ValueError(
-                f"n >= 1, a finite scale, 0 < top <= 1 and temperature > 0 are accepted; got {n}, {scale}, {top} and "
-                f"{temperature}"
-            )
+        if not top:
+            raise ValueError(f"top is a share in (0, 1], got {top}")
         given = self.read(values, n)
         condition, null = self.encode(given), self.encode(self.nulls(given))
         codes = torch.zeros(n, 0, dtype=torch.long, device=self.device)

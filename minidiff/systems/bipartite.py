@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import inversion
+from ..arguments import Count, Finite, NonNegative, Randomness, checked, floats
 from ..denoiser import conditioned
 from ..guidance import Guide
 from ..sampler import Sampler, ddim
@@ -23,6 +24,7 @@ from .draw import PLAIN, Levels, draw
 from .embeddings import embedded
 
 
+@checked
 @dataclass(frozen=True)
 class Bipartite:
     """Pictures to (x_T, z_i) and back, and what can be done in between.
@@ -48,11 +50,18 @@ class Bipartite:
         if self.decoder.part("embedding") is None:
             raise ValueError("both halves of a picture are decoded by a system that is told an image embedding")
 
-    def embed(self, x: Tensor) -> Tensor:
+    def embed(
+        self,
+        x: floats("B C H W"),
+    ) -> Tensor:
         """z_i (B, E) of pictures (B, C, H, W)."""
         return self.decoder.part("embedding").read(x, self.decoder.shape)
 
-    def encode(self, x: Tensor, caption=None) -> tuple[Tensor, Tensor]:
+    def encode(
+        self,
+        x: floats("B C H W"),
+        caption=None,
+    ) -> tuple[Tensor, Tensor]:
         """x_T (B, C, H, W) and z_i (B, E) of pictures.
 
         Args:
@@ -65,7 +74,14 @@ class Bipartite:
         chain = respaced(self.decoder.schedule, self.levels)
         return inversion.encode(conditioned(self.decoder, told), chain, x.to(self.decoder.dtype), self.method), z
 
-    def decode(self, x_T: Tensor, z: Tensor, caption=None, sampler: Sampler | None = None, generator=None) -> Tensor:
+    def decode(
+        self,
+        x_T: floats("B C H W"),
+        z: floats("b E"),
+        caption=None,
+        sampler: Sampler | None = None,
+        generator: Randomness = None,
+    ) -> Tensor:
         """Pictures (B, C, H, W) of x_T (B, C, H, W) and z_i (B or 1, E)."""
         return draw(
             self.decoder,
@@ -80,7 +96,9 @@ class Bipartite:
             caption=caption,
         )
 
-    def variations(self, x: Tensor, n: int, eta: float = 1.0, generator=None, caption=None) -> Tensor:
+    def variations(
+        self, x: floats("B C H W"), n: Count, eta: NonNegative = 1.0, generator: Randomness = None, caption=None
+    ) -> Tensor:
         """n pictures with the embedding of one (1, C, H, W): DDIM with eta > 0 from its x_T (section 3.1).
 
         The larger eta, the more of what is not in the embedding is drawn anew; at 0 all are the picture itself.
@@ -88,7 +106,9 @@ class Bipartite:
         x_T, z = self.encode(x[:1], caption)
         return self.decode(x_T.expand(n, *x_T.shape[1:]), z, caption, ddim(eta), generator)
 
-    def interpolate(self, a: Tensor, b: Tensor, thetas: Sequence[float], x_T: Tensor | None = None) -> Tensor:
+    def interpolate(
+        self, a: floats("A C H W"), b: floats("B C H W"), thetas: Sequence[Finite], x_T: floats("T C H W") | None = None
+    ) -> Tensor:
         """Pictures on the way from one (1, C, H, W) to another, embeddings by slerp (section 3.2).
 
         Args:
@@ -110,7 +130,13 @@ class Bipartite:
             x_T = x_T[:1].expand(len(theta), *x_T.shape[1:])
         return self.decode(x_T, inversion.slerp(z_a, z_b, theta.to(z_a.device)))
 
-    def text_diff(self, x: Tensor, after: str, before: str, thetas: Sequence[float]) -> Tensor:
+    def text_diff(
+        self,
+        x: floats("B C H W"),
+        after: str,
+        before: str,
+        thetas: Sequence[Finite],
+    ) -> Tensor:
         """Pictures (len(thetas), C, H, W) that turn from what a text says of one to what another says (section 3.3).
 
         Args:

@@ -8,12 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
+from ..arguments import checked, floats
 from ..condition import Condition
 from ..models.unet import UNet
 from ..prediction import Prediction
-from ..schedule import NoiseLevel, require_level
+from ..schedule import NoiseLevel
 from ..training.levels import AlphaBetween, Only
 from .adm import UpsamplerOptions, channels, denoiser, label
 from .diffusion import Diffusion
@@ -21,6 +21,7 @@ from .parts import TOLD, LowRes
 from .registry import system
 
 
+@checked
 @dataclass(frozen=True)
 class CascadeOptions(UpsamplerOptions):
     """Options of an upsampler with noise-conditioning augmentation.
@@ -37,12 +38,13 @@ class CascadeOptions(UpsamplerOptions):
             raise ValueError(f"augment is a standard deviation in (0, 1], got {self.augment}")
 
 
+@checked
 def told_alpha_bar(level: NoiseLevel) -> NoiseLevel:
     """The same level, of which the network is told alpha-bar, which SR3 calls gamma (``eq-sr3-level``)."""
-    require_level(level)
     return NoiseLevel(level.alpha, level.sigma, TOLD * level.alpha**2)
 
 
+@checked
 class AlphaBarTold(Diffusion):
     """A denoiser whose network reads alpha-bar in place of a time, so that it can be sampled with any schedule.
 
@@ -55,7 +57,7 @@ class AlphaBarTold(Diffusion):
         if self.variance != "fixed":
             raise ValueError(f"SR3 has a fixed variance, got {self.variance!r}")
 
-    def forward(self, x: Tensor, level: NoiseLevel, condition: Condition | None = None) -> Prediction:
+    def forward(self, x: floats("B C H W"), level: NoiseLevel, condition: Condition | None = None) -> Prediction:
         """The prediction for x (B, C, H, W)."""
         return super().forward(x, told_alpha_bar(level), condition)
 

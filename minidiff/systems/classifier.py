@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..arguments import Randomness, checked, floats
 from ..condition import column
 from ..models.classifier import Classifier
 from ..process import diffuse
 from ..random import randn
-from ..schedule import DATA, DiscreteSchedule, NoiseLevel, require_level
+from ..schedule import DATA, DiscreteSchedule, NoiseLevel
 from ..training.levels import Uniform
 from ..training.trainable import Trainable
 from .parts import Label
 from .registry import system
 
 
+@checked
 @dataclass(frozen=True)
 class ClassifierOptions:
     """Options of a classifier.
@@ -31,6 +33,7 @@ class ClassifierOptions:
     noise_aware: bool = True
 
 
+@checked
 class NoisyClassifier(Trainable):
     """log p(c | x_t) for every level (Dhariwal and Nichol 2021, section 4.1).
 
@@ -55,20 +58,17 @@ class NoisyClassifier(Trainable):
         config = self.network.config
         return config.in_channels, config.size, config.size
 
-    def log_prob_label(self, x: Tensor, level: NoiseLevel) -> Tensor:
+    def log_prob_label(self, x: floats("B C H W"), level: NoiseLevel) -> Tensor:
         """(B, n_classes) log p(c | x_t)."""
-        require_level(level)
-        time = level.time if self.noise_aware else DATA.time
-        time = torch.as_tensor(time, device=x.device).expand(len(x))
-        return F.log_softmax(self.network(x, time).float(), dim=1)
+        told = level if self.noise_aware else DATA
+        return F.log_softmax(self.network(x, told.times(x)).float(), dim=1)
 
     @torch.no_grad()
-    def features(self, images: Tensor) -> Tensor:
+    def features(self, images: floats("B C H W")) -> Tensor:
         """(B, width) features of clean images, the space in which distances of image sets are measured."""
-        time = torch.as_tensor(DATA.time, device=images.device).expand(len(images))
-        return self.network.features(images, time)
+        return self.network.features(images, DATA.times(images))
 
-    def classifier(self, label: int | Tensor):
+    def classifier(self, label: int | Tensor | Sequence[int]):
         """``(x, level) -> (B,)`` log p(label | x_t), the form that guidance takes.
 
         Raises:
@@ -76,7 +76,8 @@ class NoisyClassifier(Trainable):
         """
         labels = Label(self.n_classes).read(label, self.shape)
 
-        def log_prob(x: Tensor, level: NoiseLevel) -> Tensor:
+        @checked
+        def log_prob(x: floats("B C H W"), level: NoiseLevel) -> Tensor:
             if len(labels) not in (1, len(x)):
                 raise ValueError(f"{len(labels)} labels for {len(x)} images; one for all, or one for each is accepted")
             chosen = labels.to(x.device).expand(len(x))
@@ -84,9 +85,11 @@ class NoisyClassifier(Trainable):
 
         return log_prob
 
-    def loss(self, batch: Mapping[str, Tensor], generator=None, level: NoiseLevel | None = None) -> dict[str, Tensor]:
+    def loss(
+        self, batch: Mapping[str, Tensor], generator: Randomness = None, level: NoiseLevel | None = None
+    ) -> dict[str, Tensor]:
         """(B,) cross entropy at the level, drawn uniformly when left out; also whether the label was right."""
-        images, labels = column(batch, "image"), Label(self.n_classes).observe(batch)
+        images, labels = column(batch, "image", self.shape), Label(self.n_classes).observe(batch)
         if not self.noise_aware:
             level = DATA
         elif level is None:

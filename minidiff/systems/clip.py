@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..arguments import Device, Randomness, checked, floats
 from ..condition import column
 from ..data.tokenizer import tokenizer
 from ..guidance import LogProb
@@ -17,7 +18,7 @@ from ..models.open_clip import OpenCLIP, ReleasedCLIP, load_open_clip
 from ..pmi import DIRECTIONS, info_nce
 from ..process import diffuse
 from ..random import randn
-from ..schedule import DATA, DiscreteSchedule, NoiseLevel, require_level
+from ..schedule import DATA, DiscreteSchedule, NoiseLevel
 from ..training.levels import Uniform
 from ..training.parallel import gathered
 from ..training.trainable import Trainable
@@ -26,11 +27,13 @@ from .registry import system
 Captions = str | Sequence[str] | Tensor
 
 
+@checked
 def clip_network(config: CLIPConfig) -> Towers:
     """The network of a shape: GLIDE's where it has levels, else towers of open_clip."""
     return NoisedCLIP(config) if config.levels else OpenCLIP(config)
 
 
+@checked
 @dataclass(frozen=True)
 class CLIPOptions:
     """Options of a CLIP.
@@ -46,6 +49,7 @@ class CLIPOptions:
             raise ValueError(f"directions must be one of {', '.join(DIRECTIONS)}, got {self.directions!r}")
 
 
+@checked
 class CLIP(Trainable):
     """Two towers whose inner product, times exp(logit_scale), estimates log p(x_t, c) / (p(x_t) p(c)) + const.
 
@@ -98,13 +102,9 @@ class CLIP(Trainable):
             return captions.to(self.device)
         return self.tokenizer([captions] if isinstance(captions, str) else list(captions)).to(self.device)
 
-    def _time(self, x: Tensor, level: NoiseLevel) -> Tensor:
-        require_level(level)
-        return torch.as_tensor(level.time, device=x.device).expand(len(x))
-
-    def embed_images(self, x: Tensor, level: NoiseLevel = DATA) -> Tensor:
+    def embed_images(self, x: floats("B C H W"), level: NoiseLevel = DATA) -> Tensor:
         """(B, C, H, W) at a level -> (B, E) of length 1; gradients flow."""
-        return F.normalize(self.network.image(x, self._time(x, level)).float(), dim=1)
+        return F.normalize(self.network.image(x.to(self.dtype), level.times(x)).float(), dim=1)
 
     def embed_texts(self, captions: Captions) -> Tensor:
         """A caption, B captions or their tokens (B, L) -> (B, E) of length 1; gradients flow."""
@@ -126,7 +126,7 @@ class CLIP(Trainable):
         return self.network.states(tokens), counts, self.network.text(tokens)
 
     @torch.no_grad()
-    def similarity(self, x: Tensor, captions: Captions, level: NoiseLevel = DATA) -> Tensor:
+    def similarity(self, x: floats("B C H W"), captions: Captions, level: NoiseLevel = DATA) -> Tensor:
         """(N, M) cosines of N images and M captions; times exp(logit_scale) they are the critic of every pair."""
         return self.embed_images(x, level) @ self.embed_texts(captions).T
 
@@ -145,7 +145,8 @@ class CLIP(Trainable):
         with torch.no_grad():
             scaled = self.network.scale * self.embed_texts(captions)
 
-        def log_ratio(x: Tensor, level: NoiseLevel) -> Tensor:
+        @checked
+        def log_ratio(x: floats("B C H W"), level: NoiseLevel) -> Tensor:
             if len(scaled) not in (1, len(x)):
                 raise ValueError(
                     f"{len(scaled)} captions for {len(x)} images; one for all, or one for each is accepted"
@@ -154,7 +155,9 @@ class CLIP(Trainable):
 
         return log_ratio
 
-    def loss(self, batch: Mapping[str, Tensor], generator=None, level: NoiseLevel | None = None) -> dict[str, Tensor]:
+    def loss(
+        self, batch: Mapping[str, Tensor], generator: Randomness = None, level: NoiseLevel | None = None
+    ) -> dict[str, Tensor]:
         """(B,) contrastive loss at the level, drawn uniformly when left out; also whether the caption was found.
 
         The negatives of a pair are the other pairs of this call; in training mode, of this call in all processes, each
@@ -181,7 +184,8 @@ class CLIP(Trainable):
         return {"loss": info_nce(rows, self.directions, columns), "accuracy": found.float()}
 
 
-def released_clip(name: str, device: str = "cpu") -> CLIP:
+@checked
+def released_clip(name: str, device: Device = "cpu") -> CLIP:
     """A CLIP of open_clip. It has never seen noise, takes images in [-1, 1] of any size, and brings them to its own.
 
     Args:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..arguments import Bins, Randomness, Share, checked, floats
 from ..condition import Condition, Part, Value, column
 from ..denoiser import predict, require_reading
 from ..guidance import static_threshold
@@ -16,11 +17,12 @@ from ..likelihood import hybrid_vlb, mean_flat
 from ..prediction import Prediction
 from ..process import beta_tilde, diffuse
 from ..random import randn
-from ..schedule import NoiseLevel
+from ..schedule import ContinuousSchedule, DiscreteSchedule, NoiseLevel
 from ..training.levels import LevelSampler, Uniform, level_sampler
 from .told import Told, distinct
 
 
+@checked
 @dataclass(frozen=True)
 class DenoiserOptions:
     """Options of a system that denoises.
@@ -37,7 +39,7 @@ class DenoiserOptions:
 
     predicts: str = "eps"
     variance: str = "fixed"
-    drop: float = 0.0
+    drop: Share = 0.0
     level_sampler: Any = None
 
     def __post_init__(self):
@@ -52,6 +54,7 @@ class DenoiserOptions:
         return (default or Uniform()) if self.level_sampler is None else level_sampler(self.level_sampler)
 
 
+@checked
 class Diffusion(Told):
     """A denoiser of x given the parts of a condition. Called as a conditional model, ``system(x, level, condition)``.
 
@@ -80,12 +83,12 @@ class Diffusion(Told):
     def __init__(
         self,
         network: nn.Module,
-        schedule,
+        schedule: DiscreteSchedule | ContinuousSchedule,
         parts: Sequence[Part] = (),
         predicts: str = "eps",
         variance: str = "fixed",
         level_sampler: LevelSampler | None = None,
-        bins: int = 256,
+        bins: Bins = 256,
     ):
         super().__init__()
         require_reading(predicts, variance)
@@ -109,7 +112,7 @@ class Diffusion(Told):
         channels, *area = self.network.out_shape
         return channels // (1 + (self.variance == "learned")), *area
 
-    def forward(self, x: Tensor, level: NoiseLevel, condition: Condition | None = None) -> Prediction:
+    def forward(self, x: floats("B *S"), level: NoiseLevel, condition: Condition | None = None) -> Prediction:
         """The prediction for x (B, C, H, W); given nothing, where the condition is left out.
 
         Raises:
@@ -127,7 +130,7 @@ class Diffusion(Told):
 
     def subjects(self, batch: Mapping[str, Tensor]) -> Tensor:
         """x_0 of a training step."""
-        return column(batch, self.subject)
+        return column(batch, self.subject, self.shape)
 
     def finished(self, x: Tensor) -> Tensor:
         """What was sampled as it is handed out: (B, *shape) -> (B, *shape)."""
@@ -141,7 +144,9 @@ class Diffusion(Told):
         """
         raise ValueError("this system does not judge what it draws: one candidate is accepted")
 
-    def loss(self, batch: Mapping[str, Tensor], generator=None, level: NoiseLevel | None = None) -> dict[str, Tensor]:
+    def loss(
+        self, batch: Mapping[str, Tensor], generator: Randomness = None, level: NoiseLevel | None = None
+    ) -> dict[str, Tensor]:
         """L_simple in the network's own parametrisation, plus T/1000 times the bound where the variance is learned.
 
         Nichol and Dhariwal 2021, equation 16. Each part drops its own value with its own probability, per sample.

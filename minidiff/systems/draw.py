@@ -2,42 +2,45 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ..arguments import Count, Natural, NonNegative, Positive, Randomness, called, checked
 from ..condition import Part, Value, each
 from ..denoiser import Denoiser
-from ..guidance import Guide, cfg, require_guide, require_takes
+from ..guidance import Guide, cfg
 from ..process import start_std
-from ..random import randn, sample_generators
+from ..random import randn, require_generators, sample_generators
 from ..sampler import Sampler, ddim, sample
-from ..schedule import NoiseLevel, respaced
+from ..schedule import DiscreteSchedule, NoiseLevel, respaced
 from .diffusion import Diffusion
 from .told import Told
 
 PLAIN = cfg(1.0)
 OWN = "own"  # of the system, where something is left out
+Threshold = called("a threshold such as static_threshold, a function of (denoiser)", Callable[[Denoiser], Denoiser])
 Levels = int | str | Sequence[NoiseLevel]
 Stage = tuple[Told, Mapping[str, object]]  # a system, and the options of ``draw`` that are its own
 
 
+@checked
 def draw(
     system: Diffusion,
-    n: int,
+    n: Count,
     *,
     guide: Guide = PLAIN,
     levels: Levels = 50,
     sampler: Sampler | None = None,
     x_T: Tensor | None = None,
-    threshold: Callable[[Denoiser], Denoiser] | str | None = OWN,
-    temperature: float = 1.0,
-    candidates: int | None = None,
-    generator=None,
+    threshold: Threshold | Literal["own"] | None = OWN,
+    temperature: NonNegative = 1.0,
+    candidates: Count | None = None,
+    generator: Randomness = None,
     **values,
 ) -> Tensor:
     """Draw n samples. Values enter the network once, at the start.
@@ -68,11 +71,7 @@ def draw(
             has no null for, or levels that its schedule does not have.
     """
     threshold = system.threshold if threshold == OWN else threshold
-    _require_ways(guide, sampler, threshold)
-    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-        raise ValueError(f"the number of samples must be at least 1, got {n!r}")
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"the temperature is a finite number >= 0, got {temperature}")
+    require_generators(generator, n)
     given = system.read(values, n)
     tensors = [x_T, *(t for value in given.values() for t in ((value,) if isinstance(value, Tensor) else value))]
     gradients = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
@@ -100,8 +99,9 @@ def _starts(system: Diffusion, n: int, x_T: Tensor | None, std, candidates: int 
         return (std * randn(shape, generator, system.dtype, system.device) for _ in range(candidates))
     if tuple(x_T.shape) != shape:
         raise ValueError(f"x_T must be {shape}, got {tuple(x_T.shape)}")
-    if x_T.dtype != system.dtype:
-        raise ValueError(f"x_T must be of {system.dtype}, as the system, got {x_T.dtype}")
+    if (x_T.dtype, x_T.device.type) != (system.dtype, system.device.type):
+        there = f"{system.dtype} on {system.device}"
+        raise ValueError(f"x_T must be of {there}, as the system; got {x_T.dtype} on {x_T.device}")
     return [x_T]
 
 
@@ -114,16 +114,6 @@ def _best(system: Diffusion, candidates: Iterator[Tensor], given: Mapping[str, V
     return best
 
 
-def _require_ways(guide, sampler, threshold) -> None:
-    """Raise ValueError for what is no guide, sampler or threshold: a name, or ``ddim`` without its brackets."""
-    require_guide(guide)
-    if sampler is not None:
-        example = "a sampler is a value such as ddim() or ancestral('learned')"
-        require_takes(sampler, example, "denoiser", "levels", "x_T", "generator")
-    if threshold is not None:
-        require_takes(threshold, "a threshold is a function such as static_threshold, or None", "denoiser")
-
-
 def _chain(schedule, levels: Levels) -> Sequence[NoiseLevel]:
     """The chain of ``levels``, checked: one's own may be anything."""
     chain = respaced(schedule, levels)
@@ -132,7 +122,8 @@ def _chain(schedule, levels: Levels) -> Sequence[NoiseLevel]:
     return chain
 
 
-def truncated(schedule, levels: Levels, sigma: float) -> list[NoiseLevel]:
+@checked
+def truncated(schedule: DiscreteSchedule, levels: Levels, sigma: Positive) -> list[NoiseLevel]:
     """The chain of ``levels``, cut where its noise has fallen to sigma (``eq-truncated``).
 
     Args:
@@ -143,8 +134,6 @@ def truncated(schedule, levels: Levels, sigma: float) -> list[NoiseLevel]:
     Raises:
         ValueError: when nothing of the chain is left, or sigma is not positive.
     """
-    if not sigma > 0:
-        raise ValueError(f"a chain is cut at a sigma > 0, got {sigma}")
     deviations = (1 - schedule.alpha_bar).sqrt()
     end = schedule.level(int((deviations - sigma).abs().argmin()))
     chain = [level for level in _chain(schedule, levels) if level.sigma > end.sigma]
@@ -153,7 +142,10 @@ def truncated(schedule, levels: Levels, sigma: float) -> list[NoiseLevel]:
     return [*chain, end]
 
 
-def cascade(stages: Sequence[Stage], n: int, generator=None, truncate: bool = False, **values) -> Tensor:
+@checked
+def cascade(
+    stages: Sequence[Stage], n: Count, generator: Randomness = None, truncate: bool = False, **values
+) -> Tensor:
     """Draw small images and enlarge them, stage by stage.
 
     A stage with an ``aug_level`` among its options enlarges images with that much noise in them. Without truncation the
@@ -211,14 +203,15 @@ def receiver(system: Told) -> Part | None:
     return next((part for part in system.parts if part.handed), None)
 
 
+@checked
 def drawn(
-    stages: Sequence[tuple[Diffusion, Callable[[Tensor], Mapping[str, object]]]],
+    stages: Sequence[tuple[Told, Callable[[Tensor], Mapping[str, object]]]],
     values: Mapping[str, Value],
-    n: int,
+    n: Count,
     seed: int = 0,
-    batch: int = 64,
-    rank: int = 0,
-    world: int = 1,
+    batch: Count = 64,
+    rank: Natural = 0,
+    world: Count = 1,
     skip: Collection[int] = (),
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Many images from a cascade, or from one system; image i depends on the seed, its values and i alone.
@@ -239,8 +232,8 @@ def drawn(
     Raises:
         ValueError: unless 0 <= rank < world, when batch or n is no positive number, or a stage does not fit.
     """
-    if n < 1 or not stages:
-        raise ValueError(f"at least one picture of one stage is drawn, got {n} of {len(stages)}")
+    if not stages:
+        raise ValueError("at least one picture of one stage is drawn, got none")
     if not 0 <= rank < world or batch < 1:
         raise ValueError(f"need 0 <= rank < world and batch >= 1, got rank {rank}, world {world}, batch {batch}")
     share = torch.tensor([i for i in range(rank, n, world) if i not in skip], dtype=torch.long)

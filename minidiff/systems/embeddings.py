@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from ..arguments import Count, NonNegative, Randomness, Share, checked
 from ..condition import Condition, Part, Question, Value, column
 from ..data.tokenizer import Tokenizer
 from ..pictures import read_picture
-from .parts import CAPTION, Caption, in_turn, require_probability
+from .parts import CAPTION, Caption, in_turn
 
 
+@checked
 class ImageEmbedding(Part):
     """z_i, the frozen CLIP's embedding of an image, by the doors of ``models.embedding`` (Ramesh et al. 2022, 2.1).
 
@@ -30,8 +32,7 @@ class ImageEmbedding(Part):
     key, nullable, handed, vector = "embedding", True, True, True
     questions = (Question("like", "file", "Picture whose embedding is drawn: variations of it."),)
 
-    def __init__(self, width: int, clip: str = "", p_drop: float = 0.0):
-        require_probability(p_drop)
+    def __init__(self, width: Count, clip: str = "", p_drop: Share = 0.0):
         self.width, self.frozen, self.p_drop = width, clip, p_drop
 
     def check(self, network: nn.Module, shape: tuple[int, ...]) -> None:
@@ -61,7 +62,7 @@ class ImageEmbedding(Part):
         """A vector and tokens."""
         return network.embedding.image(value)
 
-    def nothing(self, network: nn.Module, n: int) -> Tensor:
+    def nothing(self, network: nn.Module, n: Count) -> Tensor:
         """(n, E) zeros."""
         return torch.zeros(n, self.width)
 
@@ -69,7 +70,7 @@ class ImageEmbedding(Part):
         """(E,)."""
         return (self.width,)
 
-    def hand(self, drawn: Tensor, level: float, left: float, generator) -> Tensor:
+    def hand(self, drawn: Tensor, level: NonNegative, left: NonNegative, generator) -> Tensor:
         """What a prior drew, as it is."""
         return drawn
 
@@ -80,6 +81,7 @@ class ImageEmbedding(Part):
         return read_picture(given["like"], side(self.lent))[None], None
 
 
+@checked
 class CaptionAndEmbedding(Caption):
     """A caption as the network's own tokens, with z_t, the frozen CLIP's embedding of it; both are dropped together.
 
@@ -94,7 +96,7 @@ class CaptionAndEmbedding(Caption):
 
     vector = False
 
-    def __init__(self, tokenizer: Tokenizer, width: int, clip: str = "", p_drop: float = 0.0):
+    def __init__(self, tokenizer: Tokenizer, width: Count, clip: str = "", p_drop: Share = 0.0):
         super().__init__(tokenizer, p_drop)
         self.width, self.frozen = width, clip
 
@@ -114,7 +116,7 @@ class CaptionAndEmbedding(Caption):
         tokens = super().read(captions, shape)
         return tokens, embedded(self.lent, tokens if isinstance(captions, Tensor) else list(captions))
 
-    def observe(self, batch: Mapping[str, Tensor], generator=None) -> tuple[Tensor, Tensor]:
+    def observe(self, batch: Mapping[str, Tensor], generator: Randomness = None) -> tuple[Tensor, Tensor]:
         """The columns "caption" and "text_embedding"."""
         return column(batch, self.key), column(batch, "text_embedding")
 
@@ -122,7 +124,7 @@ class CaptionAndEmbedding(Caption):
         """Tokens of the encoded text, and one of its embedding."""
         return network.read_tokens(*value)
 
-    def nothing(self, network: nn.Module, n: int) -> tuple[Tensor, Tensor]:
+    def nothing(self, network: nn.Module, n: Count) -> tuple[Tensor, Tensor]:
         """(n, L) tokens of empty captions, (n, E) zeros."""
         return super().nothing(network, n), torch.zeros(n, self.width)
 
@@ -132,6 +134,7 @@ class CaptionAndEmbedding(Caption):
         return tuple(part[number] for part in self.read(captions, shape)), number
 
 
+@checked
 class CaptionStates(Part):
     """A caption as the states of a frozen CLIP's text tower, and its embedding, as Karlo reads it.
 
@@ -146,8 +149,7 @@ class CaptionStates(Part):
 
     key, judge, nullable, questions = "caption", "caption", True, CAPTION
 
-    def __init__(self, width: int, context: int, clip: str = "", p_drop: float = 0.0):
-        require_probability(p_drop)
+    def __init__(self, width: Count, context: Count, clip: str = "", p_drop: Share = 0.0):
         self.width, self.context, self.frozen, self.p_drop = width, context, clip, p_drop
 
     def read(self, value, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
@@ -164,7 +166,7 @@ class CaptionStates(Part):
         with torch.no_grad():
             return self.lent.text_states(list(captions))
 
-    def observe(self, batch: Mapping[str, Tensor], generator=None) -> tuple[Tensor, Tensor, Tensor]:
+    def observe(self, batch: Mapping[str, Tensor], generator: Randomness = None) -> tuple[Tensor, Tensor, Tensor]:
         """The columns "text_states", "text_mask" and "text_embedding"."""
         return tuple(column(batch, name) for name in ("text_states", "text_mask", "text_embedding"))
 
@@ -172,7 +174,7 @@ class CaptionStates(Part):
         """As the network takes states."""
         return network.read_states(*value)
 
-    def nothing(self, network: nn.Module, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    def nothing(self, network: nn.Module, n: Count) -> tuple[Tensor, Tensor, Tensor]:
         """The empty text, n times."""
         return tuple(part.expand(n, *part.shape[1:]) for part in self.read([""], ()))
 
@@ -182,6 +184,7 @@ class CaptionStates(Part):
         return tuple(part[number] for part in self.read(captions, shape)), number
 
 
+@checked
 @torch.no_grad()
 def embedded(clip: nn.Module, what: Tensor | Sequence[str]) -> Tensor:
     """Pictures (B, 3, H, W), or captions or their tokens -> (B, E), as long as the CLIP makes them.
@@ -205,7 +208,7 @@ def _is_pair(value) -> bool:
     return isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(v, Tensor) for v in value)
 
 
-def _require_vocabulary(vocabulary: int | None, context: int, tokenizer: Tokenizer) -> None:
+def _require_vocabulary(vocabulary: int | None, context: Count, tokenizer: Tokenizer) -> None:
     if (vocabulary, context) != (tokenizer.size, tokenizer.context):
         raise ValueError(
             f"the network reads {context} of {vocabulary} tokens, but the tokenizer {tokenizer.name!r} writes "

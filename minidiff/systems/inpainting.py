@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..arguments import Count, Natural, checked, floats
 from ..models.unet import UNet
 from .adm import UpsamplerOptions, channels, denoiser, label
 from .diffusion import DenoiserOptions, Diffusion
@@ -38,7 +39,8 @@ def glide_upsampler_inpainter(network, schedule, options, data) -> Diffusion:
     return denoiser(network, schedule, parts, options, data)
 
 
-def widened(weight: Tensor, channels: int, after: int) -> Tensor:
+@checked
+def widened(weight: floats("out in h w"), channels: Count, after: Natural) -> Tensor:
     """Weights of a first convolution for more input channels, **the new ones zero**: the network starts as it was.
 
     Args:

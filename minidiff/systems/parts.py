@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..arguments import Count, NonNegative, Randomness, Share, checked, floats
 from ..condition import Condition, Part, Question, Value, column
 from ..data.degrade import Degradation
 from ..data.masks import random_masks
@@ -16,6 +17,7 @@ from ..data.tokenizer import Tokenizer
 from ..guidance import replace_known
 from ..pictures import read_edit, read_picture
 from ..pixels import quantize
+from ..prediction import require_finite
 from ..process import as_known, diffuse
 from ..random import rand, randn
 from ..schedule import NoiseLevel
@@ -26,6 +28,7 @@ MODES = ("bilinear", "bicubic", "antialiased")
 TOLD = 1000  # a level in [0, 1] is told times this: the fastest sinusoid of a time embedding has the frequency one
 
 
+@checked
 class Label(Part):
     """A class, through the vector door. The null is -1, and the last row of the embedding (Ho and Salimans 2022).
 
@@ -48,10 +51,7 @@ class Label(Part):
         ),
     )
 
-    def __init__(self, n_classes: int, nullable: bool = False, p_drop: float = 0.0):
-        if type(n_classes) is not int or n_classes < 1:
-            raise ValueError(f"the number of classes is a whole number >= 1, got {n_classes!r}")
-        require_probability(p_drop)
+    def __init__(self, n_classes: Count, nullable: bool = False, p_drop: Share = 0.0):
         if p_drop and not nullable:
             raise ValueError(f"labels are dropped with probability {p_drop}, but the embedding has no row for the null")
         self.n_classes, self.nullable, self.p_drop = n_classes, nullable, p_drop
@@ -80,7 +80,7 @@ class Label(Part):
             raise ValueError(accepted)
         return labels.long()
 
-    def observe(self, batch: Mapping[str, Tensor], generator=None) -> Tensor:
+    def observe(self, batch: Mapping[str, Tensor], generator: Randomness = None) -> Tensor:
         """The labels of a batch.
 
         Raises:
@@ -93,7 +93,7 @@ class Label(Part):
         """Rows of the label embedding."""
         return Condition(vector=network.label_emb(torch.where(value < 0, self.n_classes, value)))
 
-    def nothing(self, network: nn.Module, n: int) -> Tensor:
+    def nothing(self, network: nn.Module, n: Count) -> Tensor:
         """(n,) null labels."""
         return torch.full((n,), -1)
 
@@ -104,6 +104,7 @@ class Label(Part):
         return labels, labels
 
 
+@checked
 class Caption(Part):
     """A caption, by the network's own text transformer: one vector, a token for each word (Nichol et al. 2021, 4.1).
 
@@ -122,8 +123,7 @@ class Caption(Part):
     key, judge, nullable, vector = "caption", "caption", True, True
     questions = CAPTION
 
-    def __init__(self, tokenizer: Tokenizer, p_drop: float = 0.0, asked: bool = True):
-        require_probability(p_drop)
+    def __init__(self, tokenizer: Tokenizer, p_drop: Share = 0.0, asked: bool = True):
         self.tokenizer, self.p_drop, self.asked = tokenizer, p_drop, asked
 
     def check(self, network: nn.Module, shape: tuple[int, ...]) -> None:
@@ -157,7 +157,7 @@ class Caption(Part):
         vector, sequence = network.text(value)
         return Condition(vector=vector, tokens=None if network.config.text.pooled else sequence)
 
-    def nothing(self, network: nn.Module, n: int) -> Tensor:
+    def nothing(self, network: nn.Module, n: Count) -> Tensor:
         """(n, L) tokens of empty captions."""
         return torch.full((n, self.tokenizer.context), -1)
 
@@ -171,23 +171,26 @@ class Caption(Part):
         return self.read(captions, shape)[number], number
 
 
-def in_turn(given: Mapping[str, object], n: int) -> tuple[list[str], Tensor]:
+@checked
+def in_turn(given: Mapping[str, object], n: Count) -> tuple[list[str], Tensor]:
     """The captions that were asked for, and which of them each of n samples gets.
 
     Raises:
-        ValueError: when there are none.
+        ValueError: when there are none, or one is empty.
     """
     captions = list(given.get("caption") or ())
-    if not captions:
+    if not captions or not all(captions):
         raise ValueError('this system draws captions: name some after it, such as "..."')
     return captions, torch.arange(n) % len(captions)
 
 
-def level_of_sigma(sigma: Tensor) -> NoiseLevel:
+@checked
+def level_of_sigma(sigma: floats("B")) -> NoiseLevel:
     """The variance-preserving levels of standard deviations (B,) in [0, 1), of which the network reads sigma."""
     return NoiseLevel((1 - sigma**2).sqrt(), sigma, TOLD * sigma)
 
 
+@checked
 class LowRes(Part):
     """A small version of the image, enlarged and put through the image door (Saharia et al. 2021; ADM; GLIDE).
 
@@ -215,24 +218,20 @@ class LowRes(Part):
 
     def __init__(
         self,
-        factor: int,
-        channels: int = 3,
+        factor: Count,
+        channels: Count = 3,
         mode: str = "bilinear",
-        augment: float = 0.0,
+        augment: Share = 0.0,
         rounding: Callable[[Tensor], Tensor] = torch.round,
         degrade: Degradation | None = None,
     ):
-        if type(factor) is not int or factor < 1 or mode not in MODES:
-            raise ValueError(
-                f"a factor >= 1 and mode {' or '.join(map(repr, MODES))} are accepted, got {factor} and {mode!r}"
-            )
-        if not 0 <= augment <= 1:
-            raise ValueError(f"augment is a standard deviation in [0, 1], got {augment}")
+        if mode not in MODES:
+            raise ValueError(f"mode {' or '.join(map(repr, MODES))} is accepted, got {mode!r}")
         self.factor, self.channels, self.mode, self.augment, self.rounding = factor, channels, mode, augment, rounding
         self.degrade = degrade
         self.vector = augment > 0
 
-    def small_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
+    def small_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
         """(C, H, W) of the small image for x of a shape."""
         channels, height, width = shape
         return channels, height // self.factor, width // self.factor
@@ -245,11 +244,11 @@ class LowRes(Part):
             need = "needs image_level=True" if self.augment else "has image_level=True, but augment is 0"
             raise ValueError(f"noise in the small image has to be told, and nothing else: the network {need}")
 
-    def read(self, value, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+    def read(self, value, shape: tuple[int, int, int]) -> tuple[Tensor, ...]:
         """Small images (B, C, H, W); with augmentation (images, sigma), sigma 0 when left out.
 
         Raises:
-            ValueError: for another shape, or a sigma outside the range of training.
+            ValueError: for another shape, what is not finite, or a sigma outside the range of training.
         """
         given = tuple(value) if isinstance(value, (tuple, list)) else (value,)
         if not 1 <= len(given) <= 2:
@@ -258,6 +257,7 @@ class LowRes(Part):
         expected = f"(B, {', '.join(map(str, self.small_shape(shape)))})"
         if not _is_image(image, self.small_shape(shape)):
             raise ValueError(f"this upsampler enlarges {expected}, got {_described(image)}")
+        require_finite(image, "the small image")
         if not self.augment:
             if sigma:
                 raise ValueError("this upsampler was trained without noise in the small image: it is told no level")
@@ -278,21 +278,21 @@ class LowRes(Part):
         condition = Condition(image=self.upsample(image))
         return replace(condition, vector=network.embed_image_level(TOLD * sigma[0])) if sigma else condition
 
-    def upsample(self, image: Tensor) -> Tensor:
+    def upsample(self, image: floats("B C h w")) -> Tensor:
         """(B, C, h, w) -> (B, C, factor h, factor w)."""
         size = [self.factor * side for side in image.shape[2:]]
         antialias = self.mode == "antialiased"
         mode = "bicubic" if antialias else self.mode
         return F.interpolate(image, size, mode=mode, align_corners=False, antialias=antialias)
 
-    def downsample(self, images: Tensor) -> Tensor:
+    def downsample(self, images: floats("B C H W")) -> Tensor:
         """(B, C, H, W) -> (B, C, H / factor, W / factor)."""
         size = [side // self.factor for side in images.shape[2:]]
         if self.mode == "bilinear":
             return F.interpolate(images, size, mode="area")
         return F.interpolate(images, size, mode="bicubic", align_corners=False, antialias=True)
 
-    def observe(self, batch: Mapping[str, Tensor], generator=None) -> tuple[Tensor, ...]:
+    def observe(self, batch: Mapping[str, Tensor], generator: Randomness = None) -> tuple[Tensor, ...]:
         """The images reduced; with augmentation also noised, and how much."""
         images = column(batch, "image")
         small = self.downsample(images) if self.degrade is None else self.degrade(images, self.factor, generator)
@@ -302,12 +302,12 @@ class LowRes(Part):
         return self.noised(small, sigma, generator), sigma
 
     @staticmethod
-    def noised(image: Tensor, sigma: Tensor, generator=None) -> Tensor:
+    def noised(image: floats("B C h w"), sigma: floats("B"), generator: Randomness = None) -> Tensor:
         """z = sqrt(1 - sigma^2) y + sigma eps for y (B, C, H, W) and sigma (B,) (``eq-noised-condition``)."""
         eps = randn(image.shape, generator, image.dtype, image.device)
         return diffuse(image, level_of_sigma(sigma), eps)
 
-    def quantize(self, image: Tensor) -> Tensor:
+    def quantize(self, image: floats()) -> Tensor:
         """The small image as a cascade hands it on: in eight bits."""
         return quantize(image, rounding=self.rounding)
 
@@ -315,7 +315,7 @@ class LowRes(Part):
         """The small shape."""
         return self.small_shape(shape)
 
-    def hand(self, drawn: Tensor, level: float, left: float, generator) -> Value:
+    def hand(self, drawn: Tensor, level: NonNegative, left: NonNegative, generator) -> Value:
         """The image in eight bits, with noise added up to the level; one with noise left in it as it is."""
         if left:
             return drawn, left
@@ -333,6 +333,7 @@ class LowRes(Part):
         return _in_channels(picture, shape[0]), None
 
 
+@checked
 class Known(Part):
     """The known part of the image and the mask that says which, through the image door (Nichol et al. 2021, 4.3).
 
@@ -349,14 +350,14 @@ class Known(Part):
         Question("mask", "file", "With --edit, says so instead: white is kept, black is painted."),
     )
 
-    def __init__(self, channels: int = 3):
+    def __init__(self, channels: Count = 3):
         self.channels = channels + 1
 
-    def read(self, value, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    def read(self, value, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
         """Images (B, C, H, W) and masks (B, 1, H, W).
 
         Raises:
-            ValueError: for another shape, or a mask of anything but 0 and 1.
+            ValueError: for another shape, a mask of anything but 0 and 1, or known values that are not finite.
         """
         sides = ", ".join(map(str, shape[1:]))
         accepted = f"this inpainter takes images (B, {shape[0]}, {sides}) and masks (B, 1, {sides})"
@@ -365,14 +366,17 @@ class Known(Part):
         image, mask = value
         if not (_is_image(image, shape) and isinstance(mask, Tensor) and tuple(mask.shape[1:]) == (1, *shape[1:])):
             raise ValueError(f"{accepted}, got {_described(image)} and {_described(mask)}")
-        return image, as_known(mask).to(image.dtype)
+        known = as_known(mask)
+        image = torch.where(known, image, 0.0)
+        require_finite(image, "the known part of the image")
+        return image, known.to(image.dtype)
 
     def encode(self, network: nn.Module, value: tuple[Tensor, Tensor]) -> Condition:
         """image * mask, then the mask."""
         image, mask = value
         return Condition(image=torch.cat([image * mask, mask], dim=1))
 
-    def observe(self, batch: Mapping[str, Tensor], generator=None) -> tuple[Tensor, Tensor]:
+    def observe(self, batch: Mapping[str, Tensor], generator: Randomness = None) -> tuple[Tensor, Tensor]:
         """The images behind random masks."""
         images = column(batch, "image")
         return images, random_masks(len(images), images.shape[-1], generator, images.device)
@@ -389,15 +393,10 @@ class Known(Part):
         return (_in_channels(picture, shape[0]), mask), None
 
 
-def require_probability(p_drop: float) -> None:
-    """Raise ValueError for what is no probability."""
-    if not 0 <= p_drop <= 1:
-        raise ValueError(f"p_drop is a probability from 0 to 1, got {p_drop}")
-
-
 def _is_image(value, shape: tuple[int, ...]) -> bool:
     """Whether a value is a tensor (B, *shape) of floating-point numbers."""
-    return isinstance(value, Tensor) and value.is_floating_point() and tuple(value.shape[1:]) == tuple(shape)
+    floats = isinstance(value, Tensor) and value.is_floating_point() and value.device.type != "meta"
+    return floats and tuple(value.shape[1:]) == tuple(shape)
 
 
 def _described(value) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
+from ..arguments import Finite, NonNegative, checked
 from ..guidance import cfg, static_threshold
 from ..sampler import Sampler, ancestral, ddim, heun
 from ..schedule import read_steps
@@ -14,6 +14,7 @@ GUIDES = ("cfg", "classifier", "clip", "adm")
 THRESHOLDS = {"static": static_threshold, "none": None}
 
 
+@checked
 @dataclass(frozen=True)
 class Sampling:
     """How a system is sampled.
@@ -35,12 +36,12 @@ class Sampling:
 
     steps: str = "50"
     sampler: str | None = None
-    scale: float | None = None
-    temperature: float = 1.0
+    scale: Finite | None = None
+    temperature: NonNegative = 1.0
     aug_level: float = 0.0
     threshold: str | None = None
     guide: str | None = None
-    classifier_scales: dict[str, float] = field(default_factory=dict)
+    classifier_scales: dict[str, Finite] = field(default_factory=dict)
 
     def __post_init__(self):
         for steps in (self.steps, *self.classifier_scales):
@@ -49,13 +50,8 @@ class Sampling:
             value = getattr(self, name)
             if value is not None and value not in known:
                 raise ValueError(f"the {name} is one of {', '.join(known)}, got {value!r}")
-        if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"the temperature is a finite number >= 0, got {self.temperature}")
         if not 0 <= self.aug_level < 1:
             raise ValueError(f"aug_level is a standard deviation in [0, 1), got {self.aug_level}")
-        for scale in (self.scale, *self.classifier_scales.values()):
-            if scale is not None and not math.isfinite(scale):
-                raise ValueError(f"the guidance scale must be a finite number, got {scale}")
 
     def sampler_for(self, system, fixed: str = "beta_tilde") -> Sampler:
         """The sampler of a system; ``fixed`` is the reverse variance of ancestral steps where none is learned."""

@@ -8,6 +8,7 @@ from operator import add
 
 from torch import Tensor, nn
 
+from ..arguments import Count, checked
 from ..condition import Condition, Part, Value, each, length
 from ..training.trainable import Trainable
 from ..words import nearest
@@ -25,6 +26,7 @@ def distinct(parts: Sequence[Part]) -> tuple[Part, ...]:
     return tuple(parts)
 
 
+@checked
 class Told(Trainable):
     """A system that is told something: whatever it draws.
 
@@ -47,7 +49,7 @@ class Told(Trainable):
         """The part of that name, if there is one."""
         return next((part for part in self.parts if part.key == key), None)
 
-    def read(self, values: Mapping[str, object], n: int | None = None) -> dict[str, Value]:
+    def read(self, values: Mapping[str, object], n: Count | None = None) -> dict[str, Value]:
         """What a person gave for the parts as their values, with n entries each.
 
         Args:
@@ -95,7 +97,7 @@ class Told(Trainable):
         """Each value replaced by its null, where there is one."""
         return {part.key: part.null(self.network, values[part.key]) for part in self.parts}
 
-    def condition(self, n: int | None = None, **values) -> Condition:
+    def condition(self, n: Count | None = None, **values) -> Condition:
         """What is to be drawn, as it enters the network: ``condition(label=[3, 7])``, ``condition(caption="a ring")``.
 
         Args:
@@ -107,7 +109,7 @@ class Told(Trainable):
         """
         return self.encode(self.read(values, n))
 
-    def null(self, n: int | None = None, **values) -> Condition:
+    def null(self, n: Count | None = None, **values) -> Condition:
         """The same with nothing in place of what can be nothing.
 
         Args:

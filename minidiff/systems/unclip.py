@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..arguments import Count, Randomness, Share, checked, floats
 from ..condition import Part, column
 from ..data.degrade import DEGRADATIONS
 from ..data.sets import Rows
@@ -29,6 +30,7 @@ from .registry import system
 from .unclip_prior import STATISTICS
 
 
+@checked
 @dataclass(frozen=True)
 class DecoderOptions(DenoiserOptions):
     """Options of a decoder.
@@ -39,11 +41,12 @@ class DecoderOptions(DenoiserOptions):
         clip: Name of the frozen CLIP whose embeddings these are.
     """
 
-    drop: float = 0.5
-    drop_embedding: float = 0.1
+    drop: Share = 0.5
+    drop_embedding: Share = 0.1
     clip: str = ""
 
 
+@checked
 class Decoder(Diffusion):
     """A denoiser that is told an image embedding, whose convention has statistics."""
 
@@ -66,6 +69,7 @@ def unclip_decoder(network, schedule, options, data) -> Decoder:
     return denoiser(network, schedule, parts, options, data, kind=Decoder)
 
 
+@checked
 @dataclass(frozen=True)
 class CropOptions(UpsamplerOptions):
     """Options of an upsampler that is trained on crops.
@@ -90,6 +94,7 @@ class CropOptions(UpsamplerOptions):
             )
 
 
+@checked
 class OnCrops(Diffusion):
     """A denoiser of convolutions alone: trained on crops, and asked about whole images (section 2.1).
 
@@ -99,7 +104,7 @@ class OnCrops(Diffusion):
 
     crop = 1
 
-    def loss(self, batch: Mapping[str, Tensor], generator=None, level=None) -> dict[str, Tensor]:
+    def loss(self, batch: Mapping[str, Tensor], generator: Randomness = None, level=None) -> dict[str, Tensor]:
         """The loss on a random crop of each image; in evaluation mode on the whole one."""
         images = column(batch, "image")
         if self.training and self.crop > 1:
@@ -107,7 +112,8 @@ class OnCrops(Diffusion):
         return super().loss(batch, generator, level)
 
 
-def random_crops(images: Tensor, size: int, generator=None) -> Tensor:
+@checked
+def random_crops(images: floats("B C H W"), size: Count, generator: Randomness = None) -> Tensor:
     """(B, C, H, W) -> (B, C, size, size), each from a place of its own."""
     n, _, height, width = images.shape
     tops = randint(height - size + 1, n, generator).tolist()

@@ -9,6 +9,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..arguments import Share, checked
 from ..condition import Value, column
 from ..data.sets import Rows
 from ..data.tokenizer import tokenizer
@@ -22,6 +23,7 @@ from .registry import system
 STATISTICS = 20_000  # rows of the data that means, deviations and directions are learnt from
 
 
+@checked
 @dataclass(frozen=True)
 class PriorOptions(DenoiserOptions):
     """Options of a diffusion prior.
@@ -33,7 +35,7 @@ class PriorOptions(DenoiserOptions):
     """
 
     predicts: str = "x0"
-    drop: float = 0.1
+    drop: Share = 0.1
     clip: str = ""
     candidates: int = 2
     clamp: float | None = None
@@ -46,6 +48,7 @@ class PriorOptions(DenoiserOptions):
             raise ValueError(f"a prior has a fixed variance, got {self.variance!r}")
 
 
+@checked
 class EmbeddingDiffusion(Diffusion):
     """A denoiser of image embeddings, in the convention of its network's inside; handed out as the CLIP gives them."""
 

@@ -11,11 +11,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from ..arguments import Share, checked
 from ..files import write_atomically
 
 FORMAT = "minidiff-checkpoint-1"
 
 
+@checked
 def save_checkpoint(path: Path, tensors: dict[str, Tensor], meta: dict) -> None:
     """Save tensors and JSON-able meta; the checkpoint before is kept as ``previous.safetensors``.
 
@@ -72,17 +74,20 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict]:
     return tensors, meta
 
 
-def average_prefix(decay: float) -> str:
+@checked
+def average_prefix(decay: Share) -> str:
     """What the names of an average's tensors begin with."""
     return f"ema {decay}."
 
 
-def averaged(tensors: dict[str, Tensor], decay: float) -> dict[str, Tensor]:
+@checked
+def averaged(tensors: dict[str, Tensor], decay: Share) -> dict[str, Tensor]:
     """The averaged weights among the tensors of a checkpoint, by their own names."""
     prefix = average_prefix(decay)
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
+@checked
 def require_fit(tensors: dict[str, Tensor], own: dict[str, Tensor], where: str, what: str) -> None:
     """Raise ValueError, naming them, when tensors are missing, unexpected, of another shape or no numbers."""
     common = sorted(own.keys() & tensors.keys())
@@ -100,6 +105,7 @@ def require_fit(tensors: dict[str, Tensor], own: dict[str, Tensor], where: str, 
         raise ValueError(f"{where} does not fit {what}; {'; '.join(problems)}")
 
 
+@checked
 def require_finite(tensors: dict[str, Tensor], where: str) -> None:
     """Raise ValueError, naming them, when tensors hold a NaN or an infinity."""
     bad = sorted(k for k, v in tensors.items() if v.is_floating_point() and not bool(v.isfinite().all()))
@@ -125,6 +131,7 @@ def load_weights(module: nn.Module, path: Path) -> dict:
     return meta
 
 
+@checked
 def export_weights(module_state: dict[str, Tensor], path: Path, meta: dict) -> None:
     """Save weights in float16 for publication.
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..arguments import Count, checked
 from ..condition import Condition
 from ..models.layers import Stage
 from .ema import EMA
@@ -19,6 +20,7 @@ CPU_STEP = 1e12  # operations of a measured step on a CPU, at most: some seconds
 CPU_IMAGE = 2e12  # operations above which an image is not measured on a CPU
 
 
+@checked
 @dataclass(frozen=True)
 class Cost:
     """Of training by a recipe.
@@ -96,7 +98,8 @@ def _inputs_of_stages(network: nn.Module, x, t) -> int:
     return sum(kept)
 
 
-def images_per_second(recipe, most: int, steps: int = 3) -> tuple[float, int] | None:
+@checked
+def images_per_second(recipe, most: Count, steps: Count = 3) -> tuple[float, int] | None:
     """Median rate of real training steps on this machine's first device, and the batch it was measured with.
 
     Args:

@@ -7,12 +7,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..arguments import Natural, checked
 
+
+@checked
 def local(tensor: Tensor) -> Tensor:
     """This process's part of a tensor that may be sharded."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
+@checked
 class EMA:
     """Running averages of a module's parameters; buffers are copied, not averaged.
 
@@ -28,7 +32,7 @@ class EMA:
         self.averages = {d: {k: v.detach().clone() for k, v in module.state_dict().items()} for d in decays}
 
     @torch.no_grad()
-    def update(self, module: nn.Module, step: int) -> None:
+    def update(self, module: nn.Module, step: Natural) -> None:
         """Move the averages towards the module's weights after optimiser step ``step`` (from 0)."""
         current = module.state_dict()
         floating = [k for k, v in current.items() if v.is_floating_point()]

@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..arguments import Finite, Natural, Randomness, checked, floats
 from ..random import rand, randint, randn
-from ..schedule import DiscreteSchedule, EDMSchedule, NoiseLevel
+from ..schedule import ContinuousSchedule, DiscreteSchedule, EDMSchedule, NoiseLevel
 from ..settings import from_plain
 from ..words import nearest
 from .parallel import everyones
@@ -21,6 +22,7 @@ from .parallel import everyones
 Drawn = tuple[NoiseLevel, Tensor]
 
 
+@checked
 @dataclass
 class LevelSampler:
     """Which levels training looks at; this one knows no history.
@@ -31,7 +33,7 @@ class LevelSampler:
 
     on_schedule: ClassVar[bool] = True
 
-    def draw(self, schedule, n: int, generator=None, device=None) -> Drawn:
+    def draw(self, schedule, n: Natural, generator: Randomness = None, device=None) -> Drawn:
         """Levels of n samples, one each, and the (n,) weights of their losses.
 
         Args:
@@ -59,15 +61,19 @@ class LevelSampler:
         """Restore ``state()``."""
 
 
+@checked
 @dataclass
 class Uniform(LevelSampler):
     """Every time of the schedule alike."""
 
-    def draw(self, schedule, n: int, generator=None, device=None) -> Drawn:
+    def draw(
+        self, schedule: DiscreteSchedule | ContinuousSchedule, n: Natural, generator: Randomness = None, device=None
+    ) -> Drawn:
         """Levels uniform in time, weights 1."""
         return schedule.random_level(n, generator, device), torch.ones(n, device=device)
 
 
+@checked
 @dataclass
 class Tilted(LevelSampler):
     """Noisy times of a discrete schedule more often: the density of t / T is (1 + power) (t / T)^power.
@@ -83,13 +89,14 @@ class Tilted(LevelSampler):
     def __post_init__(self):
         _require(-1 < self.power < math.inf, "a finite power > -1", self.power)
 
-    def draw(self, schedule, n: int, generator=None, device=None) -> Drawn:
+    def draw(self, schedule, n: Natural, generator: Randomness = None, device=None) -> Drawn:
         """Levels by that density, weights 1."""
         _require_times(schedule)
         u = rand((n,), generator, torch.float64, device) ** (1 / (1 + self.power))
         return schedule.level((schedule.T * u).long().clamp(max=schedule.T - 1)), torch.ones(n, device=device)
 
 
+@checked
 @dataclass
 class Noisiest(LevelSampler):
     """The noisiest times of a discrete schedule, all alike; the loss is that of these times alone.
@@ -105,13 +112,14 @@ class Noisiest(LevelSampler):
     def __post_init__(self):
         _require(0 < self.share <= 1, "share lies in (0, 1]", self.share)
 
-    def draw(self, schedule, n: int, generator=None, device=None) -> Drawn:
+    def draw(self, schedule, n: Natural, generator: Randomness = None, device=None) -> Drawn:
         """Levels uniform among the noisiest, weights 1."""
         _require_times(schedule)
         count = max(1, int(self.share * schedule.T))
         return schedule.level(schedule.T - 1 - randint(count, n, generator, device)), torch.ones(n, device=device)
 
 
+@checked
 @dataclass
 class Only(LevelSampler):
     """One time, that of a regression for instance.
@@ -122,13 +130,14 @@ class Only(LevelSampler):
 
     t: int
 
-    def draw(self, schedule, n: int, generator=None, device=None) -> Drawn:
+    def draw(self, schedule, n: Natural, generator: Randomness = None, device=None) -> Drawn:
         """The same level n times, weights 1."""
         _require_times(schedule)
         t = self.t + schedule.T if self.t < 0 else self.t
         return schedule.level(torch.full((n,), t, device=device)), torch.ones(n, device=device)
 
 
+@checked
 @dataclass
 class AlphaBetween(LevelSampler):
     """Alpha-bar uniform between those of a uniform time and the one before (``eq-sr3-level``).
@@ -139,7 +148,7 @@ class AlphaBetween(LevelSampler):
 
     on_schedule: ClassVar[bool] = False
 
-    def draw(self, schedule, n: int, generator=None, device=None) -> Drawn:
+    def draw(self, schedule, n: Natural, generator: Randomness = None, device=None) -> Drawn:
         """Levels between those of a discrete schedule, weights 1."""
         _require_times(schedule)
         times = randint(schedule.T, n, generator, device)
@@ -148,6 +157,7 @@ class AlphaBetween(LevelSampler):
         return NoiseLevel(alpha_bar.sqrt(), (1 - alpha_bar).sqrt(), times), torch.ones(n, device=device)
 
 
+@checked
 @dataclass
 class LogNormal(LevelSampler):
     """log sigma normal, for a variance-exploding schedule (Karras et al. 2022, table 1).
@@ -158,14 +168,14 @@ class LogNormal(LevelSampler):
     """
 
     on_schedule: ClassVar[bool] = False
-    mean: float = -1.2
+    mean: Finite = -1.2
     std: float = 1.2
 
     def __post_init__(self):
         _require(math.isfinite(self.mean), "a finite mean", self.mean)
         _require(0 < self.std < math.inf, "a finite std > 0", self.std)
 
-    def draw(self, schedule, n: int, generator=None, device=None) -> Drawn:
+    def draw(self, schedule, n: Natural, generator: Randomness = None, device=None) -> Drawn:
         """Levels with alpha = 1, weights 1."""
         _require(isinstance(schedule, EDMSchedule), "log sigma is normal on a variance-exploding schedule", schedule)
         sigma = (randn((n,), generator, dtype=torch.float64, device=device) * self.std + self.mean).exp()
@@ -173,6 +183,7 @@ class LogNormal(LevelSampler):
         return NoiseLevel(torch.ones_like(sigma), sigma, time), torch.ones(n, device=device)
 
 
+@checked
 @dataclass
 class Importance(LevelSampler):
     """p_t proportional to sqrt(E[L_t^2]), weight 1 / (T p_t) (Nichol and Dhariwal 2021, equation 18).
@@ -204,7 +215,7 @@ class Importance(LevelSampler):
             return torch.full((T,), 1 / T, dtype=torch.float64)
         return (1 - self.uniform) * p / p.sum() + self.uniform / T
 
-    def draw(self, schedule, n: int, generator=None, device=None) -> Drawn:
+    def draw(self, schedule, n: Natural, generator: Randomness = None, device=None) -> Drawn:
         """Levels by importance, and the weights that make the loss unbiased."""
         _require_times(schedule)
         T = schedule.T
@@ -216,7 +227,7 @@ class Importance(LevelSampler):
         times = torch.searchsorted(p.cumsum(0), u).clamp(max=T - 1)  # the sum may end just below 1
         return schedule.level(times.to(device)), (1 / (T * p[times])).float().to(device)
 
-    def update(self, level: NoiseLevel, losses: Tensor) -> None:
+    def update(self, level: NoiseLevel, losses: floats("n")) -> None:
         """Note the losses of this part and process."""
         self.noted.append((level.time, losses))
 
@@ -255,6 +266,7 @@ SAMPLERS = {
 }
 
 
+@checked
 def level_sampler(spec: Any) -> LevelSampler:
     """A level sampler as a recipe names it: "importance", or {name: only, t: -1}.
 

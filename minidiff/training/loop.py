@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..arguments import Natural, checked
 from ..data.digests import of_set
 from ..data.sets import class_names, fixed_classes, load_dataset, require_classes, require_images, rows
 from ..files import owned
@@ -29,7 +30,8 @@ from .trainable import Trainable, classes_told
 from .watch import Watch
 
 
-def learning_rate(step: int, recipe: TrainingRecipe) -> float:
+@checked
+def learning_rate(step: Natural, recipe: TrainingRecipe) -> float:
     """Linear warm-up to ``lr``, then linear decay to ``final_lr * lr`` at the last step."""
     warm = min(1.0, (step + 1) / recipe.warmup) if recipe.warmup else 1.0
     progress = max(0, step - recipe.warmup) / max(1, recipe.steps - 1 - recipe.warmup)
@@ -145,7 +147,7 @@ def _train(recipe, build, folder: Path, accelerator, quiet: bool) -> dict[str, T
     return ema.averages[plan.ema[0]]
 
 
-def _diverged(name: str, what: str, step: int, plan: TrainingRecipe, last: Path) -> str:
+def _diverged(name: str, what: str, step: Natural, plan: TrainingRecipe, last: Path) -> str:
     kept = f"{last} holds the last finite checkpoint" if last.exists() else "no checkpoint was written yet"
     return (
         f"{name}: {what} is not finite at step {step} of {plan.steps}; {kept}. "
@@ -153,7 +155,7 @@ def _diverged(name: str, what: str, step: int, plan: TrainingRecipe, last: Path)
     )
 
 
-def _step(step: int, batch, places: range, model: nn.Module, optimizer, plan: TrainingRecipe, accelerator):
+def _step(step: Natural, batch, places: range, model: nn.Module, optimizer, plan: TrainingRecipe, accelerator):
     """One optimiser step on this process's share of a batch: the terms of the loss, and the norm of the gradient."""
     device = accelerator.device
     batch = {name: column.to(device, non_blocking=True) for name, column in batch.items()}
@@ -213,7 +215,7 @@ class _Log:
         shown = {"file": _Onlookers(), "disable": quiet or not main}
         self.bar = tqdm(total=steps, initial=start, desc=name, unit="step", **shown)
 
-    def step(self, step: int, losses: dict[str, Tensor], norm: Tensor, lr: float) -> None:
+    def step(self, step: Natural, losses: dict[str, Tensor], norm: Tensor, lr: float) -> None:
         self.bar.update()
         if step % self.EVERY:
             return

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..arguments import Count, Natural, checked
 from ..data.sets import Columns
 from ..data.workers import loaded
 from ..random import sample_generators
 
 
+@checked
 class Order:
     """Endless shuffled indices: epoch e is a permutation drawn from (seed, e), and any step can be asked for.
 
@@ -26,7 +28,7 @@ class Order:
         window: Files that are mixed.
     """
 
-    def __init__(self, n: int, batch: int, seed: int, shards: Sequence[int] | None = None, window: int = 16):
+    def __init__(self, n: Count, batch: Count, seed: int, shards: Sequence[int] | None = None, window: Count = 16):
         if n < 1:
             raise ValueError("there are no images to train on")
         self.n, self.batch, self.seed, self.shards, self.window = n, batch, seed, shards, window
@@ -69,7 +71,10 @@ class _Slices:
             yield self.order[step][self.share].tolist()
 
 
-def batches(found: Dataset, order: Order, steps: range, share: slice, workers: int = 0) -> Iterator[dict[str, Tensor]]:
+@checked
+def batches(
+    found: Dataset, order: Order, steps: range, share: slice, workers: Natural = 0
+) -> Iterator[dict[str, Tensor]]:
     """Columns of one process's share of each step; a run may begin at any step, inside an epoch too.
 
     Raises:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, distributed, nn
 
+from ..arguments import Count, Natural, checked
 from ..models.layers import Dropout, Stage
 from .plan import TrainingRecipe
 
 
-def share_of(plan: TrainingRecipe, rank: int, world: int) -> slice:
+@checked
+def share_of(plan: TrainingRecipe, rank: Natural, world: Count) -> slice:
     """The rows of the global batch that a process sees.
 
     Raises:

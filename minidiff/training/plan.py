@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
+from ..arguments import Count, Natural, NonNegative, Positive, checked
 from .precision import PRECISIONS
 
 SHARDINGS = ("none", "full")
 
 
+@checked
 @dataclass(frozen=True)
 class TrainingRecipe:
     """How to train.
@@ -36,32 +37,24 @@ class TrainingRecipe:
         ValueError: for a number out of range, or an unknown precision or sharding.
     """
 
-    steps: int
-    batch: int = 128
-    lr: float = 1e-3
-    warmup: int = 100
-    final_lr: float = 0.02
+    steps: Count
+    batch: Count = 128
+    lr: Positive = 1e-3
+    warmup: Natural = 100
+    final_lr: NonNegative = 0.02
     betas: tuple[float, ...] = (0.9, 0.99)
-    weight_decay: float = 0.0
+    weight_decay: NonNegative = 0.0
     clip: float | None = 1.0
     ema: tuple[float, ...] = (0.999,)
     precision: str = "no"
-    seed: int = 0
-    checkpoint_every: int = 500
-    accumulate: int = 1
+    seed: Natural = 0
+    checkpoint_every: Count = 500
+    accumulate: Count = 1
     checkpointing: bool = False
     compile: bool = False
     sharding: str = "none"
 
     def __post_init__(self):
-        for name in ("steps", "batch", "checkpoint_every", "accumulate"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"training.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("warmup", "seed", "final_lr", "weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"training.{name} is a finite number >= 0, got {getattr(self, name)}")
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"training.lr is a finite number > 0, got {self.lr}")
         for name, known in (("precision", PRECISIONS), ("sharding", SHARDINGS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"training.{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from ..arguments import checked
+
 PRECISIONS = ("no", "bf16")
 
 
+@checked
 def autocast(precision: str, device: torch.device) -> torch.autocast:
     """The context for a forward pass: float32, or bfloat16 where that is asked for and the device has it.
 
@@ -19,6 +22,7 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=computes_in(precision, device) is torch.bfloat16)
 
 
+@checked
 def computes_in(precision: str, device: torch.device) -> torch.dtype:
     """What ``autocast`` computes in: ``torch.float32`` or ``torch.bfloat16``.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..arguments import Count, checked
 from ..data.sets import class_names, load_dataset, load_set, require_names
 from ..files import owned, sha256, write_atomically
 from ..random import sample_generators
@@ -21,9 +22,10 @@ from .trainable import Trainable
 HELDOUT = 2000  # images that the losses on a card are measured on, at most
 
 
+@checked
 @torch.no_grad()
 def heldout_terms(
-    system: Trainable, recipe, heldout: dict[str, Tensor], passes: int = 8
+    system: Trainable, recipe, heldout: dict[str, Tensor], passes: Count = 8
 ) -> Iterator[dict[str, Tensor]]:
     """The system's losses (B,) by name on held-out data, batch by batch, each sample seen ``passes`` times.
 
@@ -40,12 +42,14 @@ def heldout_terms(
             yield system.loss(batch, generator)
 
 
+@checked
 def batches(recipe, heldout: dict[str, Tensor]) -> int:
     """The number of parts in which held-out data are shown."""
     return math.ceil(len(next(iter(heldout.values()))) / recipe.training.batch)
 
 
-def heldout_metrics(system: Trainable, recipe, heldout: dict[str, Tensor], passes: int = 8) -> dict[str, float]:
+@checked
+def heldout_metrics(system: Trainable, recipe, heldout: dict[str, Tensor], passes: Count = 8) -> dict[str, float]:
     """The means of ``heldout_terms``, as a card holds them."""
     n = len(next(iter(heldout.values())))
     totals: dict[str, float] = {}

@@ -8,12 +8,14 @@ import threading
 import torch
 from torch import Tensor, nn
 
+from ..arguments import checked
 from .ema import local
 from .parallel import everyones
 
 WATCHED = ("the loss", "the norm of the gradient", "a weight")
 
 
+@checked
 class Watch:
     """Looks at the end of each step, in all processes alike; inside ``with``, Ctrl-C waits for that moment.
 

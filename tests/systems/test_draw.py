@@ -276,7 +276,7 @@ def test_guides_of_no_finite_scale(scale):
         lambda: classifier(log_prob, scale),
         lambda: by_clip(Brighter(), [""], scale),
         lambda: adm(log_prob, scale),
-        lambda: auto(None, scale),
+        lambda: auto(lambda x, level: None, scale),
     ):
         with pytest.raises(ValueError, match="scale must be a finite number"):
             make()

@@ -275,10 +275,10 @@ def known_scene(n=3):
 def test_what_is_known_then_the_mask():
     part, (image, mask) = Known(), known_scene()
     assert part.channels == 4 and Known(1).channels == 2
-    seen = part.encode(None, part.read((image, mask), SHAPE)).image
+    seen = part.encode(torch.nn.Module(), part.read((image, mask), SHAPE)).image
     assert torch.equal(seen[:, :3], image * mask) and torch.equal(seen[:, 3:], mask)
     hidden = torch.where(mask.bool(), image, 0.7)
-    assert torch.equal(part.encode(None, (hidden, mask)).image, seen), "what is not known is not seen"
+    assert torch.equal(part.encode(torch.nn.Module(), (hidden, mask)).image, seen), "what is not known is not seen"
     as_booleans = part.read((image, mask.bool()), SHAPE)[1]
     assert torch.equal(as_booleans, mask) and as_booleans.dtype == image.dtype
 

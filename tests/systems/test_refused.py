@@ -51,26 +51,26 @@ def test_what_is_no_picture_with_a_mask(value):
 @pytest.mark.parametrize("p_drop", [NAN, -0.1, 1.1])
 def test_dropout_is_a_probability(p_drop):
     for part in (lambda: Label(3, True, p_drop), lambda: Caption(tokenizer("scenes"), p_drop)):
-        with pytest.raises(ValueError, match="a probability from 0 to 1"):
+        with pytest.raises(ValueError, match="p_drop must be a number from 0 to 1"):
             part()
 
 
 @pytest.mark.parametrize("n_classes", [0, -1, 2.5, "3"])
 def test_classes_are_counted(n_classes):
-    with pytest.raises(ValueError, match="whole number >= 1"):
+    with pytest.raises(ValueError, match="whole number"):
         Label(n_classes)
 
 
 @pytest.mark.parametrize("factor", [0, 1.5, "2", True])
 def test_a_factor_is_a_whole_number(factor):
-    with pytest.raises(ValueError, match="a factor >= 1"):
+    with pytest.raises(ValueError, match="factor must be a whole number >= 1"):
         LowRes(factor)
 
 
 @pytest.mark.parametrize("labels", [[0, 99], [0, -5], [0.0, 1.0]])
 def test_training_refuses_labels_that_the_network_does_not_have(labels):
     for name in ("digits", "digits-classifier"):
-        with pytest.raises(ValueError, match="labels must be"):
+        with pytest.raises(ValueError, match=r"labels? must be"):
             load(name).loss({"image": torch.zeros(2, 1, 8, 8), "label": torch.tensor(labels)})
 
 
@@ -80,7 +80,7 @@ def test_a_classifier_takes_one_label_or_as_many_as_images():
     with pytest.raises(ValueError, match="3 labels for 2 images"):
         classifier.classifier([1, 2, 3])(torch.zeros(2, 1, 8, 8), level)
     for wrong in (2.5, "3", NAN, []):
-        with pytest.raises(ValueError, match="labels must be"):
+        with pytest.raises(ValueError, match=r"labels? must be"):
             classifier.classifier(wrong)
 
 
@@ -109,31 +109,31 @@ def test_a_system_in_double_precision_takes_values_in_single():
 
 @pytest.mark.parametrize("n", [0, -1, 1.5, NAN, "3", None, True])
 def test_samples_are_counted(n):
-    with pytest.raises(ValueError, match="number of samples must be at least 1"):
+    with pytest.raises(ValueError, match="n must be a whole number >= 1"):
         draw(load("digits"), n)
 
 
 @pytest.mark.parametrize("temperature", [NAN, float("inf"), -1.0])
 def test_a_temperature_is_finite_and_not_negative(temperature):
-    with pytest.raises(ValueError, match="temperature is a finite number >= 0"):
+    with pytest.raises(ValueError, match="temperature must be a finite number >= 0"):
         draw(load("digits"), 1, temperature=temperature)
 
 
 @pytest.mark.parametrize("levels", [[], (), [1, 2], [None], [DATA]])
 def test_what_is_no_chain(levels):
-    with pytest.raises(ValueError, match="two noise levels or more"):
+    with pytest.raises(ValueError, match=r"two noise levels or more|each a NoiseLevel"):
         draw(load("digits"), 1, levels=levels)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.long, torch.complex64])
 def test_a_start_of_another_precision(dtype):
-    with pytest.raises(ValueError, match=r"x_T must be of torch.float32, as the system, got"):
+    with pytest.raises(ValueError, match=r"x_T must be (of torch.float32 on cpu, as the system|a tensor of numbers)"):
         draw(load("digits"), 1, x_T=torch.zeros(1, 1, 8, 8, dtype=dtype))
 
 
 @pytest.mark.parametrize("sigma", [NAN, -0.1, 0.0])
 def test_a_chain_is_not_cut_below_the_data(sigma):
-    with pytest.raises(ValueError, match="a chain is cut at a sigma > 0"):
+    with pytest.raises(ValueError, match="sigma must be a finite number > 0"):
         truncated(load("digits").schedule, 5, sigma)
 
 
@@ -141,7 +141,7 @@ def test_a_chain_is_not_cut_below_the_data(sigma):
 def test_a_truncated_cascade_refuses_the_same_levels(level):
     stages = [(load("shapes8"), {"levels": 2}), (load("shapes8-16"), {"levels": 2, "aug_level": level})]
     for truncate in (False, True):
-        with pytest.raises(ValueError, match="sigma"):
+        with pytest.raises(ValueError, match=r"sigma|alpha|level"):
             cascade(stages, 1, truncate=truncate, label=1)
 
 
@@ -151,7 +151,7 @@ def test_the_base_of_a_cascade_enlarges_nothing():
         cascade(stages, 1, label=1)
 
 
-@pytest.mark.parametrize(("stages", "n"), [([], 1), ([(None, None)], 0), ([(None, None)], -1)])
+@pytest.mark.parametrize(("stages", "n"), [([], 1), (["digits"], 0), (["digits"], -1)])
 def test_at_least_one_picture_of_one_stage(stages, n):
-    with pytest.raises(ValueError, match="at least one picture of one stage"):
-        list(drawn(stages, {}, n))
+    with pytest.raises(ValueError, match=r"at least one picture of one stage|n must be a whole number >= 1"):
+        list(drawn([(load(name), lambda mine: {}) for name in stages], {}, n))
