@@ -48,7 +48,7 @@ def is_hand_in(path: Path) -> bool:
     """Whether a file is a notebook or a script by its name, or a notebook as text (.md) by what it holds."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes[-1:] in ([".py"], [".ipynb"]) or suffixes[-2:-1] == [".ipynb"]:
-        return not path.name.lower().endswith(".zip")
+        return True
     if suffixes[-1:] != [".md"] or path.stat().st_size > MAX_FILE_BYTES:
         return False
     text = path.read_bytes()
