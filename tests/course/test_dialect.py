@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import textwrap
 
+import jupytext
+import nbformat
 import pytest
 
 from minidiff.course.grading.formats import Block, decode, is_hand_in, read
@@ -205,3 +207,21 @@ answer = scale * seven()
 @pytest.mark.parametrize("text", [EXPORTED, COLAB, COLAB.replace("!pip install minidiff", "# nothing")])
 def test_an_exported_notebook_does_not_run_whole(tmp_path, text):
     assert handed_in(tmp_path, text) == 42
+
+
+CELLS = [
+    nbformat.v4.new_markdown_cell("# A lesson"),
+    nbformat.v4.new_code_cell("factor = 21\nran = []"),
+    nbformat.v4.new_code_cell("for x in range(3):\n    ran.append(x)"),
+    nbformat.v4.new_code_cell("def answer(x):\n    return factor * x"),
+]
+
+
+@pytest.mark.parametrize("name", ["light", "nomarker", "sphinx"])
+def test_jupytexts_exports_without_marks_run_what_the_answer_needs(tmp_path, name):
+    """A lesson samples and plots; of an export too grading runs the parts that it needs, not all of it."""
+    text = jupytext.writes(nbformat.v4.new_notebook(cells=CELLS), f"py:{name}")
+    assert "# %%" not in text
+    (tmp_path / "a.py").write_text(text)
+    found, errors = execute(read(tmp_path / "a.py").blocks, ["answer"])
+    assert (found["answer"](2), errors, found.get("ran", [])) == (42, {}, [])
