@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -43,6 +43,28 @@ def write_atomically(path: Path, content: bytes, keep: Path | None = None) -> No
                 left.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def write_together(contents: Mapping[Path, bytes]) -> None:
+    """Write files that belong together: all are on the disk before the first takes its name, in their order.
+
+    Raises:
+        OSError: when the disk is full, say; the files before are untouched and no temporary file is left.
+    """
+    temporary = {path: _temporary(path) for path in contents}
+    try:
+        for path, content in contents.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _synced(temporary[path], path) as file:
+                file.write(content)
+        for path in contents:
+            os.replace(temporary[path], path)
+    except BaseException:
+        for left in temporary.values():
+            left.unlink(missing_ok=True)
+        raise
+    for folder in {path.parent for path in contents}:
+        _sync_folder(folder)
 
 
 @contextmanager

@@ -5,7 +5,9 @@ Full is simulated by the largest size of a file that the system lets a process w
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import resource
 import shutil
 from contextlib import contextmanager
@@ -18,7 +20,7 @@ from PIL import Image
 
 from minidiff.cli import main
 from minidiff.course.grading.book import GradeBook
-from minidiff.store import weights_path
+from minidiff.store import load, weights_path
 
 TINY = str(Path(__file__).parents[1] / "training/tiny.yaml")
 
@@ -103,6 +105,29 @@ def test_the_same_command_goes_on(folder, name):
     result = run(*command)
     assert result.exit_code == 0, result.output
     assert not list(folder.rglob("*.parts"))
+
+
+def test_what_was_published_before_is_whole_when_the_new_card_does_not_fit(folder, monkeypatch):
+    """Weights and card take their names together: else the old card would describe the new weights."""
+    train = [str(word).format(folder) for word in TRAIN]
+    publish = ["--publish", str(folder / "out")]
+    assert run(*train, "training.steps=1", *publish).exit_code == 0
+    old, fsync, calls = contents(folder / "out"), os.fsync, []
+
+    def full(descriptor):
+        calls.append(descriptor)
+        if len(calls) == 2:  # of the weights, then of the card
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    assert run(*train, "training.steps=2").exit_code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        result = run(*train, "training.steps=2", *publish)
+    assert result.exit_code == 1 and "card.json: No space left on device" in result.output
+    assert contents(folder / "out") == old and load(str(folder / "out"))
+    assert run(*train, "training.steps=2", *publish).exit_code == 0
+    assert contents(folder / "out").keys() == old.keys() and contents(folder / "out") != old
 
 
 def test_pictures_that_were_kept_are_not_drawn_again(folder, monkeypatch):
