@@ -6,7 +6,7 @@ The contestants take turns, so that a machine that slows down slows all of them;
 from __future__ import annotations
 
 import multiprocessing
-import resource
+import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -196,10 +196,19 @@ def _peak(index: int, batch: int, compiled: bool, queue) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     race = Race(contestants(compiled)[index], batch, device)
     race.training()
-    on_gpu = device.type == "cuda"
-    queue.put(
-        torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )
+    queue.put(torch.cuda.max_memory_allocated() if device.type == "cuda" else _most_of_this_process())
+
+
+def _most_of_this_process() -> int:
+    """The most memory that this process had until now, in bytes; Windows says so to psutil, which training installs."""
+    try:
+        import resource
+    except ImportError:
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+    unit = 1 if sys.platform == "darwin" else 1024  # of Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def peak_memory(index: int, batch: int, compiled: bool = False) -> int:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-LEFT = re.compile(r"\..+\.(\d+)\.tmp")  # a temporary file, and the process that wrote it
+LEFT = re.compile(r"\.(.+)\.(\d+)\.tmp")  # a temporary file: what it was to be, and the process that wrote it
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room: on the disk, of the user's share, in one file
 
 
 def write_atomically(path: Path, content: bytes, keep: Path | None = None) -> None:
@@ -28,10 +30,10 @@ def write_atomically(path: Path, content: bytes, keep: Path | None = None) -> No
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, copy = _temporary(path), keep and _temporary(keep)
     try:
-        with _synced(temporary) as file:
+        with _synced(temporary, path) as file:
             file.write(content)
         if copy and path.exists():
-            with open(path, "rb") as before, _synced(copy) as file:
+            with open(path, "rb") as before, _synced(copy, keep) as file:
                 shutil.copyfileobj(before, file, 1 << 20)
             os.replace(copy, keep)
         os.replace(temporary, path)
@@ -43,6 +45,28 @@ def write_atomically(path: Path, content: bytes, keep: Path | None = None) -> No
     _sync_folder(path.parent)
 
 
+def write_together(contents: Mapping[Path, bytes]) -> None:
+    """Write files that belong together: all are on the disk before the first takes its name, in their order.
+
+    Raises:
+        OSError: when the disk is full, say; the files before are untouched and no temporary file is left.
+    """
+    temporary = {path: _temporary(path) for path in contents}
+    try:
+        for path, content in contents.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _synced(temporary[path], path) as file:
+                file.write(content)
+        for path in contents:
+            os.replace(temporary[path], path)
+    except BaseException:
+        for left in temporary.values():
+            left.unlink(missing_ok=True)
+        raise
+    for folder in {path.parent for path in contents}:
+        _sync_folder(folder)
+
+
 @contextmanager
 def written_atomically(path: Path) -> Iterator[BinaryIO]:
     """A file to write to, which is there under its name when it is whole; the one before is untouched until then.
@@ -52,7 +76,7 @@ def written_atomically(path: Path) -> Iterator[BinaryIO]:
     """
     temporary = _temporary(path)
     try:
-        with _synced(temporary) as file:
+        with _synced(temporary, path) as file:
             yield file
         os.replace(temporary, path)
     except BaseException:
@@ -64,6 +88,8 @@ def written_atomically(path: Path) -> Iterator[BinaryIO]:
 def require_writable(path: Path) -> None:
     """Prove that a file can be written, before the work whose result it is to hold; its folder is made.
 
+    What is left of processes that died while they wrote this file is removed.
+
     Raises:
         ValueError: when it cannot.
     """
@@ -74,6 +100,7 @@ def require_writable(path: Path) -> None:
         temporary.unlink()
     except OSError as error:
         raise ValueError(f"{path} cannot be written ({error.strerror or error})") from None
+    remove_leftovers(path.parent, path.name)
 
 
 def _temporary(path: Path) -> Path:
@@ -81,11 +108,17 @@ def _temporary(path: Path) -> Path:
 
 
 @contextmanager
-def _synced(path: Path) -> Iterator:
-    with open(path, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
+def _synced(temporary: Path, path: Path) -> Iterator:
+    """A temporary file to write to; an error of writing names the file that it was to become."""
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno in FULL:
+            error.filename = str(path)
+        raise
 
 
 def _sync_folder(folder: Path) -> None:
@@ -98,14 +131,33 @@ def _sync_folder(folder: Path) -> None:
             os.close(opened)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of processes that died while they wrote into a folder."""
-    import psutil
-
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Remove the temporary files of processes that died while they wrote into a folder: all, or those of one file."""
     for path in folder.glob(".*.tmp"):
         match = LEFT.fullmatch(path.name)
-        if match and (int(match[1]) == os.getpid() or not psutil.pid_exists(int(match[1]))):
+        if not match or name not in (None, match[1]):
+            continue
+        if int(match[2]) == os.getpid() or not _alive(int(match[2])):
             path.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    """Whether a process may still be there; without psutil, which training installs, only Unix tells."""
+    try:
+        import psutil
+    except ImportError:
+        return os.name != "posix" or _signalled(process)
+    return psutil.pid_exists(process)
+
+
+def _signalled(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
 
 
 @contextmanager

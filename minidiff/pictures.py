@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -72,21 +73,20 @@ def read_edit(path: str | Path, size: Count, mask: str | Path | None = None) -> 
     Args:
         path: The picture; it is cropped to a square. Where it is transparent it is to be painted.
         size: Side of the square in pixels.
-        mask: A second picture that says so instead: white is kept, black is painted; or 1 and 0. It is cropped like
-            the first.
+        mask: A second picture that says so instead: white is kept, black is painted; or 1 and 0, in 8 or 16 bits. It
+            is cropped like the first.
 
     Returns:
         (1, 3, size, size) in [-1, 1] and the mask (1, 1, size, size): 1 where a pixel is known, which it is only if all
         that the file shows of it is kept.
 
     Raises:
-        ValueError: for a file that is no picture, or when nothing is left to paint.
+        ValueError: for a file that is no picture, or when nothing is left to paint; for a mask that is not black and
+            keeps nothing all the same.
     """
     picture = _opened(path).convert("RGBA")
     if mask is not None:
-        kept = _opened(mask).convert("L")
-        if kept.getextrema()[1] == 1:  # a table of zeros and ones
-            kept = kept.point(lambda value: 255 * value)
+        kept = _opened(mask, _kept)
         if kept.size != picture.size:
             raise ValueError(f"{mask} has {kept.size} pixels, {path} has {picture.size}; equal sizes are accepted")
         picture.putalpha(kept)
@@ -96,12 +96,25 @@ def read_edit(path: str | Path, size: Count, mask: str | Path | None = None) -> 
     if known.all():
         how = "transparent" if mask is None else "black in the mask"
         raise ValueError(f"nothing of {path} is left to paint; make a part of it {how}")
+    if mask is not None and not known.any() and (brightest := kept.getextrema()[1]):
+        raise ValueError(
+            f"{mask} keeps nothing of {path}: white, 255, is kept, in areas as large as a pixel of {size}x{size}; the "
+            f"brightest of it is {brightest}"
+        )
     return to_tensor(fitted.convert("RGB"))[None], known.float()
 
 
-def _opened(path: str | Path) -> Image.Image:
+def _opened(path: str | Path, read: Callable[[Image.Image], Image.Image] = eight_bits) -> Image.Image:
     try:
         with Image.open(path) as picture:
-            return eight_bits(picture)
+            return read(picture)
     except UNREADABLE as error:
         raise ValueError(f"{path} is no picture that can be read ({error})") from None
+
+
+def _kept(mask: Image.Image) -> Image.Image:
+    """A mask in 8 bits, 255 where all is kept; one that holds 0 and 1, or 0 to 255, in 16 bits means the same."""
+    brightest = mask.getextrema()[1]
+    scale = 65535 // brightest if mask.mode.startswith("I") and brightest in (1, 255) else 1
+    grey = eight_bits(mask.point(lambda value: value * scale) if scale > 1 else mask).convert("L")
+    return grey.point(lambda value: 255 * value) if grey.getextrema()[1] == 1 else grey

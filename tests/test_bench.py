@@ -1,7 +1,11 @@
 """The benchmark compares what it says it compares, and its report holds together."""
 
+import importlib
 import json
+import sys
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from click.testing import CliRunner
@@ -35,6 +39,15 @@ def test_plain_choices_change_the_speed_not_the_function(small):
     torch.testing.assert_close(fast.forward(), plain.forward())
     assert fast.network.input_blocks[0][0].weight.is_contiguous(memory_format=torch.channels_last)
     assert plain.network.memory_format is torch.contiguous_format
+
+
+def test_memory_is_measured_on_windows_too(monkeypatch):
+    """There is no ``resource`` there; on Linux ``psutil`` says what a process has now, about which its peak is."""
+    here, process = bench._most_of_this_process(), psutil.Process()
+    assert 0.9 * process.memory_info().rss < here < 10 * process.memory_info().rss
+    monkeypatch.setitem(sys.modules, "resource", None)
+    monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(memory_info=lambda: SimpleNamespace(peak_wset=7)))
+    assert importlib.reload(bench)._most_of_this_process() == 7, "the module is read without it"
 
 
 def test_the_report(small, monkeypatch, tmp_path):

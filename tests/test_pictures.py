@@ -82,12 +82,33 @@ def test_a_mask_says_the_same(pixels, tmp_path):
     assert all(torch.equal(one, other) for one, other in zip(by_mask, by_alpha, strict=True))
 
 
-@pytest.mark.parametrize("white", [1, 65535])
-def test_a_mask_in_ones_or_in_16_bits(white, pixels, tmp_path):
+@pytest.mark.parametrize(
+    ("white", "dtype", "suffix"),
+    [
+        (1, np.uint8, "png"),
+        (1, np.uint16, "png"),
+        (255, np.uint16, "png"),
+        (65535, np.uint16, "png"),
+        (1, np.uint16, "tif"),
+        (1, np.int32, "tif"),
+    ],
+)
+def test_a_mask_in_ones_or_in_16_bits(white, dtype, suffix, pixels, tmp_path):
     picture = saved(tmp_path / "x.png", pixels[..., :3])
-    mask = saved(tmp_path / "m.png", (pixels[..., 3] == 255).astype(np.uint16 if white > 255 else np.uint8) * white)
+    mask = saved(tmp_path / f"m.{suffix}", (pixels[..., 3] == 255).astype(dtype) * dtype(white))
     expected = read_edit(picture, 16, saved(tmp_path / "m8.png", pixels[..., 3]))
     assert all(torch.equal(one, other) for one, other in zip(read_edit(picture, 16, mask), expected, strict=True))
+
+
+def test_a_mask_that_keeps_nothing_is_black(pixels, tmp_path):
+    """Not one of greys, nor one of dots smaller than a pixel, which would drop the picture without a word."""
+    picture = saved(tmp_path / "x.png", pixels[..., :3])
+    black = saved(tmp_path / "black.png", np.zeros((32, 32), np.uint8))
+    assert not read_edit(picture, 16, black)[1].any()
+    for name, values in (("grey", pixels[..., 3] // 2), ("dots", np.eye(32, dtype=np.uint8) * 255)):
+        mask = saved(tmp_path / f"{name}.png", values)
+        with pytest.raises(ValueError, match=f"keeps nothing of .*; the brightest of it is {values.max()}"):
+            read_edit(picture, 16, mask)
 
 
 def test_16_bits_of_grey_are_scaled_wherever_a_picture_is_read(tmp_path):

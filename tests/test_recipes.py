@@ -6,7 +6,8 @@ import re
 import pytest
 import yaml
 
-from minidiff.recipes import Recipe, ScheduleRecipe, available, load_recipe
+from minidiff.recipes import FOLDER, Recipe, ScheduleRecipe, available, load_recipe
+from minidiff.schedule import respaced
 from minidiff.store import card, checkpoints, data_folder, recipe_of
 from minidiff.systems.registry import find
 from minidiff.training.plan import TrainingRecipe
@@ -40,6 +41,30 @@ def test_a_card_holds_a_recipe_that_makes_what_lies_beside_it(name):
     assert described["parameters"] == sum(p.numel() for p in recipe.build(empty=True).parameters())
     assert described["steps"] == recipe.training.steps and described["seconds"] > 0
     assert described["metrics"] and described["trained_with"]
+
+
+PUBLISHED = "adm-", "cdm-", "sr3-", "karlo-", "glide-base", "glide-upsampler", "glide-paper", "unclip-paper"
+DRAWERS = [name for name in available() if name.startswith(PUBLISHED) and not name.startswith("adm-classifier")]
+PAPERS = {  # steps and sampler: table 3 of Ramesh et al. 2022, and the configuration files of SR3's re-implementation
+    "sr3-16-128": ("2000", "ancestral", None),
+    "sr3-64-512": ("2000", "ancestral", None),
+    "glide-paper-base": ("100", "ancestral", 3.0),
+    "glide-paper-upsampler": ("fast27", "ddim", 1.0),
+    "unclip-paper-decoder": ("250", "ancestral", 1.25),
+    "unclip-paper-up256": ("27", "ddim", None),
+    "unclip-paper-up1024": ("15", "ddim", None),
+}
+
+
+@pytest.mark.parametrize("name", DRAWERS)
+def test_a_preset_says_how_it_was_sampled_or_that_nothing_was_published(name):
+    recipe, text = load_recipe(name), (FOLDER / f"{name}.yaml").read_text()
+    assert (recipe.sampling is None) == ("# Sampling: " in text), "what is not published is said"
+    if recipe.sampling:
+        respaced(recipe.build(empty=True).schedule, recipe.sampling.steps)  # steps that its schedule has
+    if name in PAPERS:
+        way = recipe.sampling
+        assert (way.steps, way.sampler, way.scale) == PAPERS[name]
 
 
 def test_checkpoints_take_at_most_40_mib():

@@ -8,6 +8,7 @@ import sys
 import click
 
 from .. import __version__
+from ..files import FULL
 from .bench import bench
 from .course import claims, grade
 from .data import data
@@ -19,6 +20,7 @@ from .info import info
 from .sample import sample
 from .train import train
 
+ROOM = "; what was written before is as it was: make room, and the same command goes on, or begins again"
 TOO_LARGE = (
     "out of memory: lower --batch; in training raise training.accumulate, the parts that a batch is cut into, or lower "
     "training.batch (see minidiff train RECIPE --dry-run)"
@@ -49,7 +51,7 @@ class OneLine(click.Group):
             if error.errno in (None, errno.EPIPE):
                 raise
             where = f"{error.filename}: " if error.filename else ""
-            click.echo(f"minidiff: {where}{error.strerror}", err=True)
+            click.echo(f"minidiff: {where}{error.strerror}{ROOM if error.errno in FULL else ''}", err=True)
             sys.exit(1)
         except (RuntimeError, MemoryError) as error:
             if not _out_of_memory(error):

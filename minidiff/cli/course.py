@@ -22,7 +22,7 @@ from .finite import Finite
 @click.option("--jobs", type=click.IntRange(1, 1024), default=1, show_default=True, help="Hand-ins at a time.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of the inputs that the cases draw (default: a new one).")
 def grade(paths, csv_path, json_path, time_limit, memory_limit, jobs, seed) -> None:
-    """Grade hand-ins: notebooks (.ipynb, .md), .py files, or folders of them.
+    """Grade hand-ins: notebooks (.ipynb, .md), .py files, or folders of them. What a folder holds beside is named.
 
     Each runs in a process of its own, with limits and without network; what one does costs that one its points only.
     All are asked the same questions; --seed repeats those of an earlier run. The files are rewritten as each hand-in
@@ -35,8 +35,11 @@ def grade(paths, csv_path, json_path, time_limit, memory_limit, jobs, seed) -> N
     """
     from ..course.grading import grade_paths
     from ..course.grading.book import name_of, printable
+    from ..course.grading.files import left_out
 
     files = ", ".join(printable(path) for path in (csv_path, json_path) if path)
+    written = {Path(path).resolve() for path in (csv_path, json_path) if path}
+    _name({path: why for path, why in left_out(paths).items() if path.resolve() not in written})
     try:
         results = grade_paths(
             [Path(p) for p in paths],
@@ -54,6 +57,20 @@ def grade(paths, csv_path, json_path, time_limit, memory_limit, jobs, seed) -> N
         click.echo(f"minidiff: stopped; what was graded until now is in {files}", err=True)
         raise
     _say(f"{len(results)} hand-ins graded (--seed {results[0]['seed']}): {files}")
+
+
+def _name(others: dict[Path, str], most: int = 20) -> None:
+    """Say what is not graded, archives first: they may hold hand-ins."""
+    from ..course.grading.book import printable
+
+    lines = sorted((f"minidiff: left out: {path} is {why}" for path, why in others.items()), key=_no_archive)
+    more = f"minidiff: left out: {len(lines) - most} more files"
+    for line in lines[:most] + [more] * (len(lines) > most):
+        click.echo(printable(line), err=True)
+
+
+def _no_archive(line: str) -> bool:
+    return not line.endswith("unpack it")
 
 
 def _say(line: str) -> None:

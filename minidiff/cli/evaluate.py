@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import platform
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from .. import __version__
 from .finite import Finite
-from .systems import DRAWING, drawing_of, drawing_options, stages_of
+from .systems import DRAWING, drawing_of, drawing_options, scale_of, stages_of
 
 INTERVALS = (
     "half-sample bootstrap, see minidiff.metrics.bootstrap; Wilson's for class_accuracy and what the oracle sees"
@@ -26,7 +27,11 @@ FOREIGN = {  # options that a kind of source has no use for
 @click.command()
 @click.argument("source", metavar="NAME_OR_PATH")
 @click.option(
-    "--scale", "scales", type=Finite(), multiple=True, help="Guidance scale s, as often as wanted (default: 1)."
+    "--scale",
+    "scales",
+    type=Finite(),
+    multiple=True,
+    help="Guidance scale s, as often as wanted (default: as sample's).",
 )
 @click.option("--images", type=click.IntRange(min=1), help="Images to judge (default: 1000 drawn, or all of a set).")
 @click.option("--captions", type=click.IntRange(min=2), help="Captions of each sheet (default: up to 500).")
@@ -53,9 +58,10 @@ def evaluate(context, source, out, card, cpu, bound_images, quiet, **options) ->
     captions, what of them is in the pictures, CLIP score, Frechet distance and diversity, for held-out captions and for
     seen ones. NAME_OR_PATH is a committed checkpoint, the folder of a run (its averaged weights) or of what it
     published, a preset with its released --weights, or images: a folder, a zip archive, or an npz file with uint8
-    images (N, height, width, channels) as arr_0 and labels as arr_1. A model draws as many images of each class. The
-    first row judges as many real images: what could be reached. All of the table, and what it takes to measure it
-    again, goes into a JSON file.
+    images (N, height, width, channels) as arr_0 and labels as arr_1. A model draws as many images of each class, and as
+    `minidiff sample` does where nothing else is said: with the steps, sampler and scale that were published. The first
+    row judges as many real images: what could be reached. All of the table, and what it takes to measure it again, goes
+    into a JSON file.
 
     \b
     Examples:
@@ -79,7 +85,7 @@ def evaluate(context, source, out, card, cpu, bound_images, quiet, **options) ->
         require_writable(file)
     began = time.monotonic()
     same = ("images", "captions", "again", "reference", "features", "neighbours", "seed", "draws", "batch")
-    how = Evaluation(options["scales"] or (1.0,), quiet=quiet, **{name: options[name] for name in same})
+    how = Evaluation(quiet=quiet, **{name: options[name] for name in same})
     with processes(cpu) as here:
         records = [judge(plan, here) for plan in _plans(context, source, how, here, options, bound_images)]
         if here.rank > 0:
@@ -111,7 +117,9 @@ def _plans(context, source: str, how, here, options: dict, bound_images: int | N
     drawing, base = drawing_of(source, options, here.device)
     judged = judges(drawing)
     _refuse(context, f"{source} is judged by {judged}", FOREIGN[judged])
-    facts = {"recipe": base.recipe.to_plain(), "sha256": sha256(base.path), "stages": stages_of(drawing)}
+    how = replace(how, scales=options["scales"] or (scale_of(drawing, judged == "caption"),))
+    stages = stages_of(drawing, how.scales[0] if len(how.scales) == 1 else None)
+    facts = {"recipe": base.recipe.to_plain(), "sha256": sha256(base.path), "stages": stages}
     planned = plans(drawing, base.recipe, how, here, facts)
     if bound_images:
         more = (how.seed, how.quiet, how.draws)
@@ -149,6 +157,11 @@ def _called(row: dict) -> str:
     return f"{row['what']} ({row['images']}, {row['left_out']} broken)" if row["left_out"] else row["what"]
 
 
+def _drawn(stage: dict) -> str:
+    scale = "" if stage["scale"] is None else f", s = {stage['scale']:g}"
+    return f"{stage['system']}: {stage['steps']} steps, {stage['sampler']}{scale}"
+
+
 def _show(found: dict, path: Path) -> None:
     from ..metrics.captions import COLUMNS, FITS
     from ..metrics.report import table
@@ -165,6 +178,8 @@ def _show(found: dict, path: Path) -> None:
         value, low, high = bits["total"].values()
         click.echo(f"bits/dim {value:.3f} [{low:.3f}, {high:.3f}] on {bits['images']} held-out images")
     reference, features = found["reference"], found["features"]
+    if stages := found.get("stages"):
+        click.echo(f"drawn by {'; '.join(map(_drawn, stages))}")
     if found.get("labels", "").startswith("not compared"):
         click.echo(f"no accuracy: labels {found['labels']}")
     if reference["left_out"]:

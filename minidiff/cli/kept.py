@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..files import write_atomically
+from ..files import remove_leftovers, write_atomically
 
 
 class Kept:
@@ -41,9 +41,11 @@ class Kept:
             raise ValueError(
                 f"{self.folder.parent} cannot be written to ({error.strerror or error}); choose another --out"
             ) from None
-        for path in self.folder.iterdir() if first else ():
-            if self._mark not in path.name:
-                path.unlink(missing_ok=True)
+        if first:
+            remove_leftovers(self.folder)
+            for path in self.folder.iterdir():
+                if self._mark not in path.name:
+                    path.unlink(missing_ok=True)
 
     def add(self, index: Tensor, pixels: Tensor) -> None:
         """Keep the pictures (b, H, W, C), uint8, of the indices (b,)."""

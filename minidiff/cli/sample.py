@@ -12,9 +12,7 @@ from .. import __version__
 from ..files import write_atomically, written_atomically
 from .kept import Kept
 from .outputs import checked
-from .systems import FINITE, PER_STAGE, answers, drawing_of, drawing_options, help_of, stages_of
-
-TEXT_SCALE = 3.0  # where nothing was published: as in GLIDE's example
+from .systems import FINITE, PER_STAGE, answers, drawing_of, drawing_options, help_of, scale_of, stages_of
 
 
 def _show_help(context: click.Context, option: click.Parameter, name: str | None) -> None:
@@ -71,7 +69,7 @@ def sample(context, system, words, count, out, cpu, quiet, **options) -> None:
     with processes(cpu) as here:
         drawing, _ = drawing_of(system, options, here.device)
         given = answers(drawing, system, words, [name for option in context.command.params for name in option.opts])
-        scale = _scale(drawing, bool(given.get("caption")))
+        scale = scale_of(drawing, bool(given.get("caption")))
         values, number = drawing.answers(given, count)
         stages = stages_of(drawing, scale)
         same = {name: value for name, value in options.items() if name not in (*PER_STAGE, "batch")}
@@ -106,15 +104,6 @@ def _stamps(values) -> dict[str, list[int]]:
     return stamps
 
 
-def _scale(drawing, captioned: bool) -> float:
-    """The guidance scale of the base: the one that is named, or was published for these steps, or a default."""
-    way, published = drawing.way(drawing.base), None
-    if drawing.classifier is not None or drawing.clip is not None:
-        published = way.classifier_scales.get(way.steps)
-    default = TEXT_SCALE if captioned else 1.0
-    return next(scale for scale in (way.scale, published, default) if scale is not None)
-
-
 def _drawn(here, drawing, values, number, scale, captions, kept, quiet):
     """All pictures (n, H, W, C), uint8, in the first process: those that were kept, and those that are drawn now."""
     from tqdm import tqdm
@@ -130,8 +119,9 @@ def _drawn(here, drawing, values, number, scale, captions, kept, quiet):
     with tqdm(total=drawing.steps(len(share - done)), desc="sample", unit="step", disable=hidden, leave=False) as bar:
         try:
             for index, images in drawing.draw(here, values, number, scale, captions, done, bar.update):
-                parts.append((index, to_uint8(images).permute(0, 2, 3, 1).contiguous()))
-                kept.add(*parts[-1])
+                pixels = to_uint8(images).permute(0, 2, 3, 1).contiguous()
+                kept.add(index, pixels)
+                parts.append((index, pixels))
         except BaseException as stop:
             have = sum(len(index) for index, _ in parts)
             said = f"{have} pictures are kept in {kept.folder}, and the same command goes on from there"

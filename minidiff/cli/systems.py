@@ -22,6 +22,7 @@ from .finite import Finite
 FILE = click.Path(exists=True, dir_okay=False)
 FINITE = Finite()
 STAGES = "(repeat it for enlargers; default: as published, or"
+TEXT_SCALE = 3.0  # where nothing was published: as in GLIDE's example
 PER_STAGE = ("steps", "sampler", "temperature", "scale")
 KINDS = {"integer": click.INT, "number": click.FLOAT, "text": click.STRING, "file": FILE}
 
@@ -149,6 +150,15 @@ def _drawer(ref: str, device, otherwise: str) -> Found:
     return found
 
 
+def scale_of(drawing: Drawing, captioned: bool) -> float:
+    """The guidance scale of the base: the one that is named, or was published for these steps, or a default."""
+    way, published = drawing.way(drawing.base), None
+    if drawing.classifier is not None or drawing.clip is not None:
+        published = way.classifier_scales.get(way.steps)
+    default = TEXT_SCALE if captioned else 1.0
+    return next(scale for scale in (way.scale, published, default) if scale is not None)
+
+
 def stages_of(drawing: Drawing, scale: float | None = None) -> list[dict]:
     """How each stage is sampled, for a record; ``scale`` is the base's."""
     stages = []
@@ -156,7 +166,7 @@ def stages_of(drawing: Drawing, scale: float | None = None) -> list[dict]:
         way = drawing.way(i)
         own = {name: getattr(way, name) for name in ("steps", "scale", "temperature", "aug_level", "threshold")}
         stages.append({"system": name, "sampler": way.sampler or "ddim"} | own)
-    stages[0]["scale"] = scale
+    stages[drawing.base]["scale"] = scale
     return stages
 
 

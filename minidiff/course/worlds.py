@@ -43,8 +43,8 @@ def tilted_samples(world: GaussianMixtureDenoiser, label: Natural, scale: float,
     Raises:
         ValueError: for s < 1, where p(c|x)^(s-1) is no probability of keeping a draw.
     """
-    if not scale >= 1:
-        raise ValueError(f"draws of p(x|c) are kept with probability p(c|x)^(s - 1), which needs s >= 1, not {scale}")
+    if not 1 <= scale < math.inf:
+        raise ValueError(f"scale s is at least 1, since p(c|x)^(s - 1) is the chance to keep a draw; got {scale}")
     generator, kept = torch.Generator().manual_seed(seed), []
     while sum(map(len, kept)) < n:
         x = world.sample(2 * n, generator, label)

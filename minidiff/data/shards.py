@@ -83,8 +83,12 @@ class Shards(Images):
         self.samples = samples = Samples(where, beside)
         self._images = [s for s in samples.suffixes if s in IMAGES]
         if not self._images:
-            held = ", ".join(samples.suffixes)
-            raise ValueError(f"no images in the shards of {where}: they hold {held}; {', '.join(IMAGES)} are accepted")
+            held = ", ".join(samples.suffixes[:5]) + ", ..." * (len(samples.suffixes) > 5)
+            dotted = any(suffix.rpartition(".")[2] in IMAGES for suffix in samples.suffixes)
+            hint = "; what follows the first dot of a name says what a member is: keys have no dots" if dotted else ""
+            raise ValueError(
+                f"no images in the shards of {where}: they hold {held}; {', '.join(IMAGES)} are accepted{hint}"
+            )
         self._read = read
         self._targets = (targets,) if isinstance(targets, str) else tuple(targets)
         for target in self._targets:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ..files import write_atomically
+from ..files import remove_leftovers, write_atomically, written_atomically
 from .samples import FORMAT, INDEX
 from .tar import read_table
 
@@ -58,29 +58,25 @@ class ShardWriter:
             file = self.out / record["name"]
             if file.is_file() and file.stat().st_size == record["bytes"]:
                 self.done[record["name"]] = record
+        if self.out.is_dir():
+            remove_leftovers(self.out)  # of jobs that were killed
         if not index:
             self._write_index(False)  # before any shard: its folder is known as this job's from the start
 
     @contextlib.contextmanager
     def shard(self, name: str) -> Iterator[tuple[Callable[[str, dict[str, bytes]], None], list[str]]]:
         """Write one shard: gives ``add(key, members)`` and the list that names of skipped samples go to."""
-        temporary, skipped, samples = self.out / f".{name}.{os.getpid()}.part", [], 0
+        skipped, samples = [], 0
 
         def add(key: str, members: dict[str, bytes]) -> None:
             nonlocal samples
             tar.write({"__key__": key, **members})
             samples += 1
 
-        try:
-            with open(temporary, "wb") as file:
-                hashed = _Hashed(file)
-                with self._writer(hashed, encoder=False, mtime=0) as tar:
-                    yield add, skipped
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.out / name)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with written_atomically(self.out / name) as file:
+            hashed = _Hashed(file)
+            with self._writer(hashed, encoder=False, mtime=0) as tar:
+                yield add, skipped
         size = (self.out / name).stat().st_size
         record = {"name": name, "samples": samples, "bytes": size, "sha256": hashed.digest.hexdigest()}
         self.done[name] = record | {"skipped": skipped}
@@ -95,8 +91,6 @@ class ShardWriter:
         """
         if not any(record["samples"] for record in self.done.values()):
             raise ValueError(f"nothing to write to {self.out}: all samples were skipped")
-        for left in self.out.glob(".*.part"):  # of runs that were killed
-            left.unlink(missing_ok=True)
         return self._write_index(True, **facts)
 
     def _write_index(self, complete: bool, **facts) -> dict:

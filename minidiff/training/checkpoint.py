@@ -132,12 +132,18 @@ def load_weights(module: nn.Module, path: Path) -> dict:
 
 
 @checked
-def export_weights(module_state: dict[str, Tensor], path: Path, meta: dict) -> None:
-    """Save weights in float16 for publication.
+def exported(module_state: dict[str, Tensor], path: Path, meta: dict) -> bytes:
+    """The content of a file of weights in float16, for publication.
 
     Raises:
-        ValueError: for weights that are not finite in float16, by name; nothing is written.
+        ValueError: for weights that are not finite in float16, by name.
     """
     half = {k: v.half() if torch.is_floating_point(v) else v for k, v in module_state.items()}
     require_finite(half, f"what {path} should hold, in float16,")
-    write_atomically(Path(path), _content(half, meta))
+    return _content(half, meta)
+
+
+@checked
+def export_weights(module_state: dict[str, Tensor], path: Path, meta: dict) -> None:
+    """Save weights in float16 for publication; nothing is written where ``exported`` refuses them."""
+    write_atomically(Path(path), exported(module_state, path, meta))

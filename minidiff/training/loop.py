@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import sys
@@ -28,6 +29,8 @@ from .precision import autocast, computes_in
 from .resume import State
 from .trainable import Trainable, classes_told
 from .watch import Watch
+
+log = logging.getLogger(__name__)
 
 
 @checked
@@ -114,9 +117,9 @@ def _train(recipe, build, folder: Path, accelerator, quiet: bool) -> dict[str, T
     data = of_set(found)
     start, seconds = state.resume(folder, recipe, len(found), data)
     began = time.monotonic()
-    log = _Log(folder, recipe.name, plan.steps, start, quiet, accelerator)
+    shown = _Log(folder, recipe.name, plan.steps, start, quiet, accelerator)
     stream = batches(found, order, range(start, plan.steps), share, recipe.data.workers)
-    with Watch() as watch, closing(log):
+    with Watch() as watch, closing(shown):
         for step, batch in enumerate(stream, start):
             losses, norm = _step(step, batch, range(plan.batch)[share], model, optimizer, plan, accelerator)
             diverged, stop = watch.look(losses["loss"], norm, system)
@@ -124,7 +127,7 @@ def _train(recipe, build, folder: Path, accelerator, quiet: bool) -> dict[str, T
                 raise ValueError(_diverged(recipe.name, diverged, step + 1, plan, last))
             system.after_step()
             ema.update(system, step)
-            log.step(step, losses, norm, learning_rate(step, plan))
+            shown.step(step, losses, norm, learning_rate(step, plan))
             if stop or step + 1 == plan.steps or (step + 1) % plan.checkpoint_every == 0:
                 tensors = state.tensors()
                 if main:
@@ -211,7 +214,8 @@ class _Log:
 
         main = accelerator.is_main_process
         self.accelerator = accelerator
-        self.writer = SummaryWriter(folder / "log", purge_step=start) if main else None
+        self.folder = folder / "log"
+        self.writer = SummaryWriter(self.folder, purge_step=start) if main else None
         shown = {"file": _Onlookers(), "disable": quiet or not main}
         self.bar = tqdm(total=steps, initial=start, desc=name, unit="step", **shown)
 
@@ -221,11 +225,15 @@ class _Log:
             return
         means = {name: self.accelerator.gather(value).mean().item() for name, value in losses.items()}
         self.bar.set_postfix({name: f"{value:.4f}" for name, value in means.items()})
-        if self.writer:
-            for name, value in (means | {"gradient_norm": norm, "lr": lr}).items():
+        try:
+            for name, value in (means | {"gradient_norm": norm, "lr": lr}).items() if self.writer else ():
                 self.writer.add_scalar(name, value, step)
+        except OSError as error:  # of a full disk, say: no reason to end a training
+            log.warning("the numbers in %s are written no more (%s); the training goes on", self.folder, error)
+            self.writer = None
 
     def close(self) -> None:
         self.bar.close()
         if self.writer:
-            self.writer.close()
+            with suppress(OSError):
+                self.writer.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import platform
@@ -13,9 +14,9 @@ from torch import Tensor
 
 from ..arguments import Count, checked
 from ..data.sets import class_names, load_dataset, load_set, require_names
-from ..files import owned, sha256, write_atomically
+from ..files import owned, write_together
 from ..random import sample_generators
-from .checkpoint import averaged, export_weights, load_checkpoint, require_fit
+from .checkpoint import averaged, exported, load_checkpoint, require_fit
 from .resume import require_facts
 from .trainable import Trainable
 
@@ -101,10 +102,10 @@ def publish(recipe, system: Trainable, run: str | Path, folder: str | Path) -> d
     beside, metrics = system.published_beside(heldout), heldout_metrics(system, recipe, heldout)
     if not all(map(math.isfinite, metrics.values())):
         raise ValueError(f"{run}: held-out losses are not finite: {metrics}")
-    export_weights(weights, path, {"name": recipe.name})
-    other = path.with_name("reference.safetensors")
+    files = {path: exported(weights, path, {"name": recipe.name})}
     if beside:
-        export_weights(beside, other, {"name": recipe.name})
+        other = path.with_name("reference.safetensors")
+        files[other] = exported(beside, other, {"name": recipe.name})
     card = {
         "name": recipe.name,
         "recipe": recipe.to_plain(),
@@ -114,10 +115,11 @@ def publish(recipe, system: Trainable, run: str | Path, folder: str | Path) -> d
         **({"classes": names} if names else {}),
         "seconds": round(meta["seconds"]),
         "parameters": sum(p.numel() for p in system.parameters()),
-        "megabytes": round(path.stat().st_size / 1e6, 2),
+        "megabytes": round(len(files[path]) / 1e6, 2),
         "metrics": metrics,
-        "sha256": {file.name: sha256(file) for file in (path, *([other] if beside else []))},
+        "sha256": {file.name: hashlib.sha256(content).hexdigest() for file, content in files.items()},
         "trained_with": {"torch": torch.__version__, "machine": platform.machine(), "device": meta["device"]},
     }
-    write_atomically(Path(folder) / "card.json", (json.dumps(card, indent=2, allow_nan=False) + "\n").encode())
+    files[path.with_name("card.json")] = (json.dumps(card, indent=2, allow_nan=False) + "\n").encode()
+    write_together(files)
     return card

@@ -105,6 +105,22 @@ def test_the_bound(tmp_path):
     assert "bits/dim" in result.output
 
 
+def test_what_was_published_is_judged_where_nothing_else_is_said(tmp_path):
+    folder, published = tmp_path / "run", "sampling={steps: '3', sampler: ancestral, scale: 2.5}"
+    recipe = load_recipe(TINY, ["training.steps=1", "system.variance=fixed", "network.out_channels=1", published])
+    train(recipe, lambda r: r.build(), folder, cpu=True, quiet=True)
+    few, said = ("--images", 140, "--draws", 20, "--quiet", "--cpu", "--json", tmp_path / "x.json"), {}
+    for name, options in (("default", ()), ("named", ("--scale", 2.5)), ("two", ("--scale", 0, "--scale", 1))):
+        result = run("evaluate", folder, *few, *options)
+        assert result.exit_code == 0, result.output
+        said[name] = result.output, json.loads((tmp_path / "x.json").read_text())
+    rows = {name: [row["scale"] for row in found["rows"]] for name, (_, found) in said.items()}
+    assert rows == {"default": [None, 2.5], "named": [None, 2.5], "two": [None, 0, 1]}
+    assert said["default"][1]["rows"] == said["named"][1]["rows"]
+    assert f"drawn by {folder}: 3 steps, ancestral, s = 2.5" in said["default"][0].splitlines()
+    assert f"drawn by {folder}: 3 steps, ancestral" in said["two"][0].splitlines(), "its scales are those of the rows"
+
+
 def test_a_system_without_labels(tmp_path):
     """By itself it has no accuracy, and its bound is measured all the same; a classifier that guides gives labels."""
     folder, untold = tmp_path / "run", ["system.drop=0", "network.classes=null", "schedule.T=20", "training.steps=2"]

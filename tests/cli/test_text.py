@@ -238,7 +238,7 @@ def test_captions_of_shards(systems, tmp_path):
     result = run("evaluate", systems / "base", *JUDGED[:2], "--reference", tmp_path, *JUDGED[4:], *QUICK, "--json", out)
     assert result.exit_code == 0, result.output
     found = json.loads(out.read_text())
-    assert [row["what"] for row in found["rows"]] == ["all, s = 1"] and found["captions"] == 8
+    assert [row["what"] for row in found["rows"]] == ["all, s = 3"] and found["captions"] == 8, "as sample draws them"
     assert found["reference"] == {"name": "real pictures of the same shards captions", "images": 8, "left_out": 0}
     assert found["rows"][0]["measures"].keys() == {"diversity"}, "the oracle knows scenes, not shards"
 
@@ -248,7 +248,7 @@ def test_a_cascade_is_judged_beside_real_pictures_of_its_size(systems, tmp_path)
     result = run("evaluate", systems / "base", *JUDGED, *quick(stage), *stage, "--json", tmp_path / "x.json")
     assert result.exit_code == 0, result.output
     rows = {row["what"]: row["measures"] for row in json.loads((tmp_path / "x.json").read_text())["rows"]}
-    assert rows["heldout, real"]["all"]["value"] > 0.8 > rows["heldout, s = 1"]["all"]["value"]
+    assert rows["heldout, real"]["all"]["value"] > 0.8 > rows["heldout, s = 3"]["all"]["value"]
 
 
 def test_two_processes_judge_the_same(judged, systems, tmp_path):

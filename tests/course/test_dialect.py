@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import textwrap
 
+import jupytext
+import nbformat
 import pytest
 
-from minidiff.course.grading.formats import Block, decode, read
+from minidiff.course.grading.formats import Block, decode, is_hand_in, read
 from minidiff.course.grading.handin import execute
 
 CODE = "# Zoë\nanswer = 'ä' + str(6 * 7)\n"
@@ -35,17 +37,38 @@ def handed_in(folder, content, name="a.py"):
         f"#!/usr/bin/env python\n# vim: set fileencoding=cp1252 :\n{CODE}".encode("cp1252"),
         CODE.replace("\n", "\r\n").encode("utf-8-sig"),
         CODE.replace("\n", "\r").encode(),
+        b"\xef\xbb\xbf" + CODE.encode("utf-8-sig"),
+        CODE.replace("answer", "\ufeffanswer").encode(),
+        CODE.encode("utf-16-le"),
+        CODE.encode("utf-32-be"),
     ],
 )
 def test_encodings_of_a_file(tmp_path, content):
     assert handed_in(tmp_path, content) == "ä42"
 
 
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
-def test_encodings_of_a_notebook(tmp_path, encoding):
-    cell = {"cell_type": "code", "source": CODE.splitlines(True), "metadata": {}}
-    text = json.dumps({"cells": [cell], "metadata": {}}, ensure_ascii=False)
-    assert handed_in(tmp_path, text.encode(encoding), "a.ipynb") == "ä42"
+@pytest.mark.parametrize("name", ["a.ipynb", "a.py"])
+def test_encodings_of_a_notebook(tmp_path, name, encoding, mark):
+    """Also where an editor put a mark before the one that was there, and before each cell."""
+    cell = {"cell_type": "code", "source": (mark + CODE).splitlines(True), "metadata": {}}
+    text = mark + json.dumps({"cells": [cell], "metadata": {}}, ensure_ascii=False)
+    assert handed_in(tmp_path, text.encode(encoding), name) == "ä42"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le"])
+def test_encodings_of_a_notebook_as_text(tmp_path, encoding):
+    text = f"---\njupytext: 1\n---\n```{{code-cell}}\n{CODE}\n```\n"
+    assert handed_in(tmp_path, text.encode(encoding), "a.md") == "ä42" and is_hand_in(tmp_path / "a.md")
+
+
+@pytest.mark.parametrize("name", ["a.ipynb", "a.py", "a.md"])
+@pytest.mark.parametrize("text", ['{"cells": "jupytext ä"}', "\n\n\njupytext ä"])
+def test_other_encodings_are_named(tmp_path, name, text):
+    (tmp_path / name).write_bytes(text.encode("cp1252"))
+    with pytest.raises(ValueError, match=r"not text .*; save it as UTF-8"):
+        read(tmp_path / name)
 
 
 @pytest.mark.parametrize("content", [b"# coding: nosuch\nx = 1", b"x = '\xff'", b"# coding: rot13\nx = 1"])
@@ -184,3 +207,21 @@ answer = scale * seven()
 @pytest.mark.parametrize("text", [EXPORTED, COLAB, COLAB.replace("!pip install minidiff", "# nothing")])
 def test_an_exported_notebook_does_not_run_whole(tmp_path, text):
     assert handed_in(tmp_path, text) == 42
+
+
+CELLS = [
+    nbformat.v4.new_markdown_cell("# A lesson"),
+    nbformat.v4.new_code_cell("factor = 21\nran = []"),
+    nbformat.v4.new_code_cell("for x in range(3):\n    ran.append(x)"),
+    nbformat.v4.new_code_cell("def answer(x):\n    return factor * x"),
+]
+
+
+@pytest.mark.parametrize("name", ["light", "nomarker", "sphinx"])
+def test_jupytexts_exports_without_marks_run_what_the_answer_needs(tmp_path, name):
+    """A lesson samples and plots; of an export too grading runs the parts that it needs, not all of it."""
+    text = jupytext.writes(nbformat.v4.new_notebook(cells=CELLS), f"py:{name}")
+    assert "# %%" not in text
+    (tmp_path / "a.py").write_text(text)
+    found, errors = execute(read(tmp_path / "a.py").blocks, ["answer"])
+    assert (found["answer"](2), errors, found.get("ran", [])) == (42, {}, [])

@@ -14,9 +14,12 @@ from pathlib import Path
 import attacks
 import nbformat
 import pytest
+from click.testing import CliRunner
 
+from minidiff.cli import main
 from minidiff.course.grading import grade_paths, sandbox
-from minidiff.course.grading.grade import collect, weaknesses
+from minidiff.course.grading.files import collect, left_out
+from minidiff.course.grading.grade import weaknesses
 from tools.notebooks import generate
 
 TOY = Path(__file__).with_name("l99_toy.py")
@@ -263,7 +266,7 @@ def test_lessons_grade_themselves(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"paths": ["nowhere.ipynb"]}, "nowhere.ipynb is not a folder"),
+        ({"paths": ["nowhere.ipynb"]}, "there is no nowhere.ipynb; folders"),
         ({"paths": []}, "no hand-in found"),
         ({"paths": [TOY], "time_limit_s": 0}, "time_limit_s must be above 0 and at most 86400, got 0"),
         ({"paths": [TOY], "time_limit_s": float("inf")}, "time_limit_s must be above 0 and at most 86400, got inf"),
@@ -276,6 +279,23 @@ def test_lessons_grade_themselves(tmp_path):
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         grade_paths(**arguments)
+
+
+def test_windows_is_told_in_one_line(tmp_path):
+    """Where ``resource`` and ``fcntl`` are not, and nothing that needs them may be imported."""
+    (tmp_path / "x.py").touch()
+    script = """
+import sys
+sys.modules |= dict.fromkeys(["resource", "fcntl"])
+from click.testing import CliRunner
+from minidiff.cli import main
+sys.platform = "win32"
+result = CliRunner().invoke(main, ["grade", *sys.argv[1:]])
+print(result.output, result.exit_code)
+"""
+    arguments = [sys.executable, "-c", script, str(tmp_path / "x.py"), "--csv", str(tmp_path / "grades.csv")]
+    said = subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
+    assert said == "minidiff: grading needs Linux or macOS (on Windows: WSL)\n 2\n"
 
 
 def test_weak_isolation_is_named():
@@ -298,6 +318,30 @@ def test_collect_leaves_out_hidden_files_checkpoints_and_links(tmp_path):
     assert collect([tmp_path, tmp_path / "a.py"]) == [tmp_path / "a.py", tmp_path / "b/x.ipynb"]
     with pytest.raises(ValueError, match="is a link, which"):
         collect([tmp_path / "link.py"])
+
+
+def test_what_is_no_hand_in_is_named(tmp_path):
+    """Notebooks in capitals are hand-ins; archives may hold some."""
+    for name in ("A.IPYNB", "b.Py", "c.zip", "d/e.tar.gz", "f.ipynb.zip", "g.docx", ".hidden.zip", "d/__MACOSX/h.zip"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{")
+    (tmp_path / "h.py").symlink_to(TOY)
+    assert collect([tmp_path]) == [tmp_path / "A.IPYNB", tmp_path / "b.Py"]
+    archive, other = "an archive: unpack it", "neither a notebook nor a .py file"
+    expected = {"c.zip": archive, "d/e.tar.gz": archive, "f.ipynb.zip": archive, "g.docx": other}
+    found = {str(path.relative_to(tmp_path)): why for path, why in left_out([tmp_path]).items()}
+    assert found == expected | {"h.py": "a link, which could point to anything"}
+    for name, why in expected.items():
+        with pytest.raises(ValueError, match=f"{name} is {why}"):
+            collect([tmp_path / name])
+    result = CliRunner().invoke(main, ["grade", str(tmp_path), "--csv", str(tmp_path / "grades.csv")])
+    assert result.exit_code == 0, result.output
+    said = [line for line in result.output.splitlines() if line.startswith("minidiff: ")]
+    assert [line.split()[3] for line in said] == [str(tmp_path / name) for name in (*sorted(expected), "h.py")]
+    for name in ("A.IPYNB", "b.Py"):
+        (tmp_path / name).unlink()
+    with pytest.raises(ValueError, match=r"no hand-in found: .*c\.zip is an archive: unpack it"):
+        collect([tmp_path])
 
 
 def test_denied_folders_are_carved_out(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from minidiff.course import NotAttempted
 from minidiff.course.grading.formats import Block
 from minidiff.course.grading.handin import execute
 
@@ -72,3 +73,32 @@ def test_a_function_looks_its_names_up_when_it_is_called(answer):
 def test_what_is_looked_up_later_may_be_bound_later():
     answer, after = "x = 1\nanswer = (x for _ in range(2))", ["x = 3"]
     assert list(answer_of([], answer, after)[0]) == list(whole([answer, *after])) == [3, 3]
+
+
+STUBS = [
+    "answer = ...",
+    "def answer(x):\n    raise NotAttempted",
+    'def answer(x):\n    """What it is."""\n    raise course.NotAttempted()',
+]
+
+
+@pytest.mark.parametrize("stub", STUBS)
+@pytest.mark.parametrize(
+    "given", ["answer = 42", "def answer(x):\n    return 42 if x < 1 else answer(x - 1)", "answer = lambda x: 42"]
+)
+def test_a_stub_below_an_answer_does_not_undo_it(stub, given):
+    """Who adds a cell above the one that was given leaves the stub where it is."""
+    for order in ([given, stub], [stub, given]):
+        cells = [Block(source, ("exercise",)) for source in order]
+        found, errors = execute(
+            [Block("from minidiff import course\nfrom minidiff.course import NotAttempted"), *cells], ["answer"]
+        )
+        answer = found["answer"]
+        assert errors == {} and (answer(0) if callable(answer) else answer) == 42
+
+
+@pytest.mark.parametrize("other", ["answer = abs(answer)", "answer.name = 1", "print(answer)", "other = answer"])
+def test_a_stub_alone_stays(other):
+    found, _ = execute([Block("from minidiff.course import NotAttempted"), Block(STUBS[1]), Block(other)], ["answer"])
+    with pytest.raises(NotAttempted):
+        found["answer"](0)

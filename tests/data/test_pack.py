@@ -138,14 +138,14 @@ def test_a_killed_run_goes_on_where_it_stood(folder, tmp_path, monkeypatch):
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
     assert sorted(contents(out)) == ["000000.tar", "000001.tar", "000002.tar", "index.json"]
-    assert len(list(out.glob(".*.part"))) == 1
+    assert len(list(out.glob(".*.tmp"))) == 1
     with pytest.raises(ValueError, match="not finished"):
         Shards(out)
     (out / "000001.tar").unlink()  # lost meanwhile
     read = []
     monkeypatch.setattr(ImageFolder, "read", lambda self, i, old=ImageFolder.read: read.append(i) or old(self, i))
     pack(ImageFolder(folder), out, per_shard=5, seed=None)
-    assert read == [*range(5, 10), *range(15, 24)] and not list(out.glob(".*.part"))
+    assert read == [*range(5, 10), *range(15, 24)] and not list(out.glob(".*.tmp"))
     pack(ImageFolder(folder), tmp_path / "whole", per_shard=5, seed=None)
     assert contents(out) == contents(tmp_path / "whole")
     del read[:]

@@ -363,3 +363,11 @@ def test_a_shard_that_was_replaced_is_read_anew_even_with_the_size_and_time_of_b
     assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
     assert Shards(path).labels.tolist() == [1, 0]
     assert Shards(path).labels.tolist() == [1, 0], "from the index that was written anew"
+
+
+def test_keys_with_dots_say_so(tmp_path):
+    """A sample "cat.000001.png" is the member "000001.png" of "cat", as webdataset reads it."""
+    shard = write_tar(tmp_path / "0.tar", {f"cat.{i:06d}.png": b"x" for i in range(20)})
+    with pytest.raises(ValueError, match=r"they hold 000000\.png, .*, \.\.\.; .* keys have no dots") as error:
+        Shards(shard)
+    assert "000019.png" not in str(error.value), "not all of a million"

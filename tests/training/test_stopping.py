@@ -1,5 +1,6 @@
 """What ends training early: divergence and Ctrl-C; what was good before stays."""
 
+import errno
 import json
 import os
 import signal
@@ -141,3 +142,19 @@ def test_training_goes_on_when_nobody_looks_on_any_more(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.stderr", Gone())
     train(load_recipe(TINY, ["training.steps=2"]), Recipe.build, tmp_path, cpu=True, quiet=False)
     assert load_checkpoint(tmp_path / "last.safetensors")[1]["step"] == 2
+
+
+def test_training_goes_on_when_its_numbers_cannot_be_written(tmp_path, monkeypatch, caplog):
+    """The disk is full between two checkpoints, say: TensorBoard's thread fails, and tells at a later step."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(SummaryWriter, "add_scalar", full)
+    train(load_recipe(TINY, ["training.steps=2"]), Recipe.build, tmp_path / "run", True, True)
+    assert load_checkpoint(tmp_path / "run/last.safetensors")[1]["step"] == 2
+    assert "are written no more ([Errno 28] No space left on device); the training goes on" in caplog.text
+    monkeypatch.undo()
+    monkeypatch.setattr(SummaryWriter, "close", full)
+    train(load_recipe(TINY, ["training.steps=2"]), Recipe.build, tmp_path / "other", True, True)

@@ -7,11 +7,12 @@ import io
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from minidiff.files import write_atomically
+from minidiff.files import remove_leftovers, write_atomically
 
 COLUMNS = ("hand-in", "exercise", "points", "max", "status", "message")
 MESSAGE_LENGTH = 300  # in the CSV; the JSON has all
@@ -30,6 +31,7 @@ class GradeBook:
             if str(path) in taken:
                 raise ValueError(f"the {kind} file {given[kind]} would overwrite the hand-in {taken[str(path)]}")
             _prove_writable(path, kind)
+            remove_leftovers(path.parent, path.name)  # of gradings that were killed
         if len(set(self._files.values())) < len(self._files):
             raise ValueError(f"the csv and the json file are the same one, {out_csv}: give two names")
 
@@ -47,11 +49,23 @@ class GradeBook:
         try:
             self.write(results)
         except OSError as error:
+            names = " and ".join(map(str, self._files.values()))
+            found = self._elsewhere(results)
+            raise OSError(f"{names} cannot be written any more ({error}){found}") from error
+
+    def _elsewhere(self, results: list[dict]) -> str:
+        """Write the grades among the temporary files; where they are, in words."""
+        try:
             folder = Path(tempfile.mkdtemp(prefix="minidiff-grades-"))
+        except OSError as error:
+            return f", nor elsewhere ({error}): make room and grade again"
+        try:
             for kind, path in self._files.items():
                 write_atomically(folder / path.name, _content(kind, results))
-            names = " and ".join(map(str, self._files.values()))
-            raise OSError(f"{names} cannot be written any more ({error}); the grades are in {folder}") from error
+        except OSError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            return f", nor elsewhere ({error}): make room and grade again"
+        return f"; the grades are in {folder}"
 
 
 def _content(kind: str, results: list[dict]) -> bytes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-import sys
 import threading
 import time
 import warnings
@@ -15,7 +14,7 @@ from queue import SimpleQueue
 
 from minidiff.course.grading.book import GradeBook
 from minidiff.course.grading.channel import Gone
-from minidiff.course.grading.formats import is_hand_in
+from minidiff.course.grading.files import collect
 from minidiff.course.grading.process import Referee, exposed
 from minidiff.course.grading.wire import Peer, Remote
 
@@ -60,30 +59,6 @@ class _Judge:
         if self._referee is not None:
             self._referee.stop()
         self._referee = None
-
-
-def collect(paths: Iterable[str | Path]) -> list[Path]:
-    """The hand-ins among files and folders: notebooks and .py, hidden ones and checkpoints left out, in stable order.
-
-    Raises:
-        ValueError: a path does not exist or is another kind of file, or there is no hand-in at all.
-    """
-    found: dict[Path, None] = {}
-    for path in map(Path, paths):
-        if path.is_dir():
-            hidden = lambda p: any(part.startswith((".", "__")) for part in p.relative_to(path).parts)  # noqa: B023
-            # a link could make the grader read (and report on) a file of its owner
-            inside = sorted(p for p in path.rglob("*") if not hidden(p) and not p.is_symlink() and p.is_file())
-            found.update(dict.fromkeys(filter(is_hand_in, inside)))
-        elif path.is_symlink():
-            raise ValueError(f"{path} is a link, which could point to anything: name the file itself")
-        elif path.is_file() and is_hand_in(path):
-            found[path] = None
-        else:
-            raise ValueError(f"{path} is not a folder, a notebook (.ipynb, or one as .md) or a .py file")
-    if not found:
-        raise ValueError("no hand-in found: give notebooks (.ipynb), .py files or folders of them")
-    return list(found)
 
 
 def grade_paths(
@@ -139,8 +114,6 @@ def grade_paths(
     for name, value in limits.items():
         if not 0 < value <= RANGES[name]:
             raise ValueError(f"{name} must be above 0 and at most {RANGES[name]:g}, got {value!r}")
-    if sys.platform == "win32":
-        raise ValueError("grading needs Linux or macOS (on Windows: WSL)")
     files = collect(paths)
     book = GradeBook(out_csv, out_json, files)
     options = {

@@ -193,6 +193,27 @@ def _statement(node: ast.stmt) -> _Statement:
     return _Statement(node, binds | changes, anew, changes, needs, reads, later)
 
 
+def _drop_stubs(cells: list[_Cell], answers: set[str]) -> None:
+    """Leave out the stub of an answer that stands elsewhere too: who wrote it in a cell above did not mean the stub."""
+    every = [s for cell in cells for s in cell.statements if not _is_stub(s.node)]
+    made = lambda s: s.anew if isinstance(s.node, ast.FunctionDef | ast.ClassDef) else s.anew - s.needs
+    given = {name for s in every for name in made(s) & answers}
+    for cell in cells:
+        cell.statements = [s for s in cell.statements if not (_is_stub(s.node) and s.binds & given)]
+
+
+def _is_stub(node: ast.stmt) -> bool:
+    """``answer = ...``, or a function that does nothing but raise ``NotAttempted``."""
+    if isinstance(node, ast.Assign):
+        return isinstance(node.value, ast.Constant) and node.value.value is ...
+    if not isinstance(node, ast.FunctionDef):
+        return False
+    raised = node.body[-1].exc if isinstance(node.body[-1], ast.Raise) else None
+    raised = raised.func if isinstance(raised, ast.Call) else raised
+    alone = len(node.body) == 1 + (ast.get_docstring(node, clean=False) is not None)
+    return alone and raised is not None and ast.unparse(raised).rpartition(".")[2] == "NotAttempted"
+
+
 def _select(cells: list[_Cell], answers: set[str]) -> None:
     """Mark what to run: whole cells, and everything they need, backwards through the names.
 
@@ -239,6 +260,7 @@ def execute(blocks: Iterable[Block], answers: Iterable[str]) -> tuple[dict, dict
         whole = whole and not LIGHT & set(block.tags)
         cells.append(_Cell(statements, whole, f"<cell {len(cells) + 1} of the hand-in>"))
         linecache.cache[cells[-1].file] = (len(block.source), None, block.source.splitlines(True), cells[-1].file)
+    _drop_stubs(cells, answers)
     _select(cells, answers)
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module  # dataclasses look their module up
