@@ -7,10 +7,13 @@ import math
 import torch
 from torch import Tensor
 
-from ..arguments import Count, Inside, Natural, checked
+from ..arguments import Count, Inside, Natural, called, checked
 from ..exact import GaussianMixtureDenoiser
 from ..random import rand
 from ..schedule import DATA
+
+# of p(c|x); draws of p(x|c) are kept with probability p(c|x)^(s - 1)
+Tilt = called("a finite number >= 1", float, lambda s: 1 <= s < math.inf)
 
 
 @checked
@@ -30,7 +33,7 @@ def pinwheel(share: tuple[Inside, ...] = (1 / 3, 1 / 3, 1 / 3)) -> GaussianMixtu
 
 
 @checked
-def tilted_samples(world: GaussianMixtureDenoiser, label: Natural, scale: float, n: Count, seed: Natural) -> Tensor:
+def tilted_samples(world: GaussianMixtureDenoiser, label: Natural, scale: Tilt, n: Count, seed: Natural) -> Tensor:
     """n exact draws (n, d) of p(x) p(c|x)^s up to its constant, for s >= 1, by rejection from p(x|c).
 
     Args:
@@ -41,10 +44,8 @@ def tilted_samples(world: GaussianMixtureDenoiser, label: Natural, scale: float,
         seed: Of the draws.
 
     Raises:
-        ValueError: for s < 1, where p(c|x)^(s-1) is no probability of keeping a draw.
+        ValueError: for s < 1, where p(c|x)^(s - 1) is no probability of keeping a draw.
     """
-    if not 1 <= scale < math.inf:
-        raise ValueError(f"scale s is at least 1, since p(c|x)^(s - 1) is the chance to keep a draw; got {scale}")
     generator, kept = torch.Generator().manual_seed(seed), []
     while sum(map(len, kept)) < n:
         x = world.sample(2 * n, generator, label)
