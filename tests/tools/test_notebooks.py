@@ -215,13 +215,13 @@ def test_the_gates_are_content_with_the_fixture():
 
 
 def test_a_kernel_of_another_python_is_not_asked(tmp_path, monkeypatch):
-    """Jupyter finds a user's "python3" before that of the environment."""
+    """Jupyter finds a "python3" on its path before that of the environment."""
     (tmp_path / "kernels/python3").mkdir(parents=True)
     foreign = {"argv": ["/nowhere/python", "{connection_file}"], "display_name": "Foreign", "language": "python"}
     (tmp_path / "kernels/python3/kernel.json").write_text(json.dumps(foreign))
     metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     cell = nbformat.v4.new_code_cell(f"import sys\nassert sys.executable == {sys.executable!r}")
     nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=metadata), tmp_path / "x.ipynb")
-    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
     result = subprocess.run(notebooks.nbval_command(tmp_path / "x.ipynb"), capture_output=True, text=True, check=False)
     assert result.returncode == 0 and "1 passed" in result.stdout, result.stdout
