@@ -494,13 +494,13 @@ def test_rescaling_depends_on_the_parametrisation(mixture):
 
 @pytest.mark.parametrize(("low", "high"), [(-0.1, 1.0), (1.0, 1.0), (2.0, 1.0), (math.nan, 1.0), (0.0, math.nan)])
 def test_intervals_that_are_none(mixture, low, high):
-    with pytest.raises(ValueError, match=f"0 <= low < high, as sigma / alpha; got {low} and {high}"):
+    with pytest.raises(ValueError, match=r"0 <= low < high, as sigma / alpha|(low|high) must be a finite number"):
         guidance_interval(mixture, mixture, low, high)
 
 
 def test_rescaling_of_bad_input(line, mixture):
     for phi in (-0.1, 1.1, math.nan):
-        with pytest.raises(ValueError, match=rf"phi must lie in \[0, 1\], got {phi}"):
+        with pytest.raises(ValueError, match=f"phi must be a number from 0 to 1, got {phi}"):
             rescaled(mixture, mixture, phi)
     with pytest.raises(ValueError, match="kind must be one of x0, eps, v, score; got 'mean'"):
         rescaled(mixture, mixture, 0.7, "mean")
@@ -578,7 +578,7 @@ def test_classifier_that_returns_a_table(mixture):
 
 @pytest.mark.parametrize(("low", "high"), [(1.0, -1.0), (0.0, 0.0), (math.nan, 1.0)])
 def test_threshold_without_a_range(mixture, low, high):
-    with pytest.raises(ValueError, match=f"low < high, got {low} and {high}"):
+    with pytest.raises(ValueError, match=f"low < high, got {low} and {high}|low must be a finite number, got nan"):
         static_threshold(mixture, low, high)
 
 

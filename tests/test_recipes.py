@@ -182,10 +182,10 @@ def test_overrides_reach_every_depth():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("training.steps=0", "training.steps must be at least 1, got 0"),
-        ("training.batch=-1", "training.batch must be at least 1, got -1"),
-        ("training.checkpoint_every=0", "training.checkpoint_every must be at least 1, got 0"),
-        ("training.accumulate=0", "training.accumulate must be at least 1, got 0"),
+        ("training.steps=0", "recipe.training.steps must be a whole number >= 1, got 0"),
+        ("training.batch=-1", "recipe.training.batch must be a whole number >= 1, got -1"),
+        ("training.checkpoint_every=0", "recipe.training.checkpoint_every must be a whole number >= 1, got 0"),
+        ("training.accumulate=0", "recipe.training.accumulate must be a whole number >= 1, got 0"),
         ("training.ema=2", "training.ema holds one decay in [0, 1) or more, got [2.0]"),
         ("training.ema=1", "training.ema holds one decay in [0, 1) or more, got [1.0]"),
         ("training.ema=[]", "training.ema holds one decay in [0, 1) or more, got []"),
@@ -195,10 +195,10 @@ def test_overrides_reach_every_depth():
         ("training.clip=0", "training.clip is a norm > 0 or null, got 0"),
         ("training.precision=fp16", "training.precision must be one of no, bf16, got 'fp16'"),
         ("training.sharding=half", "training.sharding must be one of none, full, got 'half'"),
-        ("data.bins=0", "data.bins must be at least 2, got 0"),
-        ("data.bins=1", "data.bins must be at least 2, got 1"),
-        ("data.size=0", "data.size must be at least 1, got 0"),
-        ("system.drop=2", "drop is a probability, got 2"),
+        ("data.bins=0", "recipe.data.bins must be a whole number >= 2, got 0"),
+        ("data.bins=1", "recipe.data.bins must be a whole number >= 2, got 1"),
+        ("data.size=0", "recipe.data.size must be a whole number >= 1, got 0"),
+        ("system.drop=2", "recipe.system.drop must be a number from 0 to 1, got 2"),
         ("schedule.T=0", "recipe.schedule.T must be a whole number >= 1, got 0"),
     ],
 )
@@ -210,7 +210,7 @@ def test_numbers_out_of_range(override, message):
 def test_a_plan_keeps_its_word_when_it_is_changed():
     plan = TrainingRecipe(steps=3)
     assert dataclasses.replace(plan, ema=(0.0,)).ema == (0.0,)
-    with pytest.raises(ValueError, match="must be at least 1"):
+    with pytest.raises(ValueError, match="steps must be a whole number >= 1, got 0"):
         dataclasses.replace(plan, steps=0)
 
 

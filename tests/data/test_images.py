@@ -218,7 +218,7 @@ def test_torchvision_by_name(tmp_path):
         (("CIFAR10", tmp_path), "CIFAR10 cannot be read from.*download=True"),
         (("CIFAR10", tmp_path, "heldout"), "train and test"),
         (("SVHN", tmp_path, "heldout"), "heldout"),
-        (("CIFAR10", tmp_path, "train", 0), "size = 0"),
+        (("CIFAR10", tmp_path, "train", 0), "size must be a whole number >= 1"),
     ):
         with pytest.raises(ValueError, match=message):
             torchvision_set(*arguments)

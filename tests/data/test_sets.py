@@ -73,12 +73,12 @@ def test_splits_that_are_none():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"size": 0}, "data.size must be at least 1, got 0"),
-        ({"images": -1}, "data.images must be at least 0, got -1"),
-        ({"bins": 0}, "data.bins must be at least 2, got 0"),
-        ({"bins": 1}, "data.bins must be at least 2, got 1"),
-        ({"workers": -1}, "data.workers must be at least 0, got -1"),
-        ({"reading": 1.5}, "data.reading is a share from 0 to 1, got 1.5"),
+        ({"size": 0}, "DataRecipe: size must be a whole number >= 1, got 0"),
+        ({"images": -1}, "DataRecipe: images must be a whole number >= 0, got -1"),
+        ({"bins": 0}, "DataRecipe: bins must be a whole number >= 2, got 0"),
+        ({"bins": 1}, "DataRecipe: bins must be a whole number >= 2, got 1"),
+        ({"workers": -1}, "DataRecipe: workers must be a whole number >= 0, got -1"),
+        ({"reading": 1.5}, "DataRecipe: reading must be a number from 0 to 1, got 1.5"),
     ],
 )
 def test_numbers_out_of_range(changes, message):

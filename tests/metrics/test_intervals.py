@@ -121,7 +121,7 @@ def test_an_interval_reads_as_a_tuple():
     [
         (lambda x: bootstrap(torch.mean, x[:3]), "at least 4"),
         (lambda x: bootstrap(torch.mean, x, draws=5), "draws >= 20"),
-        (lambda x: bootstrap(torch.mean, x, level=95), "0 < level < 1"),
+        (lambda x: bootstrap(torch.mean, x, level=95), "level must be a number between 0 and 1, got 95"),
         (lambda x: bootstrap(torch.mean, x, strata=[torch.zeros(3)]), "one stratum an image"),
         (lambda x: proportion(x[:0]), "at least one"),
         (lambda x: subset(x, 0), "cannot take 0 of 9"),

@@ -65,7 +65,7 @@ def test_without_a_row_for_it_there_is_no_null():
     with pytest.raises(ValueError, match=r"dropped with probability 0.1, but the embedding has no row for the null"):
         Label(5, p_drop=0.1)
     value = torch.tensor([3, 1])
-    assert Label(5).null(None, value) is value
+    assert Label(5).null(torch.nn.Module(), value) is value
 
 
 @pytest.mark.parametrize(("classes", "part"), [(6, Label(6, True)), (6, Label(5)), (None, Label(5))])
@@ -169,10 +169,10 @@ def test_reducing_averages(factor):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"factor": 0}, "a factor >= 1 and mode"),
-        ({"factor": 2, "mode": "nearest"}, "got 2 and 'nearest'"),
-        ({"factor": 2, "augment": 1.1}, "augment is a standard deviation in [0, 1], got 1.1"),
-        ({"factor": 2, "augment": -0.1}, "augment is a standard deviation in [0, 1], got -0.1"),
+        ({"factor": 0}, "factor must be a whole number >= 1, got 0"),
+        ({"factor": 2, "mode": "nearest"}, "is accepted, got 'nearest'"),
+        ({"factor": 2, "augment": 1.1}, "augment must be a number from 0 to 1, got 1.1"),
+        ({"factor": 2, "augment": -0.1}, "augment must be a number from 0 to 1, got -0.1"),
     ],
 )
 def test_small_images_that_cannot_be(arguments, message):
