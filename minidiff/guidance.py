@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .arguments import Finite, NonNegative, Positive, Share, called, checked, floats, numbers
+from .arguments import Finite, NonNegative, Share, called, checked, floats, numbers
 from .condition import concatenate
 from .denoiser import ConditionalModel, Denoiser, conditioned
 from .prediction import KINDS, Prediction
@@ -30,9 +30,10 @@ Guide = called(  # from a model, its condition and its null
     "a guide such as cfg(3.0) or adm(log_prob, 1.0), a function of (model, condition, null)",
     Callable[[ConditionalModel, object, object], Denoiser],
 )
+UpperEnd = called("a number > 0, infinity for no upper end", float, lambda v: v > 0)
 
 
-def _require_interval(low: NonNegative, high: Positive) -> None:
+def _require_interval(low: float, high: float) -> None:
     if not 0 <= low < high:
         raise ValueError(f"a guidance interval needs 0 <= low < high, as sigma / alpha; got {low} and {high}")
 
@@ -229,7 +230,7 @@ def autoguidance(model: Denoiser, weak: Denoiser, scale: Finite) -> Denoiser:
 
 
 @checked
-def guidance_interval(guided: Denoiser, plain: Denoiser, low: NonNegative, high: Positive) -> Denoiser:
+def guidance_interval(guided: Denoiser, plain: Denoiser, low: NonNegative, high: UpperEnd) -> Denoiser:
     """Guide only where low < sigma / alpha <= high (``eq-guidance-interval``; Kynkaanniemi et al. 2024).
 
     Levels of the whole batch ask one of the two denoisers, levels of one entry per sample ask both.
@@ -360,7 +361,7 @@ def adm(log_prob: LogProb, scale: Finite, ode: bool = False) -> Guide:
 
 
 @checked
-def interval(guide: Guide, low: NonNegative, high: Positive) -> Guide:
+def interval(guide: Guide, low: NonNegative, high: UpperEnd) -> Guide:
     """Another guide where low < sigma / alpha <= high, the plain conditional model elsewhere; see
     ``guidance_interval``.
 

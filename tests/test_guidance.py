@@ -494,7 +494,7 @@ def test_rescaling_depends_on_the_parametrisation(mixture):
 
 @pytest.mark.parametrize(("low", "high"), [(-0.1, 1.0), (1.0, 1.0), (2.0, 1.0), (math.nan, 1.0), (0.0, math.nan)])
 def test_intervals_that_are_none(mixture, low, high):
-    with pytest.raises(ValueError, match=r"0 <= low < high, as sigma / alpha|(low|high) must be a finite number"):
+    with pytest.raises(ValueError, match=r"0 <= low < high, as sigma / alpha|(low|high) must be a (finite )?number"):
         guidance_interval(mixture, mixture, low, high)
 
 

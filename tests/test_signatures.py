@@ -82,7 +82,7 @@ NOT_COVERED: dict[str, str] = {
         systems.bipartite.Bipartite systems.draw.draw systems.draw.truncated
     """,
     "infinity is a limit that never binds": """
-        systems.unclip_prior.PriorOptions training.plan.TrainingRecipe
+        guidance.guidance_interval guidance.interval systems.unclip_prior.PriorOptions training.plan.TrainingRecipe
     """,
     "reads published files, whose names and shapes are compared with the network's own": """
         pretrained.Layout pretrained.read_into
