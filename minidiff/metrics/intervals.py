@@ -122,15 +122,16 @@ def around(value: Finite, scattered: floats("draws"), level: Inside = 0.95) -> I
 
 @checked
 def proportion(successes: numbers("N"), level: Inside = 0.95) -> Interval:
-    """The mean of (N,) zeros and ones with Wilson's interval (1927), which has a width at 0 and 1 as well.
+    """The mean of (N,) outcomes with Wilson's interval (1927), which has a width at 0 and 1 as well.
+
+    Outcomes are zeros and ones, or shares of several: these vary less, and the interval is wider than it need be.
 
     Raises:
-        ValueError: for an empty sample, anything but zeros and ones, or a level outside (0, 1).
+        ValueError: for an empty sample, outcomes outside [0, 1], or a level outside (0, 1).
     """
     n = len(successes)
-    _require_outcomes(successes)
-    if n == 0:
-        raise ValueError(f"need at least one outcome, got {n}")
+    if not (n and bool(((successes >= 0) & (successes <= 1)).all())):
+        raise ValueError(f"at least one outcome is needed, and all from 0 to 1; got {n} outcomes")
     p, z = float(successes.double().mean()), math.sqrt(2) * float(torch.erfinv(torch.tensor(level).double()))
     centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     width = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))

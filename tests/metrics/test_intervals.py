@@ -111,6 +111,13 @@ def test_wilson():
     assert sure.value == sure.high == 1 and sure.low == pytest.approx(50 / (50 + z2), rel=1e-5)
 
 
+def test_wilson_of_shares_is_that_of_as_many_outcomes():
+    halves = proportion(torch.tensor([0.5] * 6 + [1.0, 0.0, 1.0, 1.0]))
+    assert halves == pytest.approx(proportion(torch.tensor([1] * 6 + [0] * 4)))
+    with pytest.raises(ValueError, match="all from 0 to 1"):
+        proportion(torch.tensor([0.5, 1.5]))
+
+
 def test_an_interval_reads_as_a_tuple():
     assert Interval(1.0, 0.5, 2.0)[1:] == (0.5, 2.0)
     assert str(Interval(1.23456, 1, 2)) == "1.235 [1, 2]"
