@@ -117,6 +117,8 @@ def described(value: Any) -> str:
     if isinstance(value, (list, tuple)) and len(value) <= 4:
         items = ", ".join(_a(type(v).__name__) if isinstance(v, (list, tuple)) else described(v) for v in value)
         return f"[{items}]" if isinstance(value, list) else f"({items})"
+    if isinstance(value, Mapping) and 0 < len(value) <= 4:
+        return "{" + ", ".join(f"{name}: {described(held)}" for name, held in value.items()) + "}"
     if isinstance(value, (type, types.FunctionType)):
         return f"the {'class' if isinstance(value, type) else 'function'} {value.__name__}"
     return _a(type(value).__name__)
@@ -198,7 +200,7 @@ def _tensor(of: str, dtype: Callable[[Tensor], bool], shape: str) -> Kind:
     words = f"a tensor ({', '.join(shape.split())}) of {of}".replace("/", " or ")
 
     def holds(value, sizes: Sizes) -> bool:
-        if not isinstance(value, Tensor) or value.is_meta or not dtype(value):
+        if not isinstance(value, Tensor) or not dtype(value):
             return False
         return shape == "*" or _fits(tuple(value.shape), axes, sizes)
 

@@ -12,7 +12,7 @@ from torch import nn
 from minidiff.recipes import load_recipe
 
 TINY = ["network.size=8", "network.channels=8", "network.channel_mult=[1,2]", "network.blocks=1", "network.groups=4",
-        "network.attention=[4]", "network.head_channels=8"]  # fmt: skip
+        "network.attention=[4]", "network.head_channels=8", "network.heads=4"]  # fmt: skip
 
 
 def seeded(seed: int = 0) -> torch.Generator:

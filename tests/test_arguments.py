@@ -66,7 +66,7 @@ from minidiff.training.plan import TrainingRecipe
 NAN, INF = math.nan, math.inf
 NO_NUMBER = ("3", None, [1.0], True, 1j, torch.ones(2), np.ones(2))
 NO_WHOLE = (*NO_NUMBER, 1.5, NAN, INF, 1 << 63)
-NO_TENSOR = ("x", None, 3, [1.0], np.ones(2), torch.ones(2).to(torch.complex64), torch.ones(2, device="meta"))
+NO_TENSOR = ("x", None, 3, [1.0], np.ones(2), torch.ones(2).to(torch.complex64))
 HELD = [  # an annotation, some values that it promises, and some that it does not
     (int, (3, -3, np.int64(3)), NO_WHOLE),
     (float, (3, 0.5, NAN, INF, np.float32(1)), NO_NUMBER),
@@ -419,7 +419,6 @@ SYSTEMS = [
     lambda: draw(load("digits"), 1, generator=0),
     lambda: draw(load("digits"), 2, x_T=torch.zeros(2, 1, 8, 8), generator=[torch.Generator()]),
     lambda: draw(load("digits"), 2, x_T=[1]),
-    lambda: draw(load("digits"), 1, x_T=torch.zeros(1, 1, 8, 8, device="meta")),
     lambda: load("digits").condition(-1),
     lambda: load("digits")(X, THREE),
     lambda: load("digits")(X.double(), LEVEL),

@@ -8,6 +8,7 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 import torch
+from torch import nn
 
 from minidiff.condition import Condition, Part, Question, column, concatenate, each, length
 from minidiff.random import sample_generators
@@ -112,6 +113,9 @@ def test_a_column_that_the_data_lack_is_named():
         column({"label": 2, "image": 1}, "caption")
 
 
+NO_NETWORK = nn.Module()
+
+
 class Number(Part):
     """A number, whose null is -1; or a pair of them."""
 
@@ -127,9 +131,9 @@ class Number(Part):
 
 def test_a_null_for_each_sample_or_the_value_itself():
     value = torch.tensor([3, 4])
-    assert Number().null(None, value).tolist() == [-1, -1]
-    assert Number(nullable=False).null(None, value) is value
-    a, b = Number(pair=True).null(None, (value, torch.zeros(2, 2, 2)))
+    assert Number().null(NO_NETWORK, value).tolist() == [-1, -1]
+    assert Number(nullable=False).null(NO_NETWORK, value) is value
+    a, b = Number(pair=True).null(NO_NETWORK, (value, torch.zeros(2, 2, 2)))
     assert a.tolist() == [-1, -1] and torch.equal(b, torch.full((2, 2, 2), -2))
 
 
@@ -137,7 +141,7 @@ def test_a_null_for_each_sample_or_the_value_itself():
 def test_dropout_is_drawn_per_sample_at_its_rate(p):
     n = 20_000
     value = torch.arange(n)
-    shown = Number(p).drop(None, value, seeded())
+    shown = Number(p).drop(NO_NETWORK, value, seeded())
     dropped = shown == -1
     assert torch.equal(shown[~dropped], value[~dropped]), "what is not dropped is shown as it is"
     assert abs(dropped.double().mean() - p) < 4.5 * math.sqrt(p * (1 - p) / n)
@@ -148,15 +152,15 @@ def test_dropout_is_drawn_per_sample_at_its_rate(p):
 def test_dropout_of_none_and_of_all():
     value = torch.arange(50)
     before = seeded()
-    assert Number(0.0).drop(None, value, before) is value
+    assert Number(0.0).drop(NO_NETWORK, value, before) is value
     assert torch.equal(torch.rand(3, generator=before), torch.rand(3, generator=seeded())), "and takes no numbers"
-    assert bool((Number(1.0).drop(None, value, seeded()) == -1).all())
+    assert bool((Number(1.0).drop(NO_NETWORK, value, seeded()) == -1).all())
 
 
 def test_a_value_of_several_tensors_is_dropped_whole():
     n = 400
     numbers, tables = torch.arange(n), torch.arange(4 * n).view(n, 2, 2)
-    one, other = Number(0.3, pair=True).drop(None, (numbers, tables), seeded())
+    one, other = Number(0.3, pair=True).drop(NO_NETWORK, (numbers, tables), seeded())
     hidden = one == -1
     assert bool(((other == -2).flatten(1).all(1) == hidden).all()) and 0 < hidden.sum() < n
     assert torch.equal(other[~hidden], tables[~hidden])
@@ -164,9 +168,9 @@ def test_a_value_of_several_tensors_is_dropped_whole():
 
 def test_dropout_of_a_sample_depends_on_its_own_generator():
     value = torch.arange(12)
-    many = Number(0.5).drop(None, value, sample_generators(0, range(12)))
+    many = Number(0.5).drop(NO_NETWORK, value, sample_generators(0, range(12)))
     for i in range(12):
-        assert Number(0.5).drop(None, value[i : i + 1], sample_generators(0, [i])) == many[i]
+        assert Number(0.5).drop(NO_NETWORK, value[i : i + 1], sample_generators(0, [i])) == many[i]
     assert 0 < (many == -1).sum() < 12
 
 
@@ -176,7 +180,7 @@ def test_dropout_of_a_sample_depends_on_its_own_generator():
 def test_a_part_reads_and_observes_by_its_key_unless_it_says_otherwise():
     part, value = Number(), torch.tensor([2])
     assert part.read(value, (1, 2, 2)) is value and part.observe({"number": value}) is value
-    assert part.check(None, (1, 2, 2)) is None and part.impose("denoiser", value) == "denoiser"
+    assert part.check(NO_NETWORK, (1, 2, 2)) is None and part.impose("denoiser", value) == "denoiser"
     with pytest.raises(ValueError, match="a column 'number'"):
         part.observe({"image": value})
     with pytest.raises(ValueError, match="a number cannot be asked for"):

@@ -125,7 +125,7 @@ def test_image_grid_writes_titles_and_labels():
         (torch.zeros(0, 1, 8, 8), {}, r"B >= 1"),
         (torch.tensor([[[[0.0, float("nan")]]]]), {}, r"1 of 2 are not"),
         (torch.zeros(2, 1, 8, 8), {"titles": ["one"]}, r"titles needs 2 entries .* not 1"),
-        (torch.zeros(2, 1, 8, 8), {"columns": 0}, r"columns must be at least 1, not 0"),
+        (torch.zeros(2, 1, 8, 8), {"columns": 0}, r"columns must be a whole number >= 1"),
     ],
 )
 def test_image_grid_says_what_is_wrong(x, options, message):

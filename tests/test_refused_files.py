@@ -22,12 +22,12 @@ NAN = float("nan")
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("training.lr=nan", "training.lr is a finite number > 0, got nan"),
-        ("training.lr=-1", "training.lr is a finite number > 0, got -1.0"),
-        ("training.warmup=-5", "training.warmup is a finite number >= 0, got -5"),
-        ("training.seed=-1", "training.seed is a finite number >= 0, got -1"),
-        ("training.final_lr=nan", "training.final_lr is a finite number >= 0, got nan"),
-        ("training.weight_decay=-1", "training.weight_decay is a finite number >= 0, got -1.0"),
+        ("training.lr=nan", "training.lr must be a finite number > 0, got nan"),
+        ("training.lr=-1", "training.lr must be a finite number > 0, got -1.0"),
+        ("training.warmup=-5", "training.warmup must be a whole number >= 0, got -5"),
+        ("training.seed=-1", "training.seed must be a whole number >= 0, got -1"),
+        ("training.final_lr=nan", "training.final_lr must be a finite number >= 0, got nan"),
+        ("training.weight_decay=-1", "training.weight_decay must be a finite number >= 0, got -1.0"),
         ("training.betas=[2, 3]", "training.betas are two numbers in [0, 1), got [2.0, 3.0]"),
         ("schedule={name: linear, betas: [.1, .2, .3]}", "betas are two numbers, the first and the last, got"),
         ("schedule={name: linear, betas: []}", "betas are two numbers, the first and the last, got []"),
@@ -102,13 +102,16 @@ def test_what_is_no_drawing(options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": NAN}, "the temperature is a finite number >= 0, got nan"),
+        ({"temperature": NAN}, "temperature must be a finite number >= 0, got nan"),
         ({"sampler": "euler"}, "the sampler is one of ddim, ancestral, heun, got 'euler'"),
         ({"guide": "free"}, "the guide is one of cfg, classifier, clip, adm, got 'free'"),
         ({"threshold": "soft"}, "the threshold is one of static, none, got 'soft'"),
         ({"aug_level": 1.0}, "aug_level is a standard deviation in [0, 1), got 1.0"),
-        ({"scale": NAN}, "the guidance scale must be a finite number, got nan"),
-        ({"classifier_scales": {"250": math.inf}}, "the guidance scale must be a finite number, got inf"),
+        ({"scale": NAN}, "scale must be a finite number or None, got nan"),
+        (
+            {"classifier_scales": {"250": math.inf}},
+            "classifier_scales must be a mapping to a finite number, got {250: inf}",
+        ),
         ({"steps": "many"}, "steps must be a number, '250', 'ddim25', 'fast27' or sections"),
         ({"classifier_scales": {"ddim": 1.0}}, "steps must be a number"),
     ],

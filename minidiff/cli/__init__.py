@@ -79,13 +79,13 @@ def main() -> None:
 
 
 def _nothing(ctx, option: click.Option, value):
-    if value == "" or (isinstance(value, tuple) and "" in value):
+    if option.default != "" and (value == "" or (isinstance(value, tuple) and "" in value)):
         raise click.BadParameter("an empty word is not accepted", ctx, option)
     return value
 
 
 def _guarded(command: click.Command) -> click.Command:
-    """A command, with those below it, whose options take no empty words; those with a callback check for themselves."""
+    """A command, with those below it, whose options take no empty words unless that is their default; those with a callback check for themselves."""
     for option in command.params:
         if isinstance(option, click.Option) and option.callback is None:
             option.callback = _nothing

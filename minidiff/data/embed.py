@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from .writer import ShardWriter
 
 @checked
 def embed(
-    source: Dataset,
+    source: Dataset | Sequence,
     embedder: Embedder,
     out: str | os.PathLike,
     text: bool = False,

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -105,7 +106,7 @@ class Images(Dataset):
         ValueError: a size that is no whole number >= 1.
     """
 
-    def __init__(self, path: str | os.PathLike, labels: integers("N"), size: Count | None, mirror: bool) -> None:
+    def __init__(self, path: Any, labels: integers("N"), size: Count | None, mirror: bool) -> None:
         self.path, self.labels, self.size, self.mirror = path, labels, size, mirror
         self._broken = shared(torch.zeros(len(labels), dtype=torch.bool))  # workers report here
 

@@ -153,7 +153,7 @@ def relation_of(center: Tensor) -> Tensor:
 
 
 @checked
-def held_out(shape: integers(), color: integers()) -> Tensor:
+def held_out(shape: integers() | int, color: integers() | int) -> Tensor:
     """Whether a (shape, colour) combination is held out: one colour per shape and one shape per colour."""
     return color == (3 * shape + 1) % len(COLORS)
 

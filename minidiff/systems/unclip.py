@@ -104,6 +104,10 @@ class OnCrops(Diffusion):
 
     crop = 1
 
+    def subjects(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """x_0 of a training step, of any size that the network takes."""
+        return column(batch, self.subject)
+
     def loss(self, batch: Mapping[str, Tensor], generator: Randomness = None, level=None) -> dict[str, Tensor]:
         """The loss on a random crop of each image; in evaluation mode on the whole one."""
         images = column(batch, "image")

@@ -88,7 +88,7 @@ def averaged(tensors: dict[str, Tensor], decay: Share) -> dict[str, Tensor]:
 
 
 @checked
-def require_fit(tensors: dict[str, Tensor], own: dict[str, Tensor], where: str, what: str) -> None:
+def require_fit(tensors: dict, own: dict, where: str, what: str) -> None:
     """Raise ValueError, naming them, when tensors are missing, unexpected, of another shape or no numbers."""
     common = sorted(own.keys() & tensors.keys())
     shapes = {k: (tuple(tensors[k].shape), tuple(own[k].shape)) for k in common}
@@ -106,7 +106,7 @@ def require_fit(tensors: dict[str, Tensor], own: dict[str, Tensor], where: str, 
 
 
 @checked
-def require_finite(tensors: dict[str, Tensor], where: str) -> None:
+def require_finite(tensors: dict, where: str) -> None:
     """Raise ValueError, naming them, when tensors hold a NaN or an infinity."""
     bad = sorted(k for k, v in tensors.items() if v.is_floating_point() and not bool(v.isfinite().all()))
     if bad:

@@ -195,7 +195,7 @@ def test_a_block_is_checked_as_the_others():
         ("sampling.steps=250", "must be of type str"),
         ("sampling.classifier_scales=3", "recipe.sampling.classifier_scales must be a mapping"),
         ("sampling.classifier_scales={'250': high}", "must be of type float"),
-        ("sampling.temperature=-1", "the temperature is a finite number >= 0"),
+        ("sampling.temperature=-1", "temperature must be a finite number >= 0"),
     ):
         with pytest.raises(ValueError, match=message):
             load_recipe("digits", [change])

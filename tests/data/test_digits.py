@@ -32,5 +32,5 @@ def test_the_split_does_not_change_and_callers_cannot_change_it():
 
 @pytest.mark.parametrize("split", ["test", "", None])
 def test_unknown_split_is_refused(split):
-    with pytest.raises(ValueError, match="train, heldout, all"):
+    with pytest.raises(ValueError, match=r"train, heldout, all|must be a text"):
         digits(split)

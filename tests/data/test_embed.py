@@ -125,7 +125,7 @@ def test_an_interrupted_run_goes_on_shard_by_shard(packed, tmp_path):
 def test_bad_arguments_are_refused(packed, folder, tmp_path):
     out = tmp_path / "out"
     for encoder, arguments, message in (
-        (MEANS, {"batch": 0}, "batch = 0"),
+        (MEANS, {"batch": 0}, "batch must be a whole number >= 1, got 0"),
         (MEANS, {"suffix": "pt"}, "suffix = 'pt'"),
         (Embedder("e", 3, MEANS.encode, 16), {}, "is 8x8; e takes 16x16"),
         (Embedder("e", 3, MEANS.encode, 4), {}, "is 8x8; e takes 4x4"),

@@ -105,9 +105,9 @@ def test_hundreds_of_readings_a_second():
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: read(torch.zeros(3, 64, 64)), "N, 3, S, S"),
+        (lambda: read(torch.zeros(3, 64, 64)), "images must be a tensor"),
         (lambda: read(torch.zeros(1, 1, 64, 64)), "N, 3, S, S"),
-        (lambda: read(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)), "float"),
+        (lambda: read(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)), "of real numbers, got"),
         (lambda: read([[1.0]]), "list"),
         (lambda: read(torch.zeros(1, 3, 64, 32)), "square"),
         (lambda: read(torch.zeros(1, 3, 4, 4)), "S >= 8"),
@@ -115,7 +115,7 @@ def test_hundreds_of_readings_a_second():
         (lambda: read(torch.full((1, 3, 64, 64), float("nan"))), "not finite"),
         (lambda: read(torch.zeros(1, 3, 64, 64), objects=3), "objects = 3"),
         (lambda: compare(sample_scenes(1, seeded()), sample_scenes(2, seeded())), "1 readings"),
-        (lambda: accuracy(0, 64, seeded()), "n = 0"),
+        (lambda: accuracy(0, 64, seeded()), "n must be a whole number >= 1, got 0"),
     ],
 )
 def test_bad_input_is_refused(call, message):

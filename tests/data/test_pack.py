@@ -210,7 +210,7 @@ def test_without_webdataset(folder, tmp_path, monkeypatch):
 def test_bad_arguments_are_refused(folder, tmp_path):
     source = ImageFolder(folder)
     for arguments, message in (
-        ({"per_shard": 0}, "per_shard = 0"),
+        ({"per_shard": 0}, "per_shard must be a whole number >= 1, got 0"),
         ({"quality": 101}, "quality = 101"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -277,7 +277,7 @@ def test_bad_places_and_targets_are_refused(tmp_path, packed, laion, picture_fil
     for targets, message in (("npy", "no 'npy' in .* they hold"), ("jpg", "target 'jpg' cannot be decoded")):
         with pytest.raises(ValueError, match=message):
             Shards(images, targets=targets)
-    with pytest.raises(ValueError, match="size = 0"):
+    with pytest.raises(ValueError, match="size must be a whole number >= 1"):
         Shards(images, size=0)
     (tmp_path / "up" / "train").mkdir(parents=True)
     write_tar(tmp_path / "up" / "train" / "0.tar", {"a.png": picture_file(1)})

@@ -188,5 +188,5 @@ def test_a_transformer_starts_as_nothing_and_ignores_masked_tokens():
         block(x)
     with pytest.raises(ValueError, match="do not divide into 3 heads"):
         SpatialTransformer(16, 3)
-    with pytest.raises(ValueError, match="depth must be at least 1"):
+    with pytest.raises(ValueError, match="depth must be a whole number >= 1"):
         LatentUNetConfig(16, 32, (1, 2), depth=0)

@@ -18,7 +18,7 @@ def test_order_visits_every_image_once_an_epoch():
 
 def test_a_batch_may_be_larger_than_the_set():
     assert torch.bincount(Order(n=3, batch=9, seed=0)[1]).tolist() == [3, 3, 3]
-    with pytest.raises(ValueError, match="no images"):
+    with pytest.raises(ValueError, match="n must be a whole number >= 1, got 0"):
         Order(0, 4, 0)
 
 
