@@ -85,7 +85,10 @@ def _nothing(ctx, option: click.Option, value):
 
 
 def _guarded(command: click.Command) -> click.Command:
-    """A command, with those below it, whose options take no empty words unless that is their default; those with a callback check for themselves."""
+    """A command, with those below it, whose options take no empty words, unless one is their default.
+
+    Options with a callback check for themselves.
+    """
     for option in command.params:
         if isinstance(option, click.Option) and option.callback is None:
             option.callback = _nothing
