@@ -519,6 +519,7 @@ LEVEL = {
     "a-twentieth-left": (enough(0.05), LEFT),
     "all-of-it": (1.0, LEFT),
     "two-decimals": (round(ENOUGH, 2) + 0.01, LEFT),
+    "rounded-to-two": (round(ENOUGH, 2), LEFT),
 }
 
 MUTANTS = {

@@ -535,6 +535,8 @@ def _(answer):
 @case("ex-09-enough", "a-hundredth-is-left", points=2)
 def _(answer):
     right = enough()
+    rounded = answer == round(answer, 2) and abs(answer - right) < 0.005 + DECIMALS
+    assert not rounded, "near, but two decimals do not tell a slip from rounding: give three"
     wrong = {
         "this takes a hundredth away; a hundredth is to be left": lambda: enough(1 - SHARE),
         "this leaves a tenth; a hundredth is to be left": lambda: enough(0.1),
