@@ -88,8 +88,8 @@ class AutoregressivePrior(Told):
         Args:
             n: Number of embeddings.
             scale: Guidance scale s, of logits: l_u + s (l_c - l_u), not of the cosine's.
-            top: The cosine comes from this upper share of its distribution given the caption (``eq-top-share``); 1 is all
-                of it. The paper takes the top half, and does not say of which distribution.
+            top: The cosine comes from this upper share of its distribution given the caption (``eq-top-share``); 1 is
+                all of it. The paper takes the top half, and does not say of which distribution.
             temperature: Logits are divided by it.
             generator: One generator, or a list with one per sample.
             values: ``caption=...``.

@@ -91,14 +91,14 @@ NATS = {
     "form-arguments": (lambda joint: 0.0, "form"),
     "what-the-embedding-says": (_left(total=lambda p: 0.0, unit=-1), LEFT, "what the embedding says"),
     "all-that-is-said": (_left(coded=lambda p: 0.0), LEFT, "all that the caption says"),
-    "rows-averaged": (_left(how=torch.mean), LEFT, "probabilities add"),
+    "rows-averaged": (_left(how=torch.mean, coded=lambda q: _information(q / q.sum())), LEFT, "probabilities add"),
     "bits": (_left(unit=1 / math.log(2)), LEFT, "in bits"),
     "wrong-sign": (_left(unit=-1), LEFT, "the sign is wrong"),
     "entropy-of-the-picture": (_codes_entropy, LEFT, "entropy of x given z"),
     "half": (_left(unit=0.5), LEFT),
     "not-normalised": (_left(norm=False), "counts-and-pairs-that-never-occur", "not normalised"),
     "log-of-zero": (_log_of_zero, "counts-and-pairs-that-never-occur"),
-    "at-least-something": (lambda j, c: max(_left()(j, c), 0.01), "everything-and-nothing-kept"),
+    "at-least-something": (lambda joint, codes: max(_left()(joint, codes), 0.01), "everything-and-nothing-kept"),
     "codes-as-places": (_codes_as_places, "any-codes"),
     "neighbours-alone": (_neighbours_alone, LEFT),
 }
@@ -177,7 +177,7 @@ KEPT = {
     "the-worst": (lambda p, merit, n: _right(p, -merit, n), PAIRS, "keeps the worst"),
     "one-draw": (lambda p, merit, n: p, PAIRS, "a single draw"),
     "tilt": (lambda p, merit, n: _scaled(p * merit.exp()), PAIRS, "only its rank counts"),
-    "ranks-unweighted": (lambda p, m, n: _scaled(p * (m <= m[:, None]).sum(1) ** (n - 1)), PAIRS),
+    "ranks-unweighted": (lambda p, merit, n: _scaled(p * (merit <= merit[:, None]).sum(1) ** (n - 1)), PAIRS),
     "the-best-for-sure": (lambda p, merit, n: F.one_hot(merit.argmax(), len(p)).double(), PAIRS),
     "together": (_kept(lambda p, m, n, u, b: u**n - b**n), TIES, "all items that have it together"),
     "shared-equally": (
@@ -187,7 +187,7 @@ KEPT = {
     ),
     "ties-to-the-last": (_ties_to_the_last, TIES),
     "always-two": (lambda p, merit, n: _right(p, merit, 2), MORE, "whatever n"),
-    "twice-two": (lambda p, merit, n: _right(p, merit, 2 if n < 3 else 2 * n - 2), MORE),
+    "three-at-most": (lambda p, merit, n: _right(p, merit, min(n, 3)), MORE),
     "nan-for-nothing": (_kept(lambda p, m, n, u, b: p * (u**n - b**n) / (u - b)), "one-sure-item"),
 }
 
@@ -233,26 +233,35 @@ def _by_log_snr(alpha, sigma, length):
 
 
 RATIO = "same-ratio"
+
+
+def _changed(change):
+    return lambda alpha, sigma, length: _scaled_right(*change(alpha, sigma, length))
+
+
+def _first_row(alpha, sigma, length):
+    """Right for a row of levels; of several all become as the first."""
+    pair = _scaled_right(alpha, sigma, length)
+    return pair if alpha.ndim == 1 else tuple(v[:1].expand_as(v) for v in pair)
+
+
 SCALE = {
     "form-one": (lambda alpha, sigma, length: alpha, "form"),
     "form-three": (lambda alpha, sigma, length: (alpha, sigma, length), "form"),
     "form-forgot-return": (lambda alpha, sigma, length: None, "form"),
-    "noise-scaled": (lambda a, s, k: _scaled_right(a, s, 1 / k), RATIO, "not the noise"),
-    "root": (lambda a, s, k: _scaled_right(a, s, k**0.5), RATIO, "square of the length"),
-    "squared": (lambda a, s, k: _scaled_right(a, s, k**2), RATIO, "once too often"),
+    "noise-scaled": (_changed(lambda a, s, k: (a, s, 1 / k)), RATIO, "not the noise"),
+    "root": (_changed(lambda a, s, k: (a, s, k**0.5)), RATIO, "square of the length"),
+    "squared": (_changed(lambda a, s, k: (a, s, k**2)), RATIO, "once too often"),
     "not-preserved": (_level(lambda a, s, k, w: (a * k, s)), RATIO, "must preserve variance"),
     "noise-divided": (_level(lambda a, s, k, w: (a, s / k)), RATIO, "divided by the length"),
     "variance-not-root": (_level(lambda a, s, k, w: (a * k / w**2, s / w**2)), RATIO, "divide by its root"),
     "squares": (_level(lambda a, s, k, w: ((a * k / w) ** 2, (s / w) ** 2)), RATIO, "these are the squares"),
-    "unchanged": (lambda a, s, k: (a, s), RATIO, "less noise"),
-    "swapped": (lambda a, s, k: _scaled_right(a, s, k)[::-1], RATIO, "first alpha"),
-    "length-plus-one": (lambda a, s, k: _scaled_right(a, s, k + 1), "unit-length-changes-nothing"),
+    "unchanged": (_level(lambda a, s, k, w: (a, s)), RATIO, "less noise"),
+    "swapped": (_level(lambda a, s, k, w: (s / w, a * k / w)), RATIO, "first alpha"),
+    "length-plus-one": (_changed(lambda a, s, k: (a, s, k + 1)), "unit-length-changes-nothing"),
     "ratio-of-nothing": (_by_log_snr, "both-ends"),
-    "floor": (lambda a, s, k: _scaled_right(a, s.clamp(min=1e-3), k), "both-ends"),
-    "norm-of-the-batch": (
-        lambda a, s, k: _scaled_right(a, s, k) if a.ndim == 1 else tuple(v.flip(0) for v in _scaled_right(a, s, k)),
-        "other-shapes",
-    ),
+    "floor": (_changed(lambda a, s, k: (a, s.clamp(min=1e-3), k)), "both-ends"),
+    "one-row-alone": (_first_row, "other-shapes"),
 }
 
 # -- ex-10-prior ------------------------------------------------------------------------------------------------------
