@@ -98,8 +98,8 @@ NATS = {
     "half": (_left(unit=0.5), LEFT),
     "not-normalised": (_left(norm=False), "counts-and-pairs-that-never-occur", "not normalised"),
     "log-of-zero": (_log_of_zero, "counts-and-pairs-that-never-occur"),
-    "at-least-something": (lambda joint, codes: max(_left()(joint, codes), 0.01), "everything-and-nothing-kept"),
-    "codes-as-places": (_codes_as_places, "any-codes"),
+    "at-least-something": (lambda joint, codes: max(_left()(joint, codes), 1e-4), "everything-and-nothing-kept"),
+    "codes-as-places": (_codes_as_places, "any-codes", "all that the caption says"),
     "neighbours-alone": (_neighbours_alone, LEFT),
 }
 
@@ -258,7 +258,7 @@ SCALE = {
     "squares": (_level(lambda a, s, k, w: ((a * k / w) ** 2, (s / w) ** 2)), RATIO, "these are the squares"),
     "unchanged": (_level(lambda a, s, k, w: (a, s)), RATIO, "less noise"),
     "swapped": (_level(lambda a, s, k, w: (s / w, a * k / w)), RATIO, "first alpha"),
-    "length-plus-one": (_changed(lambda a, s, k: (a, s, k + 1)), "unit-length-changes-nothing"),
+    "length-plus-one": (_changed(lambda a, s, k: (a, s, 2.0 if k == 1 else k)), "unit-length-changes-nothing"),
     "ratio-of-nothing": (_by_log_snr, "both-ends"),
     "floor": (_changed(lambda a, s, k: (a, s.clamp(min=1e-3), k)), "both-ends"),
     "one-row-alone": (_first_row, "other-shapes"),
