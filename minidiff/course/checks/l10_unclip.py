@@ -493,8 +493,8 @@ KEPT = 0.99
 
 @cache
 def embeddings(n: int = 6000, seed: int = 1) -> Tensor:
-    """(n, 64) embeddings of pictures of two objects by scenes-clip, as in the lesson."""
-    clip = load("scenes-clip")
+    """(n, 64) embeddings of pictures of two objects by scenes-clip-strong, as in the lesson."""
+    clip = load("scenes-clip-strong")
     pictures = render(sample_scenes(n, torch.Generator().manual_seed(seed), 2), 16)
     with torch.no_grad():
         return torch.cat([clip.embed_images(part) for part in pictures.split(500)]).double()
