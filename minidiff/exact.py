@@ -16,7 +16,7 @@ from .arguments import Natural, NonNegative, Randomness, checked, floats, intege
 from .prediction import Prediction, require_finite
 from .process import as_known
 from .random import rand, randn
-from .schedule import NoiseLevel, broadcast
+from .schedule import DATA, NoiseLevel, broadcast
 
 Label = int | integers() | None
 
@@ -294,3 +294,70 @@ class EmpiricalDenoiser(GaussianMixtureDenoiser):
         self.bandwidth = bandwidth
         labels = torch.zeros(len(images), dtype=torch.long) if labels is None else labels
         super().__init__(images, bandwidth**2, labels=labels)
+
+
+@checked
+class EncodedMixture:
+    """A mixture of which an encoder keeps some numbers: prior and decoder in closed form (``eq-exact-parts``).
+
+    The embedding is z = f(x), the kept numbers. Where components are isotropic every linear f with orthonormal rows is
+    this one in other coordinates.
+
+    Args:
+        world: The mixture, flat: samples are (D,). Components must have a variance.
+        keep: (D,) 1 for the numbers that the encoder keeps, 0 for the others; some of both.
+
+    Raises:
+        ValueError: for another shape, a mask that keeps all or nothing, or components without variance.
+    """
+
+    def __init__(self, world: GaussianMixtureDenoiser, keep: numbers("D")):
+        self.keep = as_known(keep)
+        if len(world.shape) != 1 or self.keep.shape != world.shape or not 0 < int(self.keep.sum()) < world.dim:
+            raise ValueError(
+                f"an encoder keeps some of the numbers of a flat world, not all; got {self.keep.tolist()} for samples "
+                f"of shape {world.shape}"
+            )
+        if bool((world.variance == 0).any()):
+            raise ValueError("components without variance cannot be told apart by some of their numbers")
+        part = lambda mask: GaussianMixtureDenoiser(world.means[:, mask], world.variance, world.weights, world.labels)
+        self.world, self.seen, self.rest = world, part(self.keep), part(~self.keep)
+
+    def encode(self, x: floats("B D")) -> Tensor:
+        """f: (B, D) -> (B, d)."""
+        _require_world(x, self.world.shape)
+        return x[:, self.keep]
+
+    def prior(self, label: Natural) -> GaussianMixtureDenoiser:
+        """p(z | c), a mixture."""
+        return self.seen.conditional(label)
+
+    def _log_weights(self, z: Tensor, label: Label) -> Tensor:
+        """(B, K) log p(component | z, c)."""
+        return self.seen._log_joint(z, DATA, label)[0].log_softmax(1)
+
+    def log_prob(self, x: floats("B D"), label: Label = None) -> Tensor:
+        """(B,) log p(x | f(x), c), a density of the numbers that f forgets."""
+        log_joint = self.rest._log_joint(x[:, ~self.keep], DATA, None)[0] - self.world.weights.log()
+        return (self._log_weights(self.encode(x), label) + log_joint).logsumexp(1)
+
+    def decoder(self, z: floats("B d"), label: Label = None):
+        """The denoiser of p(x | z, c): ``(x, level) -> Prediction`` for x (B, D).
+
+        Args:
+            z: (B, d), one embedding for each sample.
+            label: Captions; None or -1 for a decoder that is not told any.
+        """
+        log_weights = self._log_weights(z, label)
+
+        def denoiser(x: Tensor, level: NoiseLevel) -> Prediction:
+            _require_world(x, self.world.shape)
+            own, flat, alpha, sigma, total = self.rest._log_joint(x[:, ~self.keep], level, None)
+            weights = (log_weights + own - self.world.weights.log()).softmax(1)
+            x0 = torch.empty(x.shape, dtype=torch.float64)
+            x0[:, self.keep] = z.double()
+            shrink, stay = alpha * self.world.variance / total, sigma**2 / total
+            x0[:, ~self.keep] = (weights * shrink).sum(1, keepdim=True) * flat + (weights * stay) @ self.rest._flat
+            return Prediction(x, level, x0.to(x.dtype), "x0")
+
+        return denoiser

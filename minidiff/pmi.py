@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .arguments import checked, floats, numbers
+from .arguments import checked, floats, integers, numbers
 from .prediction import require_finite
 
 DIRECTIONS = ("both", "image-to-text", "text-to-image")
@@ -159,3 +159,22 @@ def residual(
     mean = shares[0] @ by_row
     fit = {"nothing": 0.0, "constant": mean, "image": by_row, "text": by_column, "both": by_row + by_column - mean}
     return table - fit[free]
+
+
+@checked
+def information_left(joint: numbers("N M"), codes: integers("N")) -> float:
+    """What the caption says of a picture beyond its code z = f(x): I(x; c | z) in nats (``eq-caption-split``).
+
+    Zero exactly where the code is sufficient for the caption, p(c|x) = p(c|z).
+
+    Args:
+        joint: (n, m) probabilities of the pairs, or counts of them.
+        codes: (n,) integers, the code of each picture.
+
+    Raises:
+        ValueError: for what is no joint, or codes of another number.
+    """
+    joint, _, _ = _marginals(joint)
+    places = torch.unique(codes, return_inverse=True)[1]
+    coded = torch.zeros(int(places.max()) + 1, joint.shape[1], dtype=torch.float64).index_add(0, places, joint)
+    return mutual_information(joint) - mutual_information(coded)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal
 
-from minidiff.exact import EmpiricalDenoiser, GaussianDenoiser, GaussianMixtureDenoiser
+from minidiff.exact import EmpiricalDenoiser, EncodedMixture, GaussianDenoiser, GaussianMixtureDenoiser
 from minidiff.process import diffuse
 from minidiff.random import sample_generators
 from minidiff.schedule import DATA, NoiseLevel, edm_schedule, linear_schedule
@@ -358,3 +358,65 @@ def test_covariance_that_is_not_one():
 def test_mixtures_that_are_not_one(arguments, message):
     with pytest.raises(ValueError, match=message):
         GaussianMixtureDenoiser(torch.zeros(3, 2), **arguments)
+
+
+# --- an encoder, its prior and its decoder --------------------------------------------------------------------------
+
+KEEP = torch.tensor([1, 0, 0])
+
+
+@pytest.fixture
+def encoded():
+    """Six components of different variance in three numbers, two captions; the first number is kept."""
+    means = torch.tensor([[-1.0, 0.5, 0], [-1, -0.5, 1], [0, 0.5, -1], [1, -0.5, 0], [0, 0.3, 0.2], [1, 1, 1]])
+    variance = torch.tensor([0.1, 0.2, 0.15, 0.3, 0.1, 0.2])
+    weights = torch.tensor([1.0, 2, 3, 1, 2, 1])
+    return EncodedMixture(GaussianMixtureDenoiser(means, variance, weights, [0, 0, 0, 1, 1, 1]), KEEP)
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_prior_times_decoder_is_the_data(encoded, label):
+    x = encoded.world.sample(20, torch.Generator().manual_seed(0))
+    both = encoded.prior(label).log_prob(encoded.encode(x), DATA, label) + encoded.log_prob(x, label)
+    torch.testing.assert_close(both, encoded.world.log_prob(x, DATA, label))
+
+
+@pytest.mark.parametrize("label", [None, 1])
+def test_the_decoder_is_the_world_given_the_embedding(encoded, label):
+    """Sample by sample, as the mixture reweighted by what is known."""
+    world = encoded.world if label is None else encoded.world.conditional(label)
+    x, level = encoded.world.sample(5, torch.Generator().manual_seed(1)), MIDDLE
+    z = encoded.encode(x) + 0.3
+    prediction = encoded.decoder(z, label)(x, level)
+    assert torch.equal(prediction.x0[:, :1], z)
+    for i in range(5):
+        alone = GaussianMixtureDenoiser(world.means[:, 1:], world.variance, _posterior(world, z[i]), world.labels)
+        torch.testing.assert_close(prediction.x0[i, 1:], alone(x[i : i + 1, 1:], level).x0[0])
+
+
+def _posterior(world, z):
+    """Weights of the components given the first number, by torch.distributions."""
+    own = Normal(world.means[:, 0], world.variance.sqrt().expand(len(world.means))).log_prob(z[0]).exp()
+    return world.weights * own
+
+
+def test_the_decoder_is_asked_about_many_levels_at_once(encoded):
+    x = encoded.world.sample(3, torch.Generator().manual_seed(2))
+    levels = [linear_schedule().level(t) for t in (10, 300, 900)]
+    stacked = NoiseLevel(*(torch.tensor([getattr(v, k) for v in levels], dtype=torch.float64)
+                           for k in ("alpha", "sigma", "time")))  # fmt: skip
+    together = encoded.decoder(encoded.encode(x), 0)(x, stacked).x0
+    for i, level in enumerate(levels):
+        one = encoded.decoder(encoded.encode(x)[i : i + 1], 0)(x[i : i + 1], level).x0
+        torch.testing.assert_close(together[i : i + 1], one)
+
+
+@pytest.mark.parametrize("keep", [[1, 1, 1], [0, 0, 0], [1, 0]])
+def test_an_encoder_keeps_some(encoded, keep):
+    with pytest.raises(ValueError, match="keeps some of the numbers"):
+        EncodedMixture(encoded.world, torch.tensor(keep))
+
+
+def test_an_encoded_world_has_a_variance():
+    with pytest.raises(ValueError, match="components without variance"):
+        EncodedMixture(GaussianMixtureDenoiser(torch.zeros(2, 3), 0.0), KEEP)

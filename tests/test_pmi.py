@@ -10,6 +10,7 @@ from minidiff.pmi import (
     DIRECTIONS,
     info_nce,
     info_nce_limit,
+    information_left,
     mutual_information,
     pointwise_mutual_information,
     residual,
@@ -221,3 +222,23 @@ def test_bad_residuals():
     ):
         with pytest.raises(ValueError, match=message):
             residual(table, **options)
+
+
+# --- what an encoder leaves to the caption --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("codes", [[0, 0, 1, 2], [7, 7, 7, 7], [0, 1, 2, 3]])
+def test_what_is_left_is_the_mean_divergence_within_a_code(joint, codes):
+    codes, p = torch.tensor(codes), joint / joint.sum()
+    expected = 0.0
+    for i in range(4):
+        alike = p[codes == codes[i]].sum(0)
+        said, among = p[i] / p[i].sum(), alike / alike.sum()
+        expected += float(p[i].sum() * (said * (said / among).log()).sum())
+    assert information_left(joint, codes) == pytest.approx(expected, abs=1e-12)
+
+
+def test_codes_are_one_a_picture(joint):
+    for codes in (torch.zeros(3, dtype=torch.long), torch.zeros(4)):
+        with pytest.raises(ValueError, match=r"codes must be a tensor \(N\) of whole numbers"):
+            information_left(joint, codes)

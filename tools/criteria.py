@@ -20,6 +20,8 @@ CRITERIA = {
     "s3-misses-the-tilted-density": ("above 1.0", CHANCE),
     "guided-sde-samples-conditional": ("below 1.0", CHANCE),
     "ascent-loses-the-spread": ("above 1.0", CHANCE),
+    "prior-then-decoder-samples-the-data": ("below 1.0", CHANCE),
+    "karlo-parameters": ("below 0.005", PARAMETERS),
     "adm-classifier-parameters": ("below 0.005", PARAMETERS),
     "drop-is-per-sample": ("below 0.1", "five standard errors: 4000 batches know the ratio to 2 %"),
     "adm-64-parameters": ("below 0.005", PARAMETERS),

@@ -15,7 +15,7 @@ from ..condition import Condition
 @checked
 @dataclass(frozen=True)
 class Convention:
-    """How long an embedding is inside of a network: scale * (z - mean) / std, of z or of z / |z|.
+    """How long an embedding is in a network (``eq-embedding-scale``): scale * (z - mean) / std, of z or of z / |z|.
 
     A diffusion of embeddings starts from noise of standard deviation 1, so their numbers should have one as well. Unit
     vectors of width E have 1 / sqrt(E): sqrt(E) is the scale that mends it where their mean is zero (lucidrains'

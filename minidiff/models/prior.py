@@ -255,7 +255,7 @@ class Buckets(nn.Module):
 
 @checked
 class PrincipalCodes(nn.Module):
-    """Embeddings as codes: principal directions, ordered by falling eigenvalue, each number put into a bucket.
+    """Embeddings as codes: principal directions (``eq-pca-loss``), by falling eigenvalue, each number in a bucket.
 
     Ramesh et al. 2022, section 2.2: 319 of 1,024 directions, 1,024 buckets. How the buckets lie is not said there.
 

@@ -37,7 +37,7 @@ class CodePriorOptions:
 
 @checked
 class AutoregressivePrior(Told):
-    """p(z_i | c) as a product over codes, after a code for the cosine z_i . z_t, which asks for a close fit.
+    """p(z_i | c) as a product over codes (``eq-code-chain``), after one of the cosine z_i . z_t: that asks for a fit.
 
     Args:
         network: Also holds directions and buckets, which are learnt from data before training.
@@ -97,8 +97,8 @@ class AutoregressivePrior(Told):
         Args:
             n: Number of embeddings.
             scale: Guidance scale s, of logits: l_u + s (l_c - l_u), not of the cosine's.
-            top: The cosine comes from this upper share of its distribution given the caption; 1 is all of it. The
-                paper takes the top half, and does not say of which distribution.
+            top: The cosine comes from this upper share of its distribution given the caption (``eq-top-share``); 1 is
+                all of it. The paper takes the top half, and does not say of which distribution.
             temperature: Logits are divided by it.
             generator: One generator, or a list with one per sample.
             values: ``caption=...``.

@@ -58,8 +58,8 @@ def draw(
         threshold: Applied to the guided denoiser, so that x_0 stays in the range of the data; None for nothing. When
             left out the system's own, which for pictures is ``static_threshold``.
         temperature: Standard deviation of that noise, over that of the process; GLIDE's upsampler takes .997.
-        candidates: Samples that are drawn for each that is kept, the best by the system's ``merit``; when left out the
-            system's own number, which for pictures is 1.
+        candidates: Samples that are drawn for each that is kept, the best by the system's ``merit`` (``eq-best-of``);
+            when left out the system's own number, which for pictures is 1.
         generator: One generator, or a list with one per sample.
         values: Of the parts, by key, one or n of each: ``label=7``, ``caption=["a red ring"]``, ``low_res=images``.
 
