@@ -288,6 +288,7 @@ SLERP = {
     "a-at-the-end": (
         lambda a, b, theta: a if theta == 1 else slerp(a, b, theta),
         "ends",
+        "from b to a",
     ),
     "no-guard": (without_guard, "parallel", "sin(omega) is 0"),
     "guard-for-the-batch": (guard_for_the_batch, "parallel"),
@@ -369,7 +370,7 @@ TURN = {
     "degrees": (_turned(tip=lambda z, a, b: 1 - 90 / _omega(z, a, b)), "where-it-tips", "degrees"),
     "left": (_turned(tip=lambda z, a, b: 1 - _tips(z, a - b)), "where-it-tips", "share that is left"),
     "straight-angle": (_turned(tip=lambda z, a, b: 1 - math.pi / _omega(z, a, b)), "where-it-tips", "right angle"),
-    "not-at-a-right-angle": (_turned(tip=lambda z, a, b: 0.9 * _tips(z, a - b)), "there-neither-is-preferred"),
+    "a-little-early": (_turned(tip=lambda z, a, b: 0.9 * _tips(z, a - b)), "where-it-tips"),
 }
 
 # -- ex-11-chain ------------------------------------------------------------------------------------------------------
