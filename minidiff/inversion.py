@@ -18,9 +18,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .arguments import Finite, Positive, checked, floats
+from .arguments import Finite, Positive, Share, checked, floats
 from .denoiser import Denoiser
 from .prediction import Prediction, require_finite
+from .process import beta_tilde
 from .sampler import Sampler, State, refuse_tilt, sample
 from .schedule import NoiseLevel
 
@@ -61,7 +62,7 @@ def encode(
 def ddim_inversion() -> Sampler:
     """x_t = alpha_t x_0 + sigma_t eps, both as the denoiser believes at s < t: DDIM's step, taken upwards.
 
-    Song et al. 2021a, equation 13, which is Euler's method; first order. It walks a chain that rises.
+    ``eq-encode``; Song et al. 2021a, equation 13, which is Euler's method; first order. It walks a chain that rises.
     """
 
     def run(denoiser: Denoiser, levels: Sequence[NoiseLevel], x: Tensor, generator=None) -> Iterator[State]:
@@ -116,8 +117,8 @@ def _check(levels: Sequence[NoiseLevel], x: Tensor) -> None:
 def round_trip_factor(levels: Sequence[NoiseLevel], variance: Positive) -> float:
     """What x_0 is multiplied by when data N(0, variance I) are encoded and decoded by DDIM with the ideal denoiser.
 
-    Every pair of neighbours gives cos^2 of the angle between (alpha_s sqrt(v), sigma_s) and (alpha_t sqrt(v), sigma_t):
-    never 1, and the product tends to 1 like one over the number of steps.
+    Every pair of neighbours gives cos^2 of the angle between (alpha_s sqrt(v), sigma_s) and (alpha_t sqrt(v), sigma_t)
+    (``eq-round-trip``): never 1, and the product tends to 1 like one over the number of steps.
 
     Args:
         levels: The chain.
@@ -126,18 +127,48 @@ def round_trip_factor(levels: Sequence[NoiseLevel], variance: Positive) -> float
     Raises:
         ValueError: when the variance is not positive.
     """
-    angles = [math.atan2(level.sigma, level.alpha * math.sqrt(variance)) for level in levels]
-    return math.prod(math.cos(t - s) ** 2 for t, s in pairwise(angles))
+    return math.prod(math.cos(t - s) ** 2 for t, s in pairwise(_angles(levels, variance)))
+
+
+@checked
+def variation_correlation(levels: Sequence[NoiseLevel], variance: Positive, eta: Share) -> float:
+    """Correlation of a picture with its variation: encoded by DDIM, decoded by DDIM with fresh noise (``eq-kept``).
+
+    For data N(0, variance I) and the ideal denoiser, where every step is linear. With more and more steps it tends to
+    c^(eta^2), c the correlation of x_0 and x_T: at eta = 1 what the noise has left of the picture is what comes back.
+
+    Args:
+        levels: The chain that decodes.
+        variance: v > 0.
+        eta: Share of fresh noise, see ``sampler.ddim``.
+
+    Raises:
+        ValueError: when the variance is not positive, or eta lies outside [0, 1].
+    """
+    angles = _angles(levels, variance)
+    gain = math.prod(math.cos(t - s) for t, s in pairwise(angles))  # of x_0 in x_T, both over their deviations
+    spread = gain**2
+    for (t, s), (at, to) in zip(pairwise(levels), pairwise(angles), strict=True):
+        fresh = eta**2 * beta_tilde(t, s)
+        r_s = math.hypot(s.alpha * math.sqrt(variance), s.sigma)
+        kept = math.cos(at) * math.cos(to) + math.sin(at) * math.sqrt(max(s.sigma**2 - fresh, 0.0)) / r_s
+        gain, spread = kept * gain, kept**2 * spread + fresh / r_s**2
+    return gain / math.sqrt(spread)
+
+
+def _angles(levels: Sequence[NoiseLevel], variance: float) -> list[float]:
+    """Of (alpha sqrt(v), sigma): how much of x_t is noise where the data have the variance v."""
+    return [math.atan2(level.sigma, level.alpha * math.sqrt(variance)) for level in levels]
 
 
 @checked
 def slerp(a: floats("A *S"), b: floats("B *S"), theta: Finite | floats()) -> Tensor:
     """From a (theta = 0) to b (theta = 1): the direction along the great circle at constant speed, the norm linearly.
 
-    Shoemake 1985, in any number of dimensions. A sample is one vector, whatever its shape. Between independent standard
-    normal vectors the direction stays uniform and the norm that of normal vectors, while a straight line is shorter
-    halfway by sqrt 2. Of two opposite vectors, between which all great circles pass, it takes one that depends on a
-    alone; of parallel ones the direction stays.
+    ``eq-slerp``; Shoemake 1985, in any number of dimensions. A sample is one vector, whatever its shape. Between
+    independent standard normal vectors the direction stays uniform and the mean norm theirs (its spread is smaller),
+    while a straight line is shorter halfway by sqrt 2. Of two opposite vectors, between which all great circles pass,
+    it takes one that depends on a alone; of parallel ones the direction stays.
 
     Args:
         a: (B, ...), or (1, ...) for all.
@@ -179,9 +210,8 @@ def _across(u: Tensor, v: Tensor) -> Tensor:
     return across / across.norm(dim=1, keepdim=True)
 
 
-@checked
-def text_diff(z: floats("B E"), after: floats("A/1 E"), before: floats("A/1 E"), theta: Finite | floats()) -> Tensor:
-    """An embedding of a picture turned by what changes between two texts (Ramesh et al. 2022, section 3.3).
+def text_diff(z: Tensor, after: Tensor, before: Tensor, theta: float | Tensor) -> Tensor:
+    """An embedding of a picture turned by what changes between two texts (``eq-text-diff``; Ramesh et al. 2022, 3.3).
 
     z_d = (z_after - z_before) / |z_after - z_before|, then slerp(z, z_d, theta), with the norm of z. They take theta up
     to .25 to .5, with x_T kept. The difference of embeddings is normalised *before* the slerp, so that theta is a share
