@@ -78,7 +78,7 @@ NOT_COVERED: dict[str, str] = {
         training.trainable.Trainable.published_beside
     """,
     "checked behind the door, where it is known what else was given: in the tests of its module": """
-        arguments.require_broadcast data.emoji.Emoji data.pack.pack schedule.DiscreteSchedule.levels
+        arguments.require_broadcast data.pack.pack schedule.DiscreteSchedule.levels
         systems.bipartite.Bipartite systems.draw.draw systems.draw.truncated
     """,
     "infinity is a limit that never binds": """

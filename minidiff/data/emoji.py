@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from ..arguments import checked
+from ..arguments import Count, checked
 from ..download import Downloaded, fetch
 from ..words import nearest
 from .images import ImageFolder, Images
@@ -164,7 +164,7 @@ class Emoji(Images):
     def __init__(
         self,
         path: str | os.PathLike | None = None,
-        size: int | None = None,
+        size: Count | None = None,
         split: str = "all",
         hands: str | Sequence[str] = ("noto",),
     ):
