@@ -210,7 +210,8 @@ def _across(u: Tensor, v: Tensor) -> Tensor:
     return across / across.norm(dim=1, keepdim=True)
 
 
-def text_diff(z: Tensor, after: Tensor, before: Tensor, theta: float | Tensor) -> Tensor:
+@checked
+def text_diff(z: floats("B E"), after: floats("A/1 E"), before: floats("A/1 E"), theta: Finite | floats()) -> Tensor:
     """An embedding of a picture turned by what changes between two texts (``eq-text-diff``; Ramesh et al. 2022, 3.3).
 
     z_d = (z_after - z_before) / |z_after - z_before|, then slerp(z, z_d, theta), with the norm of z. They take theta up
