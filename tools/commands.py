@@ -193,10 +193,10 @@ def _elsewhere(name: str) -> bool:
 
 def _known(name: str) -> None:
     from minidiff.recipes import available
-    from minidiff.store import checkpoints
+    from minidiff.store import STACKS, checkpoints
     from minidiff.words import nearest
 
-    names = {*checkpoints(), *available()}
+    names = {*checkpoints(), *available(), *STACKS}
     if not (_elsewhere(name) or name in names):
         raise ValueError(f"no checkpoint and no preset {name!r}: {nearest(name, sorted(names))}")
 
@@ -213,13 +213,14 @@ def _told(name: str, words, others: list[str]) -> None:
     from minidiff.cli.systems import asking
     from minidiff.metrics.drawing import Drawing
     from minidiff.recipes import load_recipe
-    from minidiff.store import checkpoints, recipe_of
+    from minidiff.store import checkpoints, recipe_of, stages
     from minidiff.words import nearest
 
     if _elsewhere(name):
         return
-    recipe = recipe_of(name) if name in checkpoints() else load_recipe(name)
-    command = asking(Drawing([recipe.build(empty=True)], names=[name]), name)
+    first, *_ = stages(name)
+    recipe = recipe_of(first) if first in checkpoints() else load_recipe(first)
+    command = asking(Drawing([recipe.build(empty=True)], names=[first]), name)
     context = click.Context(command)
     try:
         _, left, _ = command.make_parser(context).parse_args(list(words))

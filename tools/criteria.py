@@ -3,6 +3,7 @@
 Claim -> its criterion, as the lesson writes it, and why it is that. A criterion that changes must change here too.
 """
 
+CHAINS = "a distance from an order of convergence, as chains of this length show it"
 PARAMETERS = "half a unit of the second place of a count in millions"
 CHANCE = "in units of the 99 % level of relabelled samples: 1 is what chance reaches"
 COUNT = "a count of exceptions: less than one half is none"
@@ -22,6 +23,8 @@ CRITERIA = {
     "ascent-loses-the-spread": ("above 1.0", CHANCE),
     "prior-then-decoder-samples-the-data": ("below 1.0", CHANCE),
     "karlo-parameters": ("below 0.005", PARAMETERS),
+    "exchanged-class-matches-quantiles": ("below 0.2", CHAINS),
+    "guided-loss-grows-with-the-square": ("below 0.2", CHAINS),
     "adm-classifier-parameters": ("below 0.005", PARAMETERS),
     "drop-is-per-sample": ("below 0.1", "five standard errors: 4000 batches know the ratio to 2 %"),
     "adm-64-parameters": ("below 0.005", PARAMETERS),
