@@ -83,7 +83,8 @@ def watched(sampler: Sampler, watch: Callable[[], object]) -> Sampler:
     return run
 
 
-def ask(denoiser: Denoiser, x: Tensor, level: NoiseLevel) -> Prediction:
+@checked
+def ask(denoiser: Denoiser, x: floats("B *S"), level: NoiseLevel) -> Prediction:
     """What a denoiser predicts.
 
     Raises:
