@@ -234,3 +234,11 @@ def test_whole_numbers_of_numpy_and_paths_are_accepted():
     assert hundred.levels(np.int32(5)) == linear_schedule(100).levels(5)
     folder = weights_path("digits").parent
     assert torch.equal(next(load(folder).parameters()), next(load(str(folder)).parameters()))
+
+
+@pytest.mark.parametrize("told", [(1, -1), (torch.tensor([1, 1, 1]), -1), (1, torch.tensor([-1, -1, -1]))])
+def test_a_closed_form_denoiser_is_guided_by_a_label_and_minus_one(told):
+    x, level = torch.tensor([[-1.0], [0.2], [1.0]]), linear_schedule(100).level(50)
+    expected = WORLD(x, level).eps + 2 * (WORLD(x, level, 1).eps - WORLD(x, level).eps)
+    found = guidance.classifier_free(WORLD, *told, scale=2)(x, level).eps
+    assert torch.allclose(found, expected, atol=1e-5)
