@@ -16,7 +16,7 @@ except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0+unknown"
 
 
-def load(ref: str, **kwargs):
+def load(ref: str | os.PathLike, **kwargs):
     """Load a system by its name, such as "digits", or by its folder; see ``minidiff.store.load``."""
     from .store import load
 

@@ -142,7 +142,7 @@ class GaussianMixtureDenoiser:
         means: numbers("K *S"),
         variance: float | Tensor,
         weights: Tensor | Sequence[float] | None = None,
-        labels: Tensor | Sequence[int] | None = None,
+        labels: integers() | Sequence[int] | None = None,
     ):
         self.means = torch.as_tensor(means, dtype=torch.float64)
         require_finite(self.means, "means")
@@ -168,7 +168,7 @@ class GaussianMixtureDenoiser:
         """(B or 1, K) True where a component belongs to the label; None when nothing is conditioned on."""
         if label is None:
             return None
-        label = torch.as_tensor(label).reshape(-1)
+        label = torch.as_tensor(label).long().reshape(-1)  # in unsigned types -1 would be the largest number
         if bool(((label < -1) | (label >= self.n_classes)).any()) or len(label) not in (1, batch):
             raise ValueError(
                 f"labels must be -1 (none) or 0 ... {self.n_classes - 1}, one or {batch} of them; got {label}"
@@ -221,11 +221,13 @@ class GaussianMixtureDenoiser:
         Raises:
             ValueError: when a label is not one of 0 ... n_classes-1.
         """
-        given = torch.as_tensor(label)
+        given = torch.as_tensor(label).long()
         if bool(((given < 0) | (given >= self.n_classes)).any()):
             raise ValueError(f"a classifier needs labels 0 ... {self.n_classes - 1}, got {label}")
 
         def log_prob(x: Tensor, level: NoiseLevel) -> Tensor:
+            if given.numel() not in (1, len(x)):
+                raise ValueError(f"{given.numel()} labels for a batch of {len(x)}: give one, or one per sample")
             chosen = given.expand(len(x))
             return self.log_prob_label(x, level).gather(1, chosen[:, None])[:, 0]
 

@@ -95,6 +95,8 @@ def require_writable(path: Path) -> None:
     """
     temporary = _temporary(path)
     try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
         temporary.unlink()

@@ -145,8 +145,8 @@ def classifier_free(model: ConditionalModel, condition, null, scale: Finite) -> 
 
     Args:
         model: Conditional model.
-        condition: What to draw, for the whole batch.
-        null: The null condition, same form.
+        condition: What to draw, for the whole batch; of a closed-form denoiser one label, or (B,) of them.
+        null: The null condition, same form; -1 there.
         scale: s; 1 is plain conditional, 0 unconditional.
 
     Raises:
@@ -156,7 +156,8 @@ def classifier_free(model: ConditionalModel, condition, null, scale: Finite) -> 
         return lambda x, level: model(x, level, condition)
 
     def guided(x: Tensor, level: NoiseLevel) -> Prediction:
-        both = model(torch.cat([x, x]), level.repeat(2), concatenate(condition, null))
+        told = (torch.full((len(x),), c, device=x.device) if isinstance(c, int) else c for c in (condition, null))
+        both = model(torch.cat([x, x]), level.repeat(2), concatenate(*told))
         cond, uncond = both.chunk(2, level)
         return cond.with_eps(uncond.eps + scale * (cond.eps - uncond.eps))
 

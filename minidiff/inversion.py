@@ -22,7 +22,7 @@ from .arguments import Finite, Positive, Share, checked, floats
 from .denoiser import Denoiser
 from .prediction import Prediction, require_finite
 from .process import beta_tilde
-from .sampler import Sampler, State, refuse_tilt, sample
+from .sampler import Sampler, State, ask, refuse_tilt, sample
 from .schedule import NoiseLevel
 
 SMALL = 1e-9  # length of the part of one unit vector across another, below which rounding decides where it points
@@ -99,7 +99,7 @@ def heun_inversion() -> Sampler:
 
 def _asked(denoiser: Denoiser, x: Tensor, level: NoiseLevel) -> Prediction:
     """What the denoiser says, or what is known without one at clean data."""
-    prediction = Prediction(x, level, torch.zeros_like(x), "eps") if level.sigma == 0 else denoiser(x, level)
+    prediction = Prediction(x, level, torch.zeros_like(x), "eps") if level.sigma == 0 else ask(denoiser, x, level)
     refuse_tilt(prediction, "an inversion")
     return prediction
 

@@ -14,7 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .arguments import Count, Randomness, called, checked, floats, numbers
+from .arguments import Count, Randomness, called, checked, described, floats, numbers
 from .denoiser import Denoiser
 from .prediction import Prediction, require_finite
 from .process import as_known, beta_tilde, beta_tilde_floor, paste, posterior_mean, renoise, reverse_log_variance
@@ -83,6 +83,22 @@ def watched(sampler: Sampler, watch: Callable[[], object]) -> Sampler:
     return run
 
 
+@checked
+def ask(denoiser: Denoiser, x: floats("B *S"), level: NoiseLevel) -> Prediction:
+    """What a denoiser predicts.
+
+    Raises:
+        ValueError: for one that answers with anything else, a bare tensor say.
+    """
+    prediction = denoiser(x, level)
+    if not isinstance(prediction, Prediction):
+        raise ValueError(
+            f"a denoiser answers with a Prediction, got {described(prediction)}; of a tensor it is "
+            "Prediction(x, level, tensor, 'eps'), or 'x0' or 'v'"
+        )
+    return prediction
+
+
 def _check(levels: Sequence[NoiseLevel], x: Tensor) -> None:
     require_finite(x, "x_T")
     if len(levels) < 2:
@@ -99,7 +115,7 @@ def _first_order(step: Callable) -> Sampler:
         _check(levels, x)
         floor = beta_tilde_floor(levels)
         for t, s in pairwise(levels):
-            prediction = denoiser(x, t)
+            prediction = ask(denoiser, x, t)
             x, std = step(prediction, t, s, floor)
             if std is not None and s.sigma > 0:
                 x = x + std * randn(x.shape, generator, x.dtype, x.device)
@@ -168,7 +184,7 @@ def heun() -> Sampler:
     def run(denoiser: Denoiser, levels: Sequence[NoiseLevel], x: Tensor, generator=None) -> Iterator[State]:
         _check(levels, x)
         for t, s in pairwise(levels):
-            prediction = denoiser(x, t)
+            prediction = ask(denoiser, x, t)
             refuse_tilt(prediction, "heun")
             if s.sigma == 0:
                 x = s.alpha * prediction.x0

@@ -11,12 +11,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from numbers import Integral
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from .arguments import Count, Finite, Inside, Natural, NonNegative, Positive, Randomness, checked, floats, numbers
+from .arguments import (
+    WHOLE,
+    Count,
+    Finite,
+    Inside,
+    Natural,
+    NonNegative,
+    Positive,
+    Randomness,
+    checked,
+    floats,
+    numbers,
+)
 from .random import rand, randint
 
 
@@ -102,7 +115,7 @@ DATA = NoiseLevel(1.0, 0.0, -1)
 
 
 def _steps_in_range(n: int, most: float) -> None:
-    if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= most:
+    if not isinstance(n, Integral) or isinstance(n, bool) or not 1 <= n <= most:
         raise ValueError(f"the number of steps must be an integer from 1 to {most}, got {n!r}")
 
 
@@ -136,8 +149,9 @@ class DiscreteSchedule:
         Raises:
             ValueError: when t is not an integer inside the schedule.
         """
-        times = torch.as_tensor(t)
-        if times.is_floating_point() or bool(((times < -1) | (times >= self.T)).any()):
+        given = torch.as_tensor(t)
+        times = given.long()  # in unsigned types -1 would be the largest number
+        if given.dtype not in WHOLE or bool(((times < -1) | (times >= self.T)).any()):
             raise ValueError(f"t must be an integer from -1 (clean data) to {self.T - 1}, got {t}")
         if times.ndim == 0 and times == -1:
             return DATA
@@ -244,7 +258,7 @@ def _fast27(T: int) -> list[int]:
 
 
 def _sections(T: int, counts: list[int]) -> list[int]:
-    if not counts or any(not isinstance(c, int) or c < 1 for c in counts) or len(counts) > T:
+    if not counts or any(not isinstance(c, Integral) or c < 1 for c in counts) or len(counts) > T:
         raise ValueError(f"sections must be positive integers, at most {T} of them, got {counts}")
     times, start = [], 0
     for i, count in enumerate(counts):
@@ -257,7 +271,7 @@ def _sections(T: int, counts: list[int]) -> list[int]:
 
 
 def _check_length(T: int) -> None:
-    if not isinstance(T, int) or T < 1:
+    if not isinstance(T, Integral) or T < 1:
         raise ValueError(f"T must be a positive integer, got {T!r}")
 
 

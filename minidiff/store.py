@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -167,7 +168,9 @@ def recipe_of(name: str) -> Recipe:
 
 
 @checked
-def find(ref: str, device: str | torch.device = "cpu", can: str = "", overrides: Sequence[str] = ()) -> Found:
+def find(
+    ref: str | os.PathLike, device: str | torch.device = "cpu", can: str = "", overrides: Sequence[str] = ()
+) -> Found:
     """Whatever has a name, ready to use.
 
     Args:
@@ -196,7 +199,9 @@ def find(ref: str, device: str | torch.device = "cpu", can: str = "", overrides:
 
 
 @checked
-def load(ref: str, device: str | torch.device = "cpu", can: str = "", overrides: Sequence[str] = ()) -> nn.Module:
+def load(
+    ref: str | os.PathLike, device: str | torch.device = "cpu", can: str = "", overrides: Sequence[str] = ()
+) -> nn.Module:
     """A system by its name, in evaluation mode and float32; see ``find``."""
     return find(ref, device, can, overrides).system
 

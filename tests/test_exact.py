@@ -349,7 +349,7 @@ def test_covariance_that_is_not_one():
     [
         ({"variance": torch.ones(2)}, r"3 means need a scalar or \(3,\) variance"),
         ({"variance": 1.0, "weights": torch.ones(4)}, r"\(3,\) weights"),
-        ({"variance": 1.0, "labels": torch.ones(1)}, r"\(3,\) labels"),
+        ({"variance": 1.0, "labels": torch.ones(1, dtype=torch.long)}, r"\(3,\) labels"),
         ({"variance": -1.0}, "must not be negative"),
         ({"variance": 1.0, "weights": torch.tensor([1.0, 0, 1])}, "weights must be positive"),
         ({"variance": 1.0, "labels": [0, -1, 1]}, "labels must not be negative"),

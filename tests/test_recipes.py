@@ -225,3 +225,15 @@ def test_building_empty_draws_no_random_numbers_and_building_does():
     full = recipe.build()
     shapes = lambda system: {name: value.shape for name, value in system.state_dict().items()}
     assert shapes(full) == shapes(empty) and not torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", ["..", "a/../../b", ".", "/tmp/x", '"a\\0b"'])
+def test_a_name_does_not_lead_out_of_the_folder_of_runs(name):
+    with pytest.raises(ValueError, match="a recipe's name is that of a folder below runs"):
+        load_recipe("digits", [f"name={name}"])
+    assert load_recipe("digits", ["name=series/one"]).name == "series/one"
+
+
+def test_attention_that_would_never_act_is_refused():
+    with pytest.raises(ValueError, match=r"attention at \[3, 16\] pixels would never act: the levels have \[8, 4\]"):
+        load_recipe("digits", ["network.attention=[3, 4, 16]"])

@@ -6,6 +6,7 @@ import math
 import re
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from helpers import seeded, tiny
@@ -13,12 +14,13 @@ from helpers import seeded, tiny
 from minidiff import guidance, sampler
 from minidiff.condition import Condition
 from minidiff.exact import GaussianMixtureDenoiser
+from minidiff.inversion import ddim_inversion, heun_inversion
 from minidiff.likelihood import discretized_gaussian_log_likelihood, mean_flat, prior_kl, vlb_terms
 from minidiff.process import diffuse, reverse_log_variance
 from minidiff.random import randn
 from minidiff.recipes import load_recipe
 from minidiff.schedule import DATA, DiscreteSchedule, linear_schedule, respaced
-from minidiff.store import load
+from minidiff.store import load, weights_path
 from minidiff.systems.draw import draw
 
 WORLD = GaussianMixtureDenoiser(torch.tensor([[-1.0], [1.0]], dtype=torch.float64), 0.1)
@@ -181,3 +183,62 @@ def test_the_decoder_of_grey_values_is_a_distribution():
     x = torch.linspace(-1, 1, 17, dtype=torch.float64)
     mass = discretized_gaussian_log_likelihood(x, torch.full_like(x, 0.3), math.log(0.04), 17).exp().sum()
     assert mass.item() == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize("answer", [torch.zeros(2, 1), None, 3.0])
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda denoiser, levels, x: sampler.sample(sampler.ddim(), denoiser, levels, x),
+        lambda denoiser, levels, x: sampler.sample(sampler.ancestral(), denoiser, levels, x),
+        lambda denoiser, levels, x: sampler.sample(sampler.heun(), denoiser, levels, x),
+        lambda denoiser, levels, x: list(ddim_inversion()(denoiser, levels[::-1], x)),
+        lambda denoiser, levels, x: list(heun_inversion()(denoiser, levels[::-1], x)),
+    ],
+    ids=["ddim", "ancestral", "heun", "inversion", "heun inversion"],
+)
+def test_a_bare_tensor_is_no_prediction(run, answer):
+    levels = linear_schedule(100).levels(4)
+    with pytest.raises(ValueError, match=r"answers with a Prediction, got .*Prediction\(x, level, tensor, 'eps'\)"):
+        run(lambda x, level: answer, levels, torch.zeros(2, 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
+def test_labels_and_times_of_every_whole_type(dtype):
+    """Compared with -1, every number of an unsigned type is smaller."""
+    schedule, x = linear_schedule(100), torch.zeros(2, 1)
+    found = WORLD(x, schedule.level(50), torch.tensor([0, 1], dtype=dtype)).x0
+    assert torch.equal(found, WORLD(x, schedule.level(50), torch.tensor([0, 1])).x0)
+    assert schedule.level(torch.tensor([5, 99], dtype=dtype)).alpha.tolist() == [
+        schedule.level(t).alpha for t in (5, 99)
+    ]
+    assert WORLD.classifier(torch.tensor([0, 1], dtype=dtype))(x, schedule.level(50)).shape == (2,)
+
+
+def test_what_is_no_whole_number_is_no_label_and_no_time():
+    for labels in (torch.tensor([0.5, 1.2]), torch.tensor([True, False])):
+        with pytest.raises(ValueError, match="labels must be a tensor of whole numbers"):
+            GaussianMixtureDenoiser(torch.zeros(2, 2), 0.1, labels=labels)
+    with pytest.raises(ValueError, match="t must be an integer"):
+        linear_schedule(100).level(torch.tensor([True]))
+
+
+def test_a_classifier_names_the_batch_that_its_labels_do_not_fit():
+    with pytest.raises(ValueError, match="2 labels for a batch of 3: give one, or one per sample"):
+        WORLD.classifier(torch.tensor([0, 1]))(torch.zeros(3, 1), linear_schedule(100).level(50))
+
+
+def test_whole_numbers_of_numpy_and_paths_are_accepted():
+    hundred = linear_schedule(np.int64(100))
+    assert hundred.T == 100
+    assert hundred.levels(np.int32(5)) == linear_schedule(100).levels(5)
+    folder = weights_path("digits").parent
+    assert torch.equal(next(load(folder).parameters()), next(load(str(folder)).parameters()))
+
+
+@pytest.mark.parametrize("told", [(1, -1), (torch.tensor([1, 1, 1]), -1), (1, torch.tensor([-1, -1, -1]))])
+def test_a_closed_form_denoiser_is_guided_by_a_label_and_minus_one(told):
+    x, level = torch.tensor([[-1.0], [0.2], [1.0]]), linear_schedule(100).level(50)
+    expected = WORLD(x, level).eps + 2 * (WORLD(x, level, 1).eps - WORLD(x, level).eps)
+    found = guidance.classifier_free(WORLD, *told, scale=2)(x, level).eps
+    assert torch.allclose(found, expected, atol=1e-5)

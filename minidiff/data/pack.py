@@ -187,20 +187,23 @@ def read_captions(path: str | os.PathLike) -> dict[str, str]:
     This is the form of ``metadata.csv`` and ``metadata.jsonl`` beside Hugging Face's image folders.
 
     Raises:
-        ValueError: another suffix, a missing column, a line that is no JSON, with its number, or text that is not
-            UTF-8.
+        ValueError: another suffix, a missing column, more cells than columns, a second caption of an image, a line
+            that is no JSON, with its number, a quotation mark that is not closed, or text that is not UTF-8.
     """
     path, out = Path(path), {}
     if path.suffix not in (".csv", ".jsonl"):
         raise ValueError(f"captions in {path}; a .csv or .jsonl file with file_name and text is accepted")
     csv.field_size_limit(LONGEST)
     with open(path, encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file) if path.suffix == ".csv" else map(_json, filter(str.strip, file))
+        rows = csv.DictReader(file, strict=True) if path.suffix == ".csv" else map(_json, filter(str.strip, file))
         try:
             for number, row in enumerate(rows, 1):
                 if not isinstance(row, dict) or not all(isinstance(row.get(k), str) for k in ("file_name", "text")):
                     raise ValueError(f"{path}, row {number}: a file_name and a text are expected")
-                out[row["file_name"]] = row["text"]
+                if None in row:
+                    raise ValueError(f"{path}, row {number}: more cells than columns; a text with a comma is quoted")
+                if out.setdefault(row["file_name"], row["text"]) != row["text"]:
+                    raise ValueError(f"{path}, row {number}: another caption of {row['file_name']}; one is accepted")
         except (csv.Error, UnicodeDecodeError) as error:
             raise ValueError(f"{path}, after row {len(out)}: {error}; a table in UTF-8 is accepted") from None
     return out

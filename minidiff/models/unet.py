@@ -79,6 +79,9 @@ class UNetConfig:
         deepest = 2 ** (len(self.channel_mult) - 1)
         if not self.channel_mult or self.size % deepest:
             raise ValueError(f"size {self.size} must be divisible by 2 for each of {len(self.channel_mult)} levels")
+        sizes = [self.size >> i for i in range(len(self.channel_mult))]
+        if never := sorted(set(self.attention) - set(sizes)):
+            raise ValueError(f"attention at {never} pixels would never act: the levels have {sizes}")
         if not all(1 <= mult * self.channels < 1e6 for mult in self.channel_mult):
             raise ValueError(f"channel_mult times channels is a width, 1 to a million; got {list(self.channel_mult)}")
         if self.head_channels is not None and self.heads != type(self).heads:

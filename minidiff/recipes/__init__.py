@@ -79,7 +79,7 @@ class Recipe:
         fresh: Parts, such as "network.text", that do not take the weights of the start.
 
     Raises:
-        ValueError: for fresh parts without a start, or no name.
+        ValueError: for fresh parts without a start, no name, or one that leads out of the folder of runs.
     """
 
     name: str
@@ -96,6 +96,8 @@ class Recipe:
     def __post_init__(self):
         if not self.name:
             raise ValueError("a recipe needs a name: its folder and its checkpoint are called by it")
+        if Path(self.name).is_absolute() or not {".", ".."}.isdisjoint(self.name.split("/")) or "\0" in self.name:
+            raise ValueError(f"a recipe's name is that of a folder below runs, got {self.name!r}")
         if self.fresh and not self.start:
             raise ValueError(f"fresh {list(self.fresh)} without a start: everything begins anew")
 

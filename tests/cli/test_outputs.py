@@ -84,6 +84,8 @@ def test_a_file_is_whole_or_not_there(tmp_path):
         np.savez(file, a=np.arange(3))
     assert np.load(path)["a"].tolist() == [0, 1, 2] and [p.name for p in tmp_path.iterdir()] == ["x.npz"]
     require_writable(tmp_path / "new/y.npz")
+    with pytest.raises(ValueError, match="new cannot be written \\(it is a folder\\)"):
+        require_writable(tmp_path / "new")
     assert [p.name for p in tmp_path.iterdir() if p.name != "new"] == ["x.npz"]
 
 

@@ -320,3 +320,20 @@ def test_captions_go_by_the_name_however_it_is_written(folder, tmp_path):
         pack(ImageFolder(folder), tmp_path / "out", captions={"pictures/cat/000.png": "a cat"})
     index = pack(ImageFolder(folder), tmp_path / "out", captions={"./cat\\000.png": "a cat"})
     assert index["samples"] == 1 and index["complete"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ("a.png,a ring, red", "row 1: more cells than columns; a text with a comma is quoted"),
+        ("a.png,a ring\na.png,a box", "row 2: another caption of a.png; one is accepted"),
+        ('a.png,a ring\nb.png,"a box\nc.png,a disc', "after row 1: unexpected end of data"),
+    ],
+)
+def test_captions_that_would_be_cut_replaced_or_swallowed_are_refused(tmp_path, rows, said):
+    table = tmp_path / "captions.csv"
+    table.write_text(f"file_name,text\n{rows}\n")
+    with pytest.raises(ValueError, match=said):
+        read_captions(table)
+    table.write_text('file_name,text\na.png,"a ring, ""red"""\na.png,"a ring, ""red"""\n')
+    assert read_captions(table) == {"a.png": 'a ring, "red"'}
