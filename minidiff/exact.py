@@ -19,6 +19,7 @@ from .random import rand, randn
 from .schedule import DATA, NoiseLevel, broadcast
 
 Label = int | integers() | None
+MOST_CLASSES = 1_000_000  # each takes a pass over the components
 
 
 def _require_world(x: Tensor, shape: tuple[int, ...]) -> None:
@@ -56,6 +57,8 @@ class GaussianDenoiser:
         self.mean = torch.as_tensor(mean, dtype=torch.float64)
         require_finite(self.mean, "mean")
         self.shape, dim = tuple(self.mean.shape), self.mean.numel()
+        if not dim:
+            raise ValueError(f"a mean of at least one number is accepted, got shape {self.shape}")
         self.covariance = torch.as_tensor(covariance, dtype=torch.float64)
         require_finite(self.covariance, "covariance")
         if self.covariance.ndim < 2 and self.covariance.numel() in (1, dim):
@@ -147,8 +150,8 @@ class GaussianMixtureDenoiser:
         self.means = torch.as_tensor(means, dtype=torch.float64)
         require_finite(self.means, "means")
         K = len(self.means)
-        if not K:
-            raise ValueError("a mixture needs at least one mean")
+        if not self.means.numel():
+            raise ValueError(f"a mixture needs at least one mean of at least one number, got {tuple(self.means.shape)}")
         self.shape, self.dim = tuple(self.means.shape[1:]), self.means[0].numel()
         self.variance = torch.as_tensor(variance, dtype=torch.float64).reshape(-1)
         weights = torch.ones(K) if weights is None else torch.as_tensor(weights)
@@ -159,8 +162,11 @@ class GaussianMixtureDenoiser:
             require_finite(value, name)
         if bool((self.variance < 0).any()) or bool((weights <= 0).any()) or bool((self.labels < 0).any()):
             raise ValueError("variances and labels must not be negative, weights must be positive")
+        require_finite(weights.double().sum(), "sum of the weights")
         self.weights = weights.double() / weights.double().sum()
         self.n_classes = int(self.labels.max()) + 1
+        if self.n_classes > MOST_CLASSES:
+            raise ValueError(f"labels number classes from 0; {self.n_classes - 1} would make more than {MOST_CLASSES}")
         self._flat = self.means.reshape(K, self.dim)
         self._norms = self._flat.square().sum(1)
 

@@ -13,7 +13,9 @@ from contextlib import contextmanager
 import torch
 from torch import Generator, Tensor
 
-from .arguments import Count, Device, Natural, Randomness, checked
+from .arguments import Count, Device, Natural, Randomness, called, checked
+
+RealType = called("a type of real numbers such as torch.float32", torch.dtype, lambda dtype: dtype.is_floating_point)
 
 
 @checked
@@ -42,13 +44,17 @@ def _draw(function, shape, generator, dtype, device) -> Tensor:
 
 
 @checked
-def randn(shape: Sequence[Natural], generator: Randomness = None, dtype=torch.float32, device=None) -> Tensor:
+def randn(
+    shape: Sequence[Natural], generator: Randomness = None, dtype: RealType = torch.float32, device=None
+) -> Tensor:
     """Standard normal numbers of the given shape; the first axis is the batch."""
     return _draw(torch.randn, shape, generator, dtype, device)
 
 
 @checked
-def rand(shape: Sequence[Natural], generator: Randomness = None, dtype=torch.float32, device=None) -> Tensor:
+def rand(
+    shape: Sequence[Natural], generator: Randomness = None, dtype: RealType = torch.float32, device=None
+) -> Tensor:
     """Uniform numbers in [0, 1) of the given shape; the first axis is the batch."""
     return _draw(torch.rand, shape, generator, dtype, device)
 

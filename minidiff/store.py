@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Sequence
@@ -187,7 +188,12 @@ def find(
             it.
     """
     device = require_device(str(device))
-    found = _found(str(ref), device, overrides)
+    try:
+        found = _found(str(ref), device, overrides)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise ValueError(f"no checkpoint and no folder has a name of {len(str(ref))} characters") from None
     if can and not hasattr(found.system, can):
         what = type(found.system).__name__ if found.recipe is None else found.recipe.system
         raise ValueError(f"{ref} is a {what}, which has no {can}; what has one is accepted")

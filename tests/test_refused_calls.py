@@ -13,7 +13,7 @@ from helpers import seeded, tiny
 
 from minidiff import guidance, sampler
 from minidiff.condition import Condition
-from minidiff.exact import GaussianMixtureDenoiser
+from minidiff.exact import GaussianDenoiser, GaussianMixtureDenoiser
 from minidiff.inversion import ddim_inversion, heun_inversion
 from minidiff.likelihood import discretized_gaussian_log_likelihood, mean_flat, prior_kl, vlb_terms
 from minidiff.process import diffuse, reverse_log_variance
@@ -242,3 +242,20 @@ def test_a_closed_form_denoiser_is_guided_by_a_label_and_minus_one(told):
     expected = WORLD(x, level).eps + 2 * (WORLD(x, level, 1).eps - WORLD(x, level).eps)
     found = guidance.classifier_free(WORLD, *told, scale=2)(x, level).eps
     assert torch.allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: GaussianMixtureDenoiser(torch.zeros(2, 2), 0.1, labels=[0, 10**12]), "more than 1000000"),
+        (lambda: GaussianMixtureDenoiser(torch.zeros(2, 0), 0.1), "at least one number"),
+        (lambda: GaussianMixtureDenoiser(torch.zeros(2, 2), 0.1, torch.full((2,), 1e308, dtype=torch.float64)), "sum of"),
+        (lambda: GaussianDenoiser(torch.zeros(0), 1.0), "at least one number"),
+        (lambda: randn((2, 2), None, torch.int64), "dtype must be a type of real numbers"),
+        (lambda: randn((2, 2), None, "float32"), "dtype must be a type of real numbers"),
+        (lambda: load("a" * 5000), "a name of 5000 characters"),
+    ],
+)
+def test_what_would_hang_or_overflow_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

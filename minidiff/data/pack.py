@@ -199,13 +199,14 @@ def read_captions(path: str | os.PathLike) -> dict[str, str]:
         try:
             for number, row in enumerate(rows, 1):
                 if not isinstance(row, dict) or not all(isinstance(row.get(k), str) for k in ("file_name", "text")):
-                    raise ValueError(f"{path}, row {number}: a file_name and a text are expected")
+                    there = f"; there are {', '.join(map(str, row))}" if isinstance(row, dict) else ""
+                    raise ValueError(f"{path}, row {number}: a file_name and a text are expected{there}")
                 if None in row:
                     raise ValueError(f"{path}, row {number}: more cells than columns; a text with a comma is quoted")
                 if out.setdefault(row["file_name"], row["text"]) != row["text"]:
                     raise ValueError(f"{path}, row {number}: another caption of {row['file_name']}; one is accepted")
         except (csv.Error, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}, after row {len(out)}: {error}; a table in UTF-8 is accepted") from None
+            raise ValueError(f"{path}, after row {len(out)}: {error}; save it as UTF-8") from None
     return out
 
 

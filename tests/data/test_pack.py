@@ -310,7 +310,7 @@ def test_a_caption_of_200_kilobytes(folder, tmp_path):
     (tmp_path / "metadata.csv").write_text(f"file_name,text\ncat/000.png,{'long ' * 40_000}\n")
     assert len(read_captions(tmp_path / "metadata.csv")["cat/000.png"]) == 200_000
     (tmp_path / "latin.csv").write_bytes("file_name,text\ncat/000.png,Käfer\n".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"latin.csv, after row 0: .*UTF-8 is accepted"):
+    with pytest.raises(ValueError, match=r"latin.csv, after row 0: .*save it as UTF-8"):
         read_captions(tmp_path / "latin.csv")
 
 
