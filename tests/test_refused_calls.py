@@ -249,7 +249,10 @@ def test_a_closed_form_denoiser_is_guided_by_a_label_and_minus_one(told):
     [
         (lambda: GaussianMixtureDenoiser(torch.zeros(2, 2), 0.1, labels=[0, 10**12]), "more than 1000000"),
         (lambda: GaussianMixtureDenoiser(torch.zeros(2, 0), 0.1), "at least one number"),
-        (lambda: GaussianMixtureDenoiser(torch.zeros(2, 2), 0.1, torch.full((2,), 1e308, dtype=torch.float64)), "sum of"),
+        (
+            lambda: GaussianMixtureDenoiser(torch.zeros(2, 2), 0.1, torch.full((2,), 1e308, dtype=torch.float64)),
+            "sum of",
+        ),
         (lambda: GaussianDenoiser(torch.zeros(0), 1.0), "at least one number"),
         (lambda: randn((2, 2), None, torch.int64), "dtype must be a type of real numbers"),
         (lambda: randn((2, 2), None, "float32"), "dtype must be a type of real numbers"),
