@@ -83,7 +83,7 @@ def test_the_default_clip_is_the_clean_one():
 
 def test_no_default_for_a_size_or_a_set_that_nobody_trained():
     with pytest.raises(ValueError, match="no committed network has features for digits at 12x12"):
-        default_features(load_recipe("digits", ["data.size=12", "network.size=12"]).data)
+        default_features(load_recipe("digits", ["data.size=12", "network.size=12", "network.attention=[6]"]).data)
     with pytest.raises(ValueError, match=r"no committed CLIP knows digits; choose with --features: .*scenes-clip"):
         default_clip(load_recipe("digits").data)
 

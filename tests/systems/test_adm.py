@@ -196,7 +196,7 @@ def test_an_upsampler_needs_its_small_image(upsampler):
     with pytest.raises(ValueError, match="needs 6 input channels, got 3"):
         tiny("adm-upsampler-64-256", "network.classes=5", "network.in_channels=3")
     with pytest.raises(ValueError, match="size 6 must be divisible by the factor, got 4"):
-        tiny("adm-upsampler-64-256", "network.classes=5", "network.size=6")
+        tiny("adm-upsampler-64-256", "network.classes=5", "network.size=6", "network.attention=[3]")
 
 
 def test_eight_bits_round_down(upsampler):
