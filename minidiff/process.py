@@ -12,13 +12,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .arguments import NonNegative, checked, flags, floats, numbers
+from .arguments import NonNegative, checked, flags, floats, numbers, require_broadcast
 from .prediction import Prediction
 from .schedule import NoiseLevel, broadcast
 
 
 @checked
-def diffuse(x0: floats("B *S"), level: NoiseLevel, eps: floats("B *S")) -> Tensor:
+def diffuse(x0: floats("*S"), level: NoiseLevel, eps: floats("*S")) -> Tensor:
     """x_t = alpha x_0 + sigma eps (``eq-marginal``; Ho et al. 2020, equation 4).
 
     Raises:
@@ -58,7 +58,7 @@ def transition(s: NoiseLevel, t: NoiseLevel) -> tuple[float | Tensor, float | Te
 
 
 @checked
-def renoise(x_s: floats("B *S"), s: NoiseLevel, t: NoiseLevel, eps: floats("B *S")) -> Tensor:
+def renoise(x_s: floats("*S"), s: NoiseLevel, t: NoiseLevel, eps: floats("*S")) -> Tensor:
     """A draw of q(x_t | x_s) made with the standard normal eps."""
     scale, variance = transition(s, t)
     return broadcast(scale, x_s) * x_s + broadcast(variance**0.5, x_s) * eps
@@ -77,9 +77,7 @@ def as_known(mask: numbers()) -> Tensor:
 
 
 @checked
-def paste(
-    x: floats("B *S"), level: NoiseLevel, image: floats("B/1 *S"), known: flags("B/1 *S/1"), eps: floats("B *S")
-) -> Tensor:
+def paste(x: floats("B *S"), level: NoiseLevel, image: floats("B/1 *S"), known: flags(), eps: floats("B *S")) -> Tensor:
     """x_t with its known pixels drawn from q(x_t | image), at the level of x_t itself (``eq-paste``).
 
     Args:
@@ -89,6 +87,7 @@ def paste(
         known: Booleans that broadcast to x, see ``as_known``.
         eps: Standard normal noise, shaped as x.
     """
+    require_broadcast(known, x)
     return torch.where(known, diffuse(image.to(x).expand_as(x), level, eps), x)
 
 
@@ -105,7 +104,7 @@ def beta_tilde(t: NoiseLevel, s: NoiseLevel) -> float | Tensor:
 
 
 @checked
-def posterior_mean(x_t: floats("B *S"), x0: floats("B/1 *S/1"), t: NoiseLevel, s: NoiseLevel) -> Tensor:
+def posterior_mean(x_t: floats("*S"), x0: floats("*S/1"), t: NoiseLevel, s: NoiseLevel) -> Tensor:
     """Mean of q(x_s | x_t, x_0) (``eq-posterior``; Ho et al. 2020, equation 7)."""
     scale, variance = transition(s, t)
     from_x_t = scale * s.sigma**2 / t.sigma**2

@@ -195,7 +195,7 @@ def test_what_is_checked_is_pickled_compiled_and_differentiated():
     level, x = TABLE.level(3), torch.ones(2, 3, requires_grad=True)
     assert pickle.loads(pickle.dumps(level)) == level and pickle.loads(pickle.dumps(process.diffuse)) is process.diffuse
     assert list(inspect.signature(process.diffuse).parameters) == ["x0", "level", "eps"]
-    assert inspect.signature(process.diffuse).parameters["x0"].annotation == "floats('B *S')"
+    assert inspect.signature(process.diffuse).parameters["x0"].annotation == "floats('*S')"
     process.diffuse(x, level, x).sum().backward()
     torch.testing.assert_close(x.grad, torch.full_like(x, level.alpha + level.sigma))
     compiled = torch.compile(lambda x: process.diffuse(x, level, x), backend="eager", fullgraph=True)
