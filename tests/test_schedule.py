@@ -261,10 +261,12 @@ def test_a_step_back_by_the_integer_stride_does_not_telescope():
 # --- bad input ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("t", [1000, -2, 5000, 3.5, torch.tensor([0, 1000]), torch.tensor([0.5])])
+@pytest.mark.parametrize("t", [1000, -2, 5000, torch.tensor([0, 1000]), torch.tensor([0.5])])
 def test_times_outside_a_discrete_schedule(t):
-    with pytest.raises(ValueError, match=r"integer from -1 .* to 999, got|must be a whole number"):
+    with pytest.raises(ValueError, match=r"integer from -1 .* to 999, got"):
         linear_schedule().level(t)
+    with pytest.raises(ValueError, match=r"t must be a whole number or a tensor of numbers, got 3\.5"):
+        linear_schedule().level(3.5)
 
 
 @pytest.mark.parametrize("t", [-0.01, 1.01, math.nan, torch.tensor([0.5, 2.0])])
@@ -273,15 +275,23 @@ def test_times_outside_a_continuous_schedule(continuous, t):
         continuous.level(t)
 
 
-@pytest.mark.parametrize("n", [0, -1, 1001, 2.5, True, "10"])
+@pytest.mark.parametrize("n", [0, -1, 1001])
 def test_steps_outside_one_to_T(discrete, n):
-    with pytest.raises(ValueError, match=r"from 1 to 1000, got|must be a whole number"):
+    with pytest.raises(ValueError, match=f"from 1 to 1000, got {n}"):
         discrete.levels(n)
 
 
-@pytest.mark.parametrize("n", [0, -3, 1.0])
-def test_steps_of_a_continuous_schedule(continuous, n):
-    with pytest.raises(ValueError, match=f"(from 1|must be a whole number).*got {n}"):
+@pytest.mark.parametrize("n", [2.5, True, "10"])
+def test_steps_are_whole(discrete, n):
+    with pytest.raises(ValueError, match=f"n must be a whole number or None, got {n!r}"):
+        discrete.levels(n)
+
+
+@pytest.mark.parametrize(
+    ("n", "message"), [(0, "from 1 .*got 0"), (-3, "from 1 .*got -3"), (1.0, "a whole number, got 1.0")]
+)
+def test_steps_of_a_continuous_schedule(continuous, n, message):
+    with pytest.raises(ValueError, match=message):
         continuous.levels(n)
 
 

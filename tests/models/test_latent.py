@@ -161,10 +161,18 @@ def test_latents_have_the_promised_shape_and_others_are_refused(vae):
 
 
 @pytest.mark.parametrize(
-    "change", [{"channels": 0}, {"size": 18}, {"codes": 1}, {"dropout": 1.0}, {"channel_mult": ()}, {"groups": 0}]
+    ("change", "message"),
+    [
+        ({"channels": 0}, "channels must be a whole number >= 1, got 0"),
+        ({"size": 18}, "size 18 must be divisible"),
+        ({"codes": 1}, "codes must be"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"channel_mult": ()}, "must be divisible by 2 for each of 0 levels"),
+        ({"groups": 0}, "groups must be a whole number >= 1, got 0"),
+    ],
 )
-def test_an_impossible_autoencoder_is_refused(change):
-    with pytest.raises(ValueError, match=r"must|rate"):
+def test_an_impossible_autoencoder_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
         AutoencoderConfig(**{"size": 16} | change)
 
 

@@ -451,9 +451,16 @@ def test_options_of_a_batch_are_those_of_its_images(model):
     assert seen == [[0, 1], [2]]
 
 
-@pytest.mark.parametrize(("rank", "world", "batch"), [(1, 1, 4), (-1, 2, 4), (0, 1, 0)])
-def test_shares_that_are_none(model, rank, world, batch):
-    with pytest.raises(ValueError, match=r"0 <= rank < world|(rank|batch) must be a whole number"):
+@pytest.mark.parametrize(
+    ("rank", "world", "batch", "message"),
+    [
+        (1, 1, 4, "0 <= rank < world"),
+        (-1, 2, 4, "rank must be a whole number >= 0, got -1"),
+        (0, 1, 0, "batch must be a whole number >= 1, got 0"),
+    ],
+)
+def test_shares_that_are_none(model, rank, world, batch, message):
+    with pytest.raises(ValueError, match=message):
         next(drawn([(model, lambda mine: {})], {"label": LABELS}, 3, 0, batch, rank, world))
 
 

@@ -57,7 +57,7 @@ def test_dropout_is_a_probability(p_drop):
 
 @pytest.mark.parametrize("n_classes", [0, -1, 2.5, "3"])
 def test_classes_are_counted(n_classes):
-    with pytest.raises(ValueError, match="whole number"):
+    with pytest.raises(ValueError, match="n_classes must be a whole number >= 1"):
         Label(n_classes)
 
 
@@ -119,15 +119,31 @@ def test_a_temperature_is_finite_and_not_negative(temperature):
         draw(load("digits"), 1, temperature=temperature)
 
 
-@pytest.mark.parametrize("levels", [[], (), [1, 2], [None], [DATA]])
-def test_what_is_no_chain(levels):
-    with pytest.raises(ValueError, match=r"two noise levels or more|each a NoiseLevel"):
+@pytest.mark.parametrize(
+    ("levels", "message"),
+    [
+        ([], "two noise levels or more"),
+        ((), "two noise levels or more"),
+        ([1, 2], "each a NoiseLevel"),
+        ([None], "each a NoiseLevel"),
+        ([DATA], "two noise levels or more"),
+    ],
+)
+def test_what_is_no_chain(levels, message):
+    with pytest.raises(ValueError, match=message):
         draw(load("digits"), 1, levels=levels)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.long, torch.complex64])
-def test_a_start_of_another_precision(dtype):
-    with pytest.raises(ValueError, match=r"x_T must be (of torch.float32 on cpu, as the system|a tensor of numbers)"):
+@pytest.mark.parametrize(
+    ("dtype", "message"),
+    [
+        (torch.float64, "x_T must be of torch.float32 on cpu, as the system"),
+        (torch.long, "x_T must be of torch.float32 on cpu, as the system"),
+        (torch.complex64, "x_T must be a tensor of numbers"),
+    ],
+)
+def test_a_start_of_another_precision(dtype, message):
+    with pytest.raises(ValueError, match=message):
         draw(load("digits"), 1, x_T=torch.zeros(1, 1, 8, 8, dtype=dtype))
 
 
@@ -141,7 +157,7 @@ def test_a_chain_is_not_cut_below_the_data(sigma):
 def test_a_truncated_cascade_refuses_the_same_levels(level):
     stages = [(load("shapes8"), {"levels": 2}), (load("shapes8-16"), {"levels": 2, "aug_level": level})]
     for truncate in (False, True):
-        with pytest.raises(ValueError, match=r"sigma|alpha|level"):
+        with pytest.raises(ValueError, match=r"(level|sigma) must be a finite number >=? 0, got"):
             cascade(stages, 1, truncate=truncate, label=1)
 
 
@@ -151,7 +167,14 @@ def test_the_base_of_a_cascade_enlarges_nothing():
         cascade(stages, 1, label=1)
 
 
-@pytest.mark.parametrize(("stages", "n"), [([], 1), (["digits"], 0), (["digits"], -1)])
-def test_at_least_one_picture_of_one_stage(stages, n):
-    with pytest.raises(ValueError, match=r"at least one picture of one stage|n must be a whole number >= 1"):
+@pytest.mark.parametrize(
+    ("stages", "n", "message"),
+    [
+        ([], 1, "at least one picture of one stage"),
+        (["digits"], 0, "n must be a whole number >= 1, got 0"),
+        (["digits"], -1, "n must be a whole number >= 1, got -1"),
+    ],
+)
+def test_at_least_one_picture_of_one_stage(stages, n, message):
+    with pytest.raises(ValueError, match=message):
         list(drawn([(load(name), lambda mine: {}) for name in stages], {}, n))
