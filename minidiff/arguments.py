@@ -68,7 +68,7 @@ def _checked(function: Callable, owners: Sequence[type]) -> Callable:
 
     @wraps(function)
     def call(*args, **kwargs):
-        if torch.compiler.is_compiling():  # what is traced was called before, or is checked by shape guards
+        if torch.compiler.is_compiling():  # a graph holds no checks: it would break at each of them
             return function(*args, **kwargs)
         if not kinds:  # at the first call: annotations may name what stands further down
             kinds.update(_kinds(function, parameters, owners))
@@ -152,6 +152,7 @@ Finite = Annotated[float, _simple("a finite number", lambda v: _is_number(v) and
 Positive = Annotated[float, _simple("a finite number > 0", lambda v: _is_number(v) and 0 < v < math.inf)]
 NonNegative = Annotated[float, _simple("a finite number >= 0", lambda v: _is_number(v) and 0 <= v < math.inf)]
 Share = Annotated[float, _simple("a number from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1)]
+Some = Annotated[float, _simple("a share in (0, 1]", lambda v: _is_number(v) and 0 < v <= 1)]
 Bins = Annotated[int, _simple("a whole number >= 2", lambda v: _is_whole(v) and v >= 2)]
 Device = Annotated[str, _simple("a device that is here, 'cpu' say", lambda v: is_device(v))]
 Inside = Annotated[float, _simple("a number between 0 and 1", lambda v: _is_number(v) and 0 < v < 1)]

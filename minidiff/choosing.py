@@ -11,9 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from .arguments import Count, called, checked, numbers
-
-Upper = called("a share in (0, 1]", float, lambda share: 0 < share <= 1)
+from .arguments import Count, Some, checked, numbers
 
 
 def _ranks(p: Tensor, merit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -52,7 +50,7 @@ def best_of(p: numbers("N"), merit: numbers("N"), n: Count = 2) -> Tensor:
 
 
 @checked
-def top_share(p: numbers("N"), merit: numbers("N"), share: Upper = 0.5) -> Tensor:
+def top_share(p: numbers("N"), merit: numbers("N"), share: Some = 0.5) -> Tensor:
     """The law of a draw whose merit comes from the upper share of its distribution (``eq-top-share``).
 
     Args:

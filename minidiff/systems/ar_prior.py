@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..arguments import Count, Finite, Positive, Randomness, Share, checked, floats
+from ..arguments import Count, Finite, Positive, Randomness, Share, Some, checked, floats
 from ..condition import column
 from ..data.sets import Rows
 from ..data.tokenizer import tokenizer
@@ -87,7 +87,7 @@ class AutoregressivePrior(Told):
         n: Count,
         *,
         scale: Finite = 1.0,
-        top: Share = 0.5,
+        top: Some = 0.5,
         temperature: Positive = 1.0,
         generator: Randomness = None,
         **values,
@@ -106,8 +106,6 @@ class AutoregressivePrior(Told):
         Raises:
             ValueError: for numbers out of range, or values that it cannot be told.
         """
-        if not top:
-            raise ValueError(f"top is a share in (0, 1], got {top}")
         given = self.read(values, n)
         condition, null = self.encode(given), self.encode(self.nulls(given))
         codes = torch.zeros(n, 0, dtype=torch.long, device=self.device)

@@ -417,7 +417,7 @@ def test_an_embedding_does_not_depend_on_its_batch(coder):
     many = coder.draw(4, caption=CAPTIONS, scale=2.0, generator=sample_generators(0, range(4)))
     one = coder.draw(1, caption=CAPTIONS[1], scale=2.0, generator=sample_generators(0, [1]))
     torch.testing.assert_close(many[1:2], one)
-    with pytest.raises(ValueError, match=r"top is a share in \(0, 1\], got 0"):
+    with pytest.raises(ValueError, match=r"top must be a share in \(0, 1\], got 0"):
         coder.draw(1, caption=CAPTIONS[0], top=0)
 
 
