@@ -106,7 +106,39 @@ class Question:
 
 
 @checked
-class Part:
+class Borrower:
+    """What uses a frozen network that a recipe names, and that is no part of what is trained.
+
+    Attributes:
+        key: What the network is for.
+        frozen: Name of the network; "" where none is used.
+    """
+
+    key: str
+    frozen: str = ""
+    _borrowed: Callable[[], nn.Module] | None = None
+
+    def lend(self, borrowed: Callable[[], nn.Module]) -> None:
+        """Let it use a frozen network, which is asked for when it is first needed."""
+        self._borrowed = borrowed
+
+    @property
+    def lent(self) -> nn.Module:
+        """The frozen network.
+
+        Raises:
+            ValueError: when there is none yet.
+        """
+        if self._borrowed is None:
+            raise ValueError(
+                f"the {self.key} is read by {self.frozen or 'a frozen network'}, which this system was not lent; one "
+                "that minidiff.load gives has it, any other takes it by part.lend(lambda: network)"
+            )
+        return self._borrowed()
+
+
+@checked
+class Part(Borrower):
     """One named input of a system. A part holds no parameters: they are the network's, whose names it does not change.
 
     Its *value* is a tensor, or a tuple of tensors, with one entry per sample. The order of a system's parts is the
@@ -131,27 +163,7 @@ class Part:
     p_drop: float = 0.0
     questions: tuple[Question, ...] = ()
     judge: str = ""
-    frozen: str = ""
     handed: bool = False
-    _borrowed: Callable[[], nn.Module] | None = None
-
-    def lend(self, borrowed: Callable[[], nn.Module]) -> None:
-        """Let the part use a frozen network, which is asked for when it is first needed."""
-        self._borrowed = borrowed
-
-    @property
-    def lent(self) -> nn.Module:
-        """The frozen network.
-
-        Raises:
-            ValueError: when the part has none yet.
-        """
-        if self._borrowed is None:
-            raise ValueError(
-                f"the {self.key} is read by {self.frozen or 'a frozen network'}, which this system was not lent; one "
-                "that minidiff.load gives has it, any other takes it by part.lend(lambda: network)"
-            )
-        return self._borrowed()
 
     def takes(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of what is handed to the part, for x of a shape."""

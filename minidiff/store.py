@@ -198,10 +198,16 @@ def find(
         what = type(found.system).__name__ if found.recipe is None else found.recipe.system
         raise ValueError(f"{ref} is a {what}, which has no {can}; what has one is accepted")
     system = found.system.to(device).eval().requires_grad_(False)
-    for part in getattr(system, "parts", ()):
-        if part.frozen:
-            part.lend(cache(partial(load, part.frozen, device)))
+    lend(system)
     return Found(system, found.recipe, found.path)
+
+
+def lend(system: nn.Module) -> None:
+    """Let a system use the frozen networks that it names, each loaded when it is first needed, where the system is."""
+    found = cache(lambda name: load(name, str(system.device)))
+    for borrower in getattr(system, "borrowers", ()):
+        if borrower.frozen:
+            borrower.lend(partial(found, borrower.frozen))
 
 
 @checked
@@ -280,6 +286,7 @@ def begun(recipe: Recipe) -> nn.Module:
         ValueError: for a start that cannot be read or does not fit, naming the tensors, or a part that is not there.
     """
     system = recipe.build()
+    lend(system)
     if not recipe.start:
         return system
     path = _start(recipe)

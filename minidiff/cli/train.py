@@ -41,7 +41,7 @@ def train(recipe, overrides, out, target, cpu, threads, dry_run, gpus, tflops, u
     import torch
 
     from ..recipes import load_recipe
-    from ..store import begun
+    from ..store import begun, lend
     from ..training.loop import train as run
     from ..training.publish import publish, require_publishable
 
@@ -65,7 +65,9 @@ def train(recipe, overrides, out, target, cpu, threads, dry_run, gpus, tflops, u
         return
     click.echo(f"{plan.name}: {plan.training.steps} steps done, weights in {folder / 'last.safetensors'}")
     if target:
-        card = publish(plan, plan.build(), folder, target)
+        system = plan.build()
+        lend(system)
+        card = publish(plan, system, folder, target)
         click.echo(f"{target}: {card['megabytes']} MB, {card['metrics']}")
 
 

@@ -9,7 +9,7 @@ from operator import add
 from torch import Tensor, nn
 
 from ..arguments import Count, checked
-from ..condition import Condition, Part, Value, each, length
+from ..condition import Borrower, Condition, Part, Value, each, length
 from ..training.trainable import Trainable
 from ..words import nearest
 
@@ -39,6 +39,11 @@ class Told(Trainable):
     network: nn.Module
     parts: tuple[Part, ...]
     shape: tuple[int, ...]
+
+    @property
+    def borrowers(self) -> tuple[Borrower, ...]:
+        """The parts, some of which read what a person gives by a frozen network."""
+        return self.parts
 
     @property
     def has_null(self) -> bool:

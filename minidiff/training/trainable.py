@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from ..condition import Borrower
 from ..data.sets import Rows
 
 
@@ -51,6 +52,11 @@ class Trainable(nn.Module):
     def published_beside(self, heldout: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors that are published beside the weights, made from held-out data."""
         return {}
+
+    @property
+    def borrowers(self) -> tuple[Borrower, ...]:
+        """What uses a frozen network that the recipe names."""
+        return ()
 
     @property
     def device(self) -> torch.device:
