@@ -154,6 +154,7 @@ class Part(Borrower):
         judge: Whether samples are judged by the "class" or the "caption" that this part gave them; "" for neither.
         frozen: Name of the frozen network that makes its value of what a person gives; "" where none does.
         handed: Whether its value is what another system draws, in a cascade.
+        beside_latents: Whether what enters by the image door has the size of a latent, and x has to be one.
     """
 
     key: str
@@ -164,6 +165,7 @@ class Part(Borrower):
     questions: tuple[Question, ...] = ()
     judge: str = ""
     handed: bool = False
+    beside_latents: bool = False
 
     def takes(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of what is handed to the part, for x of a shape."""

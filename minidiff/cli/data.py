@@ -173,10 +173,11 @@ def embed(source, encoder, out, text, suffix, batch, per_shard, split, root, dev
 @click.option("--workers", type=click.IntRange(min=0), default=0, help="Processes that decode.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def embed_for(recipe, overrides, batch, device, workers, quiet) -> None:
-    """Compute every embedding that a RECIPE trains on, by the frozen CLIP that it names, where it looks for them.
+    """Compute every embedding that a RECIPE trains on, by the frozen networks that it names, where it looks for them.
 
-    Of images (data.embedding) and captions (data.text_embedding), for training and for the card. What is there is kept,
-    and an interrupted run goes on where it stood.
+    Of images (data.embedding) and captions (data.text_embedding) by its CLIP, and latents of images (data.latent) by
+    its autoencoder, for training and for the card. What is there is kept, and an interrupted run goes on where it
+    stood.
 
     \b
     Examples:
@@ -189,15 +190,23 @@ def embed_for(recipe, overrides, batch, device, workers, quiet) -> None:
     from ..recipes import load_recipe
 
     plan = load_recipe(recipe, overrides)
-    if not plan.data.embeddings or not getattr(plan.options, "clip", ""):
-        raise click.UsageError(f"{plan.name} trains on no embeddings: it names no data.embedding and no system.clip")
-    found = embedder(plan.options.clip, _device(device), raw=True)
+    if not plan.data.embeddings:
+        raise click.UsageError(f"{plan.name} trains on no embeddings: it names no data.embedding and no data.latent")
+    found = {name: embedder(_encoder(plan, name), _device(device), raw=True) for name in plan.data.embeddings}
     for split in SPLITS:
         source = described(plan.data, split)
-        for name in plan.data.embeddings:
+        for name, encoder in found.items():
             out, text = embeddings_place(plan.data, name, split), name == "text_embedding"
-            index = run(source, found, out, text, batch, suffix=f"{name}.npy", workers=workers, progress=not quiet)
+            index = run(source, encoder, out, text, batch, suffix=f"{name}.npy", workers=workers, progress=not quiet)
             _done(index, out)
+
+
+def _encoder(plan, name: str) -> str:
+    """Who computes a column of embeddings of a recipe."""
+    option = "autoencoder" if name == "latent" else "clip"
+    if not getattr(plan.options, option, ""):
+        raise click.UsageError(f"{plan.name} names data.{name}, and no system.{option} that computes it")
+    return getattr(plan.options, option)
 
 
 @data.command()

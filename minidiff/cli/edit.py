@@ -114,7 +114,7 @@ def _run(action: str, pictures: list[str], options: dict, change: Callable, **us
         if not hasattr(decoder, "part") or decoder.part("embedding") is None:
             raise click.UsageError(f"{options['decoder']} is told no image embedding; unclip-decoder is")
         larger = [load(name, here.device) for name in options["upsamplers"]]
-        size = decoder.shape[1]
+        size = decoder.drawn_shape[1]
         x = torch.stack([read_picture(picture, size) for picture in pictures]).to(here.device)
         count = used["count"]
         generators = sample_generators(options["seed"], range(count), torch.device(here.device).type)

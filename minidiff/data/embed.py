@@ -119,6 +119,10 @@ class _Items(Dataset):
         if text and not self.spoken and not (isinstance(source, Shards) and "txt" in source.samples.suffixes):
             raise ValueError(f"{embedder.name} reads captions, members 'txt', which the data set does not hold")
 
+    def _fits(self, height: int, width: int) -> bool:
+        """Files are read in the encoder's size; what lies in memory may be a whole number of times as large."""
+        return height == width and (height == self.size or (self.spoken and height % self.size == 0))
+
     def __len__(self) -> int:
         return len(self.source)
 
@@ -137,7 +141,7 @@ class _Items(Dataset):
             item = self.source.load(i) if isinstance(self.source, Images) else self.source[i]
         except UNREADABLE:
             return None
-        if item is not None and self.size is not None and item[0].shape[1:] != (self.size, self.size):
+        if item is not None and self.size is not None and not self._fits(*item[0].shape[1:]):
             side = "x".join(map(str, item[0].shape[1:]))
             raise ValueError(f"image {self.name(i)} is {side}; {self.named} takes {self.size}x{self.size}: set size")
         return None if item is None else item[0]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..arguments import Bins, Count, Natural, Share, checked
 
-EMBEDDINGS = ("embedding", "text_embedding")
+EMBEDDINGS = ("embedding", "text_embedding", "latent")
 
 
 @checked
@@ -33,6 +33,7 @@ class DataRecipe:
         embedding: Folder with the embeddings of the images by a frozen network, a column of that name; below it
             ``train`` and ``heldout`` as for the images. ``minidiff data embed-for`` writes it.
         text_embedding: The same of the captions.
+        latent: The same of the images by a frozen autoencoder: what its encoder says of them.
         hands: Of emoji: whose drawings, "noto" or "fluent" or both; with both, captions name the hand half of the time.
 
     Raises:
@@ -55,6 +56,7 @@ class DataRecipe:
     explicit: Share = 0.0
     embedding: str = ""
     text_embedding: str = ""
+    latent: str = ""
     hands: tuple[str, ...] = ("noto",)
 
     @property

@@ -23,6 +23,7 @@ from .tokenizer import Tokenizer, tokenizer
 log = logging.getLogger(__name__)
 Rows = Callable[[int], dict[str, Tensor]]  # columns of so many rows, spread evenly over a data set
 SPLITS = ("train", "heldout")
+IN_MEMORY = ("scenes", "scenes-pairs", "emoji", "digits", "shapes", "cifar10")
 HELDOUT = 2000  # images of a held-out set that is rendered
 
 
@@ -163,7 +164,7 @@ def identity(recipe: DataRecipe, split: str) -> str:
 
 @checked
 class Described(Dataset):
-    """A data set in memory as pictures with captions: item i is (image, text).
+    """A data set in memory as pictures with captions: item i is (image, text), "" where nothing is said.
 
     Attributes:
         fingerprint: Says what the data are.
@@ -171,13 +172,15 @@ class Described(Dataset):
 
     def __init__(self, recipe: DataRecipe, split: str):
         found = SETS[recipe.name](recipe, split)
-        self.columns, self._reader, self.fingerprint = found.columns, _tokenizer(recipe), identity(recipe, split)
+        self.columns, self.fingerprint = found.columns, identity(recipe, split)
+        self._reader = _tokenizer(recipe) if "caption" in found.columns else None
 
     def __len__(self) -> int:
         return len(self.columns["image"])
 
     def __getitem__(self, i: int) -> tuple[Tensor, str]:
-        return self.columns["image"][i], self._reader.decode(self.columns["caption"][i : i + 1])[0]
+        said = "" if self._reader is None else self._reader.decode(self.columns["caption"][i : i + 1])[0]
+        return self.columns["image"][i], said
 
 
 @checked
@@ -185,14 +188,14 @@ def described(recipe: DataRecipe, split: str) -> Dataset:
     """The pictures and captions of a recipe, for a frozen network to embed.
 
     Raises:
-        ValueError: for data that come without captions.
+        ValueError: for data that are neither in memory nor shards.
     """
     if recipe.name == "shards":
         from .shards import Shards
 
         return Shards(f"{_path(recipe)}/{recipe.part(split)}".rstrip("/"), recipe.size)
-    if recipe.name not in ("scenes", "scenes-pairs", "emoji"):
-        raise ValueError(f"embeddings are computed for captioned data: scenes, emoji or shards, not {recipe.name!r}")
+    if recipe.name not in IN_MEMORY:
+        raise ValueError(f"embeddings are computed for {', '.join(IN_MEMORY)} or shards, not {recipe.name!r}")
     return Described(recipe, split)
 
 

@@ -24,7 +24,7 @@ def embedder(name: str, device: Device = "cpu", raw: bool = False) -> Embedder:
     """An embedder by name.
 
     Args:
-        name: A classifier or a clean CLIP as ``store.find`` names it, "inception", "inception:PATH" or
+        name: A classifier, a clean CLIP or an autoencoder as ``store.find`` names it, "inception", "inception:PATH" or
             "inception:download".
         device: Where it computes.
         raw: Leave the embeddings of a CLIP at the length they have; else they are brought to length 1.
@@ -38,6 +38,8 @@ def embedder(name: str, device: Device = "cpu", raw: bool = False) -> Embedder:
     found = find(name, str(device))
     if hasattr(found.system, "embed_images"):
         return _clip(name, found, raw)
+    if hasattr(found.system, "moments"):
+        return _autoencoder(name, found)
     if not hasattr(found.system, "features"):
         known = ", ".join(_committed("classifier") + _committed("clip"))
         raise ValueError(f"{name} is no classifier or CLIP and has no features; those that have: {known}")
@@ -62,6 +64,14 @@ def _classifier(name: str, found: Found, device: torch.device | str) -> Embedder
         data=found.recipe.data,
         learnt=system.class_names,
     )
+
+
+def _autoencoder(name: str, found: Found) -> Embedder:
+    """What is stored of a picture is what the encoder says of it, (moments c, h, w)."""
+    stage = found.system
+    channels, size, _ = stage.shape
+    sha = None if found.path is None else sha256(found.path)
+    return Embedder(name, None, lambda x: stage.moments(x.to(stage.device)), size, channels, sha)
 
 
 def _clip(name: str, found: Found, raw: bool) -> Embedder:

@@ -111,7 +111,7 @@ def plans(drawing: Drawing, recipe: Recipe, how: Evaluation, here: Processes, fa
 
 def _by_class(drawing: Drawing, recipe: Recipe, how: Evaluation, here: Processes, facts: dict) -> list[Plan]:
     """Real images first, then what the system draws at each scale, each class in turn."""
-    data = replace(recipe.data, size=drawing.systems[-1].shape[1])
+    data = replace(recipe.data, size=drawing.systems[-1].drawn_shape[1])
     network = embedder(how.features or default_features(recipe.data), here.device)
     learnt = drawing.class_names
     reference, name, other = references(how.reference, data, network, learnt)
@@ -154,7 +154,7 @@ def _by_caption(drawing: Drawing, recipe: Recipe, how: Evaluation, here: Process
     if how.reference != "heldout":
         data = replace(data, name="shards", path=how.reference, train="", heldout="")
     judged_by = embedder(how.features or default_clip(data), here.device)
-    found = sheets(data, drawing.systems[-1].shape[1], how.captions, how.seed)
+    found = sheets(data, drawing.systems[-1].drawn_shape[1], how.captions, how.seed)
     n = len(found[0].captions)
     again = min(n, AGAIN if how.again is None else how.again)
     number = torch.cat([torch.arange(n), torch.arange(again)])

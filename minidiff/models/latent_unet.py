@@ -21,9 +21,11 @@ class LatentUNetConfig(UNetConfig):
         depth: Transformer blocks at each place where there is attention.
         matrices: The maps into and out of the transformers are published as matrices (Stable Diffusion 2), not as 1x1
             convolutions (Stable Diffusion 1); they compute the same.
+        class_tokens: A class enters as a token that is attended to, of the width ``token_width``, and does not join the
+            time.
 
     Raises:
-        ValueError: as for ``UNetConfig``, and for no block.
+        ValueError: as for ``UNetConfig``, for no block, or class tokens without classes or width.
     """
 
     heads: Count = 8
@@ -31,6 +33,12 @@ class LatentUNetConfig(UNetConfig):
     resample_blocks: bool = False
     depth: Count = 1
     matrices: bool = False
+    class_tokens: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.class_tokens and (self.classes is None or self.token_width is None):
+            raise ValueError("class_tokens need classes and their token_width")
 
     def attention_block(self, channels: int) -> SpatialTransformer:
         """A transformer over the pixels."""
@@ -48,6 +56,8 @@ class LatentUNet(UNet):
 
     def __init__(self, config: LatentUNetConfig):
         super().__init__(config)
+        if config.class_tokens:
+            self.label_emb = nn.Embedding(config.classes, config.token_width)
 
 
 class _Attention(nn.Module):

@@ -16,6 +16,7 @@ from .layers import Dropout, GroupNorm, Upsample, attend, check_input
 
 NORM_EPS = 1e-6  # of every group norm here; that of the U-Nets is 1e-5
 LOG_VARIANCE = (-30.0, 20.0)  # the encoder's log variance is kept in this range
+CERTAIN = -6.0  # where it starts: in noise of variance one an untrained encoder is not heard
 
 
 @checked
@@ -125,6 +126,13 @@ class DiagonalGaussian:
         """(B,) log density of z (B, C, H, W) in nats."""
         terms = (z - self.mean).square() / self.log_variance.exp() + self.log_variance + math.log(2 * math.pi)
         return -terms.flatten(1).sum(1) / 2
+
+
+@checked
+def gaussian(moments: floats("B C *S")) -> DiagonalGaussian:
+    """The law whose moments an encoder gives, (B, 2c, h, w): means, then log variances, which are kept in a range."""
+    mean, log_variance = moments.chunk(2, dim=1)
+    return DiagonalGaussian(mean, log_variance.clamp(*LOG_VARIANCE))
 
 
 class _ResBlock(nn.Module):
@@ -310,6 +318,7 @@ class AutoencoderKL(Autoencoder):
         if config.codes is not None:
             raise ValueError(f"an autoencoder with {config.codes} codes is an AutoencoderVQ")
         super().__init__(config, moments=2)
+        nn.init.constant_(self.quant_conv.bias[config.latent_channels :], CERTAIN)
 
     def encode(self, x: Tensor) -> DiagonalGaussian:
         """q(z | x) of images (B, C, H, W) in [-1, 1].
@@ -320,9 +329,8 @@ class AutoencoderKL(Autoencoder):
         return self.law(self.moments(x))
 
     def law(self, moments: Tensor) -> DiagonalGaussian:
-        """q(z | x) of what the encoder said, (B, 2c, h, w): means, then log variances."""
-        mean, log_variance = moments.chunk(2, dim=1)
-        return DiagonalGaussian(mean, log_variance.clamp(*LOG_VARIANCE))
+        """q(z | x) of what the encoder said."""
+        return gaussian(moments)
 
 
 @dataclass(frozen=True)

@@ -40,10 +40,22 @@ def channels(network: UNet, options: DenoiserOptions) -> int:
 
 
 @checked
-def denoiser(network, schedule, parts, options: DenoiserOptions, data, kind=None, levels=None) -> Diffusion:
-    """A system of the options that all of them share; ``kind`` is a subclass of Diffusion, where it is one."""
+def denoiser(
+    network, schedule, parts, options: DenoiserOptions, data, kind=None, levels=None, latents=None
+) -> Diffusion:
+    """A system of the options that all of them share; ``kind`` is a subclass of Diffusion, where it is one.
+
+    ``latents`` is the way to latents, where a part has it as well.
+    """
     return (kind or Diffusion)(
-        network, schedule, parts, options.predicts, options.variance, options.levels(levels), data.bins
+        network,
+        schedule,
+        parts,
+        options.predicts,
+        options.variance,
+        options.levels(levels),
+        data.bins,
+        latents or options.latents(),
     )
 
 

@@ -72,7 +72,9 @@ class Bipartite:
         with torch.no_grad():
             told = self.decoder.condition(len(x), embedding=z, caption=caption)
         chain = respaced(self.decoder.schedule, self.levels)
-        return inversion.encode(conditioned(self.decoder, told), chain, x.to(self.decoder.dtype), self.method), z
+        with torch.no_grad():
+            x_0 = self.decoder.begun(x.to(self.decoder.dtype))
+        return inversion.encode(conditioned(self.decoder, told), chain, x_0, self.method), z
 
     def decode(
         self,

@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..arguments import Bins, Randomness, Share, checked, floats
-from ..condition import Condition, Part, Value, column
+from ..arguments import Bins, Positive, Randomness, Share, checked, floats
+from ..condition import Borrower, Condition, Part, Value, column
+from ..data.sets import Rows
 from ..denoiser import predict, require_reading
 from ..guidance import static_threshold
 from ..likelihood import hybrid_vlb, mean_flat
@@ -19,6 +20,7 @@ from ..process import beta_tilde, diffuse
 from ..random import randn
 from ..schedule import ContinuousSchedule, DiscreteSchedule, NoiseLevel
 from ..training.levels import LevelSampler, Uniform, level_sampler
+from .latents import Latents
 from .told import Told, distinct
 
 
@@ -32,6 +34,8 @@ class DenoiserOptions:
         variance: "fixed" or "learned".
         drop: Probability with which training replaces a label or caption by the null, per sample.
         level_sampler: Which levels training looks at, see ``training.levels``; the system's own when left out.
+        autoencoder: Name of the frozen autoencoder whose latents x is, see ``systems.latents``; of none when left out.
+        latent_scale: What latents are multiplied with; measured on the data when left out.
 
     Raises:
         ValueError: for a name that is not known, or a drop that is no probability.
@@ -41,6 +45,8 @@ class DenoiserOptions:
     variance: str = "fixed"
     drop: Share = 0.0
     level_sampler: Any = None
+    autoencoder: str = ""
+    latent_scale: Positive | None = None
 
     def __post_init__(self):
         require_reading(self.predicts, self.variance)
@@ -48,10 +54,16 @@ class DenoiserOptions:
             raise ValueError(f"drop is a probability, got {self.drop}")
         if self.level_sampler is not None:
             level_sampler(self.level_sampler)
+        if self.latent_scale is not None and not self.autoencoder:
+            raise ValueError("latent_scale is of the latents of an autoencoder: name it, autoencoder=NAME")
 
     def levels(self, default: LevelSampler | None = None) -> LevelSampler:
         """The level sampler that was named, or a default."""
         return (default or Uniform()) if self.level_sampler is None else level_sampler(self.level_sampler)
+
+    def latents(self) -> Latents | None:
+        """The way from pictures to latents and back, where x is a latent."""
+        return Latents(self.autoencoder, self.latent_scale) if self.autoencoder else None
 
 
 @checked
@@ -66,6 +78,7 @@ class Diffusion(Told):
         variance: "fixed" or "learned".
         level_sampler: Which levels training looks at; all alike when left out.
         bins: Number of values a pixel can take, for the bound.
+        latents: The way from pictures to x and back, where x is a latent.
 
     Attributes:
         threshold: What keeps x_0 in the range of the data when samples are drawn; None for nothing.
@@ -89,6 +102,7 @@ class Diffusion(Told):
         variance: str = "fixed",
         level_sampler: LevelSampler | None = None,
         bins: Bins = 256,
+        latents: Latents | None = None,
     ):
         super().__init__()
         require_reading(predicts, variance)
@@ -105,12 +119,41 @@ class Diffusion(Told):
             raise ValueError(f"this system needs {shown} input channels, got {network.config.in_channels}")
         for part in self.parts:
             part.check(network, self.shape)
+        self.latents = latents
+        if latents is not None:
+            self._require_latents()
+            self.threshold = None  # a latent has no range
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(C, H, W) of x."""
         channels, *area = self.network.out_shape
         return channels // (1 + (self.variance == "learned")), *area
+
+    def _require_latents(self) -> None:
+        """What stands beside x has the size of x, and only pictures have latents."""
+        if self.subject != "image" or len(self.shape) != 3:
+            raise ValueError(f"an autoencoder is for pictures, and this system draws {self.subject}s")
+        if shown := [part.key for part in self.parts if part.channels and not part.beside_latents]:
+            raise ValueError(
+                f"the {' and '.join(shown)} of this system stands beside pictures, and x is a latent: the system "
+                "latent has what stands beside latents"
+            )
+
+    @property
+    def drawn_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of what is handed out: of pictures, where x is a latent."""
+        return self.shape if self.latents is None else self.latents.shape
+
+    @property
+    def borrowers(self) -> tuple[Borrower, ...]:
+        """The parts, and the latents, that use frozen networks."""
+        return self.parts if self.latents is None else (*self.parts, self.latents)
+
+    def prepare(self, rows: Rows) -> None:
+        """Measure the scale of latents."""
+        if self.latents is not None:
+            self.latents.learn(rows, self.shape[0])
 
     def forward(self, x: floats("B *S"), level: NoiseLevel, condition: Condition | None = None) -> Prediction:
         """The prediction for x (B, C, H, W); given nothing, where the condition is left out.
@@ -128,13 +171,19 @@ class Diffusion(Told):
             )
         return predict(self.network, x, level, condition, self.predicts, self.variance)
 
-    def subjects(self, batch: Mapping[str, Tensor]) -> Tensor:
+    def subjects(self, batch: Mapping[str, Tensor], generator: Randomness = None) -> Tensor:
         """x_0 of a training step."""
+        if self.latents is not None:
+            return self.latents.observe(batch, self.shape[0], generator)
         return column(batch, self.subject, self.shape)
 
+    def begun(self, drawn: Tensor) -> Tensor:
+        """x_0 of what is handed out, (B, *drawn_shape) -> (B, *shape): pictures, encoded where x is a latent."""
+        return drawn if self.latents is None else self.latents.inward(drawn)
+
     def finished(self, x: Tensor) -> Tensor:
-        """What was sampled as it is handed out: (B, *shape) -> (B, *shape)."""
-        return x
+        """What was sampled as it is handed out: (B, *shape) -> (B, *drawn_shape)."""
+        return x if self.latents is None else self.latents.outward(x)
 
     def merit(self, drawn: Tensor, values: Mapping[str, Value]) -> Tensor:
         """(B,) how good samples are for what was told, where several candidates are drawn.
@@ -159,7 +208,7 @@ class Diffusion(Told):
         Returns:
             (B,) "loss", "simple" and, with a learned variance, "vlb".
         """
-        x0, drawn, weight = self.subjects(batch), level is None, None
+        x0, drawn, weight = self.subjects(batch, generator), level is None, None
         if drawn:
             level, weight = self.level_sampler.draw(self.schedule, len(x0), generator, x0.device)
         values = {part.key: part.observe(batch, generator) for part in self.parts}

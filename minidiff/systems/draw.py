@@ -64,7 +64,7 @@ def draw(
         values: Of the parts, by key, one or n of each: ``label=7``, ``caption=["a red ring"]``, ``low_res=images``.
 
     Returns:
-        (n, *system.shape).
+        (n, *system.drawn_shape): of latents the pictures.
 
     Raises:
         ValueError: for values that the system does not read, what is no guide, sampler or threshold, a guide that it
@@ -173,8 +173,8 @@ def cascade(
         raise ValueError("aug_level is of the image that a stage enlarges; the base has none, name it with the next")
     for (before, _), (after, _) in pairwise(stages):
         takes = receiver(after) and receiver(after).takes(after.shape)
-        if before.shape != takes:
-            raise ValueError(f"one stage draws {before.shape}, the next takes {takes or 'nothing'}")
+        if before.drawn_shape != takes:
+            raise ValueError(f"one stage draws {before.drawn_shape}, the next takes {takes or 'nothing'}")
     known = {part.key for system, _ in stages for part in system.parts}
     handed: dict[str, object] = {}
     for i, (system, own) in enumerate(stages):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..arguments import Count, NonNegative, Randomness, Share, checked
@@ -191,10 +192,10 @@ def embedded(clip: nn.Module, what: Tensor | Sequence[str]) -> Tensor:
 
     Args:
         clip: A clean ``systems.clip.CLIP``.
-        what: Pictures in [-1, 1] of its size, captions, or tokens.
+        what: Pictures in [-1, 1] of its size or a multiple, captions, or tokens.
     """
     if isinstance(what, Tensor) and what.is_floating_point():
-        images = what.to(clip.device, clip.dtype)
+        images = _fitted(what.to(clip.device, clip.dtype), side(clip))
         return clip.network.image(images, torch.full((len(images),), -1, device=clip.device)).to(what.device)
     return clip.network.text(clip.tokens(what))
 
@@ -202,6 +203,13 @@ def embedded(clip: nn.Module, what: Tensor | Sequence[str]) -> Tensor:
 def side(clip: nn.Module) -> int:
     """Side in pixels of the pictures that a CLIP sees."""
     return getattr(clip.network, "size", None) or clip.shape[1]
+
+
+def _fitted(images: Tensor, size: int) -> Tensor:
+    """Pictures that are a whole number of times as large as a CLIP sees them, averaged down; others as they are."""
+    times = images.shape[2] // size
+    whole = times > 1 and tuple(images.shape[2:]) == (times * size, times * size)
+    return F.avg_pool2d(images, times) if whole else images
 
 
 def _is_pair(value) -> bool:

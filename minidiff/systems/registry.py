@@ -25,6 +25,7 @@ HOMES = {
     "sr3": "cascade",
     "cdm": "cascade",
     "regression": "cascade",
+    "latent": "latent",
     "autoencoder": "autoencoder",
     "clip": "clip",
     "glide": "glide",

@@ -50,6 +50,11 @@ class Told(Trainable):
         """Whether any part can be nothing."""
         return any(part.nullable for part in self.parts)
 
+    @property
+    def drawn_shape(self) -> tuple[int, ...]:
+        """Of one sample as it is handed out."""
+        return self.shape
+
     def part(self, key: str) -> Part | None:
         """The part of that name, if there is one."""
         return next((part for part in self.parts if part.key == key), None)

@@ -52,6 +52,7 @@ class Decoder(Diffusion):
 
     def prepare(self, rows: Rows) -> None:
         """Learn the convention's statistics from the embeddings of the training data."""
+        super().prepare(rows)
         self.network.embedding.scale.learn(column(rows(STATISTICS), "embedding"))
 
 
@@ -104,7 +105,7 @@ class OnCrops(Diffusion):
 
     crop = 1
 
-    def subjects(self, batch: Mapping[str, Tensor]) -> Tensor:
+    def subjects(self, batch: Mapping[str, Tensor], generator: Randomness = None) -> Tensor:
         """x_0 of a training step, of any size that the network takes."""
         return column(batch, self.subject)
 

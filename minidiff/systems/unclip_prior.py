@@ -9,7 +9,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..arguments import Share, checked
+from ..arguments import Randomness, Share, checked
 from ..condition import Value, column
 from ..data.sets import Rows
 from ..data.tokenizer import tokenizer
@@ -60,7 +60,7 @@ class EmbeddingDiffusion(Diffusion):
         self.network.scale.learn(column(found, "embedding"))
         self.network.text_scale.learn(column(found, "text_embedding"))
 
-    def subjects(self, batch: Mapping[str, Tensor]) -> Tensor:
+    def subjects(self, batch: Mapping[str, Tensor], generator: Randomness = None) -> Tensor:
         """The embeddings of the batch, inside."""
         return self.network.scale.inward(column(batch, self.subject))
 

@@ -107,7 +107,7 @@ def _train(recipe, build, folder: Path, accelerator, quiet: bool) -> dict[str, T
     found = load_dataset(recipe.data)
     if (n_classes := classes_told(system)) is not None:
         require_classes(found, n_classes)
-    if len(getattr(system, "shape", ())) == 3:
+    if len(getattr(system, "shape", ())) == 3 and getattr(system, "latents", None) is None:
         require_images(found, system.shape)
     system.prepare(partial(rows, found, f"{recipe.data.name} train"))
     order = Order(len(found), plan.batch, plan.seed, getattr(found, "shard_sizes", None))
