@@ -1,4 +1,4 @@
-"""Latent diffusion and Stable Diffusion (Rombach et al. 2022): a U-Net of transformers on the latents of an autoencoder.
+"""Latent diffusion, Stable Diffusion (Rombach et al. 2022): a U-Net of transformers on the latents of an autoencoder.
 
 What is told enters by cross-attention: a caption, by a text transformer of the network's own or by a frozen tower, or a
 class; or it stands beside x: what is known of a picture, or a small version of it. All channels are guided.

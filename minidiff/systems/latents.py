@@ -92,7 +92,7 @@ class Latents(nn.Module, Borrower):
     def _known(self) -> Tensor:
         if self.scale == 0:
             raise ValueError(
-                "the scale of these latents is not known yet: training measures it, or a recipe gives it as latent_scale"
+                "the scale of these latents is not known yet: training measures it, or a recipe gives latent_scale"
             )
         return self.scale
 
