@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .arguments import checked, is_device
 from .data.sets import fixed_classes
 from .files import sha256
+from .models.language import is_language, language
 from .recipes import Recipe, available, overridden
 from .systems.inpainting import widened
 from .training.checkpoint import averaged, load_checkpoint, load_weights, require_fit
@@ -177,7 +178,8 @@ def find(
     Args:
         ref: A committed checkpoint, "digits"; the folder of a run (its averaged weights) or of what it published; a
             preset and its released file, "adm-imagenet64=64x64_diffusion.pt"; or a CLIP of open_clip, "ViT-B-32:TAG",
-            "ViT-B-32:/path/weights.safetensors" or "local-dir:/path".
+            "ViT-B-32:/path/weights.safetensors" or "local-dir:/path"; or a frozen text encoder, "minilm" or
+            "t5:/path", see ``models.language.language``.
         device: Where it computes.
         can: A method that the system must have, "classifier" or "critic" say.
         overrides: Changes of its recipe, such as "network.dropout=0" or "data.path=shards"; the weights must still fit.
@@ -213,6 +215,10 @@ def load(
 
 
 def _found(ref: str, device: str, overrides: Sequence[str]) -> Found:
+    if is_language(ref) and not Path(ref).is_dir():
+        if overrides:
+            raise ValueError(f"{ref} is a frozen text encoder, which has no recipe to change")
+        return Found(language(ref), None, None)
     name, _, released = ref.partition("=")
     if released and not Path(ref).is_dir():
         from .pretrained import load as load_preset
