@@ -280,7 +280,8 @@ def begun(recipe: Recipe) -> nn.Module:
     """The system of a recipe as its training begins: with the weights of ``recipe.start``, where there is one.
 
     Input channels that the start lacks come after those of x and have zero weights, so the system begins as the start
-    would go on (Nichol et al. 2021, section 4.3). The parts in ``recipe.fresh`` begin untrained.
+    would go on (Nichol et al. 2021, section 4.3). The parts in ``recipe.fresh`` begin untrained; those that only the start
+    has are left behind.
 
     Raises:
         ValueError: for a start that cannot be read or does not fit, naming the tensors, or a part that is not there.
@@ -298,9 +299,10 @@ def begun(recipe: Recipe) -> nn.Module:
             raise ValueError(f"{recipe.name!r} cannot start from {path}: {error}") from None
     for part in recipe.fresh:
         untrained = {name: tensor for name, tensor in own.items() if name.startswith(f"{part}.")}
-        if not untrained:
+        kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{part}.")}
+        if not untrained and len(kept) == len(tensors):
             raise ValueError(f"{recipe.name}: no part {part!r} to begin anew")
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{part}.")} | untrained
+        tensors = kept | untrained
     require_fit(tensors, own, str(path), f"the network of {recipe.name!r}")
     system.load_state_dict({k: v.to(own[k].dtype) for k, v in tensors.items()})
     return system

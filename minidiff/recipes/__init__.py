@@ -82,7 +82,7 @@ class Recipe:
         start: Checkpoint whose weights training starts from, by name, by its folder or as a path to its
             ``model.safetensors``; input channels that it lacks start at zero. "" starts from nothing.
         sampling: How it is sampled; None where nothing was published.
-        fresh: Parts, such as "network.text", that do not take the weights of the start.
+        fresh: Parts, such as "network.text", that do not take the weights of the start, or that only the start has.
 
     Raises:
         ValueError: for fresh parts without a start, no name, or one that leads out of the folder of runs.
