@@ -148,13 +148,14 @@ def embed(source, encoder, out, text, suffix, batch, per_shard, split, root, dev
     """Compute a frozen ENCODER's embedding of every sample, once, into shards beside those of the images.
 
     ENCODER is a classifier or a clean CLIP by its name, or a model of open_clip with the name or the file of its
-    weights.
+    weights; or a text encoder (minilm, t5:NAME), which says something of every token.
 
     \b
     Examples:
       minidiff data embed shards/cifar10 cifar16-classifier-clean embeddings/cifar10
       minidiff data embed shards/train ViT-L-14:/weights/clip.safetensors embeddings/clip --suffix clip.npy
       minidiff data embed shards/train ViT-L-14:openai embeddings/text --text --suffix text.npy
+      minidiff data embed shards/train t5:google/t5-v1_1-xxl embeddings/t5 --text --suffix text_states.npy
     """
     from ..data.embed import embed as run
     from ..metrics.embedders import embedder
@@ -175,13 +176,14 @@ def embed(source, encoder, out, text, suffix, batch, per_shard, split, root, dev
 def embed_for(recipe, overrides, batch, device, workers, quiet) -> None:
     """Compute every embedding that a RECIPE trains on, by the frozen networks that it names, where it looks for them.
 
-    Of images (data.embedding) and captions (data.text_embedding) by its CLIP, and latents of images (data.latent) by
-    its autoencoder, for training and for the card. What is there is kept, and an interrupted run goes on where it
-    stood.
+    Of images (data.embedding) and captions (data.text_embedding) by its CLIP, latents of images (data.latent) by its
+    autoencoder, states of the tokens of captions (data.text_states) by a text encoder (data.language); for training and
+    for the card. What is there is kept, and an interrupted run goes on where it stood.
 
     \b
     Examples:
       minidiff data embed-for unclip-prior
+      minidiff data embed-for imagen data.language=minilm-2
       minidiff data embed-for unclip-paper-prior data.path=shards system.clip=ViT-L-14:/weights/clip.safetensors
     """
     from ..data.embed import embed as run
@@ -190,8 +192,12 @@ def embed_for(recipe, overrides, batch, device, workers, quiet) -> None:
     from ..recipes import load_recipe
 
     plan = load_recipe(recipe, overrides)
-    if not plan.data.embeddings:
-        raise click.UsageError(f"{plan.name} trains on no embeddings: it names no data.embedding and no data.latent")
+    if not plan.data.embeddings and not plan.data.text_states:
+        raise click.UsageError(
+            f"{plan.name} trains on no embeddings: it names no data.embedding, data.latent or data.text_states"
+        )
+    if plan.data.text_states:
+        _states_for(plan.data, batch, _device(device), workers, quiet)
     found = {name: embedder(_encoder(plan, name), _device(device), raw=True) for name in plan.data.embeddings}
     for split in SPLITS:
         source = described(plan.data, split)
@@ -207,6 +213,26 @@ def _encoder(plan, name: str) -> str:
     if not getattr(plan.options, option, ""):
         raise click.UsageError(f"{plan.name} names data.{name}, and no system.{option} that computes it")
     return getattr(plan.options, option)
+
+
+def _states_for(plan, batch: int, device: str, workers: int, quiet: bool) -> None:
+    """The states of the captions of a recipe's data, by the text encoder that it names."""
+    from ..data.embed import embed as run
+    from ..data.sets import SPLITS, all_captions, described, shard_states_place, states_place
+    from ..data.states import store_states
+    from ..metrics.embedders import embedder
+    from ..store import load
+
+    if plan.name == "shards":
+        found = embedder(plan.language, device, raw=True)
+        for split in SPLITS:
+            out, source = shard_states_place(plan, split), described(plan, split)
+            index = run(source, found, out, True, batch, suffix="text_states.npy", workers=workers, progress=not quiet)
+            _done(index, out)
+        return
+    place, encoder = Path(states_place(plan)), load(plan.language, device, "text_states")
+    count = store_states(place, all_captions(plan), encoder.text_states, plan.language, batch, not quiet)
+    click.echo(f"{place}: {count} captions as {plan.language} reads them, {place.stat().st_size / 1e6:.1f} MB")
 
 
 @data.command()

@@ -34,6 +34,12 @@ class DataRecipe:
             ``train`` and ``heldout`` as for the images. ``minidiff data embed-for`` writes it.
         text_embedding: The same of the captions.
         latent: The same of the images by a frozen autoencoder: what its encoder says of them.
+        plain: Captions of scenes call everything by its own name, with no synonym (``captions.plain_captions``).
+        language: The frozen text encoder whose states of the captions are learnt from, see ``models.language``, or a
+            clean CLIP.
+        text_states: Folder with these states, columns "text_states" and "text_mask". ``minidiff data embed-for`` writes
+            it; several encoders may share one.
+        states_length: Tokens that the states of a text in shards are filled or cut to.
         hands: Of emoji: whose drawings, "noto" or "fluent" or both; with both, captions name the hand half of the time.
 
     Raises:
@@ -58,6 +64,10 @@ class DataRecipe:
     text_embedding: str = ""
     latent: str = ""
     hands: tuple[str, ...] = ("noto",)
+    plain: bool = False
+    language: str = ""
+    text_states: str = ""
+    states_length: Count = 256
 
     @property
     def embeddings(self) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -11,13 +12,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from ..arguments import Count, checked
+from ..arguments import Count, Natural, checked
 from ..files import digest
 from ..random import sample_generators
 from ..words import nearest
 from .embeddings import Embeddings
 from .images import ImageFolder, Images, torchvision_set
 from .recipe import DataRecipe
+from .states import TextStates, filled
 from .tokenizer import Tokenizer, tokenizer
 
 log = logging.getLogger(__name__)
@@ -53,16 +55,22 @@ class Items(Dataset):
         found: Items are (image, label), or (image, caption), and what else is named.
         second: What the second is called.
         convert: From the second to a tensor.
-        more: What follows is called.
+        more: What follows is called; "text_states" among it is filled to one length, with "text_mask".
+        length: That length, in tokens.
         grey: Whether colours are averaged.
     """
 
     grey = False
 
     def __init__(
-        self, found: Dataset, second: str = "label", convert: Callable = torch.as_tensor, more: Sequence[str] = ()
+        self,
+        found: Dataset,
+        second: str = "label",
+        convert: Callable = torch.as_tensor,
+        more: Sequence[str] = (),
+        length: Natural = 0,
     ):
-        self.found, self.second, self.convert, self.more = found, second, convert, tuple(more)
+        self.found, self.second, self.convert, self.more, self.length = found, second, convert, tuple(more), length
         self.shard_sizes: Sequence[int] | None = getattr(found, "shard_sizes", None)
 
     def __len__(self) -> int:
@@ -78,7 +86,8 @@ class Items(Dataset):
 
     def _row(self, image: Tensor, second, *more: Tensor) -> dict[str, Tensor]:
         image = image.mean(0, keepdim=True) if self.grey else image
-        return {"image": image, self.second: self.convert(second), **dict(zip(self.more, more, strict=True))}
+        row = {"image": image, self.second: self.convert(second), **dict(zip(self.more, more, strict=True))}
+        return row | (filled(row["text_states"], self.length) if "text_states" in row else {})
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -146,7 +155,55 @@ def _joined(found: Columns, recipe: DataRecipe, split: str) -> Columns:
         if made_of != is_of:
             raise ValueError(f"the embeddings in {place} are of other data ({made_of}, not {is_of})")
         found.columns[name] = stored.tensor()
+    if recipe.text_states:
+        found.columns |= stored_states(recipe).columns(captions_of(found, recipe))
     return found
+
+
+@checked
+def stored_states(recipe: DataRecipe) -> TextStates:
+    """What the text encoder of a recipe said of its captions.
+
+    Raises:
+        ValueError: when it is not there, or was said by another encoder.
+    """
+    place = states_place(recipe)
+    try:
+        return TextStates(place, recipe.language)
+    except FileNotFoundError:
+        raise ValueError(f"no {place}: `minidiff data embed-for RECIPE` computes what data.text_states names") from None
+
+
+@checked
+def states_place(recipe: DataRecipe) -> str:
+    """File of the states of a recipe's captions.
+
+    Raises:
+        ValueError: for a recipe that names no encoder or no folder.
+    """
+    if not (recipe.language and recipe.text_states):
+        raise ValueError(
+            "text states are those of an encoder, and lie in a folder: name both, data.language and data.text_states"
+        )
+    return f"{recipe.text_states}/{re.sub('[^A-Za-z0-9._-]+', '-', recipe.language)}.safetensors"
+
+
+def shard_states_place(recipe: DataRecipe, split: str) -> str:
+    """Folder of the states of a recipe's captions, where the data lie in shards."""
+    return f"{recipe.text_states}/{recipe.part(split)}".rstrip("/")
+
+
+def captions_of(found: Dataset, recipe: DataRecipe) -> list[str]:
+    """The captions of a data set in memory, as texts."""
+    if not isinstance(found, Columns) or "caption" not in found.columns:
+        raise ValueError(f"text states are computed for data in memory with captions, not {recipe.name!r}")
+    return _tokenizer(recipe).decode(found.columns["caption"])
+
+
+def all_captions(recipe: DataRecipe) -> list[str]:
+    """Every text that is a caption of a recipe's data, for training or for the card, once."""
+    captions = [text for split in SPLITS for text in captions_of(SETS[recipe.name](recipe, split), recipe)]
+    return list(dict.fromkeys(captions))
 
 
 @checked
@@ -159,7 +216,7 @@ def embeddings_place(recipe: DataRecipe, name: str, split: str) -> str:
 def identity(recipe: DataRecipe, split: str) -> str:
     """A digest of everything that decides what the rows of a data set in memory are."""
     facts = (recipe.name, recipe.size, _count(recipe, split), recipe.seed, recipe.reading, recipe.explicit)
-    return digest([*map(str, facts), split, *recipe.hands])
+    return digest([*map(str, facts), split, *recipe.hands, *(["plain"] if recipe.plain else [])])
 
 
 @checked
@@ -215,7 +272,7 @@ def rows(found: Dataset, name: str, count: Count | None = None) -> dict[str, Ten
     n = len(found)
     every = count is None or count >= n
     if isinstance(found, Columns):
-        return found.columns if every else found[[i * n // count for i in range(count)]]
+        return found[:] if every else found[[i * n // count for i in range(count)]]
     items = [found.own(i) for i in (range(n) if every else [i * n // count for i in range(count)])]
     good = [item for item in items if item is not None]
     if not good:
@@ -324,7 +381,10 @@ def _scenes(recipe: DataRecipe, split: str) -> Dataset:
     from .captioned import captioned_pairs, captioned_scenes
 
     how = (_count(recipe, split), recipe.size, _generator(recipe, split), "seen", recipe.reading)
-    found = captioned_pairs(*how) if recipe.name == "scenes-pairs" else captioned_scenes(*how, recipe.explicit)
+    if recipe.name == "scenes-pairs":
+        found = captioned_pairs(*how, recipe.plain)
+    else:
+        found = captioned_scenes(*how, recipe.explicit, recipe.plain)
     return Columns(image=found.images, caption=_tokenizer(recipe)(found.captions))
 
 
@@ -365,12 +425,14 @@ def _shards(recipe: DataRecipe, split: str) -> Dataset:
         reader, mirror = _tokenizer(recipe), recipe.mirror and split == "train"
         reader([""])  # a tokenizer without its files would refuse every caption
         beside = [embeddings_place(recipe, name, split) for name in recipe.embeddings]
-        targets = ["txt", *(f"{name}.npy" for name in recipe.embeddings)]
+        more = [*recipe.embeddings, *(["text_states"] if recipe.text_states else [])]
+        beside += [shard_states_place(recipe, split)] if recipe.text_states else []
+        targets = ["txt", *(f"{name}.npy" for name in more)]
         where = place(recipe.part(split))
         found = Shards(where, recipe.size, mirror, targets, beside, read=partial(_tokens, reader))
         if reader.closed:
             _refuse_captions(found, reader)
-        return Items(found, "caption", more=[*recipe.embeddings])
+        return Items(found, "caption", more=more, length=recipe.states_length)
     if split == "train":
         return Items(Shards(place(recipe.train), recipe.size, recipe.mirror))
     found = Shards(place(recipe.heldout), recipe.size)

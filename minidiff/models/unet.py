@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..arguments import Count, Positive, Share, checked
 from ..condition import Condition
-from .embedding import DoorsConfig, EmbeddingDoors
+from .embedding import DoorsConfig, EmbeddingDoors, LanguageConfig, LanguageDoors
 from .layers import (
     AttentionBlock,
     Downsample,
@@ -51,6 +51,7 @@ class UNetConfig:
             text transformer when left out, and where there is none, or its text is pooled, attention reads none.
         image_level: A second time embedding, for the noise level of what comes through the image door.
         embedding: Doors for the embeddings of a frozen CLIP, or None; their tokens have the width ``tokens``.
+        language: Doors for the states of a frozen text encoder, or None; its tokens have the width ``tokens``.
         middle_attention: Attention in the middle too. Without any, images of every size that halves often enough fit.
     """
 
@@ -74,6 +75,7 @@ class UNetConfig:
     token_width: Count | None = None
     embedding: DoorsConfig | None = None
     middle_attention: bool = True
+    language: LanguageConfig | None = None
 
     def __post_init__(self):
         deepest = 2 ** (len(self.channel_mult) - 1)
@@ -93,6 +95,8 @@ class UNetConfig:
             )
         if self.embedding is not None and self.tokens is None:
             raise ValueError("the tokens of an embedding are attended to: name their token_width")
+        if self.language is not None and self.tokens is None:
+            raise ValueError("the states of a text encoder are attended to: name the token_width they are brought to")
 
     @property
     def in_shape(self) -> tuple[int, int, int]:
@@ -210,6 +214,29 @@ class Encoder(nn.Module):
         """Network times (B,) of x -> (B, 4 channels)."""
         return self.time_embed(timestep_embedding(time, self.config.channels).to(self.time_embed[0].weight.dtype))
 
+    def embed_image_level(self, time: Tensor) -> Tensor:
+        """Network times (B,) of the noise in the image door -> (B, 4 channels), to be added to the vector."""
+        weight = self.image_level_embed[0].weight
+        return self.image_level_embed(timestep_embedding(time, self.config.channels).to(weight.dtype))
+
+    @property
+    def out_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what leaves."""
+        return self.config.out_channels, self.config.size, self.config.size
+
+    def entering(
+        self, x: Tensor, time: Tensor, condition: Condition | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """What ``forward`` is given, as ``encode`` and, but for x, ``decode`` take it: x, embedding, tokens, mask."""
+        condition = condition or Condition()
+        if condition.image is not None:
+            x = torch.cat([x, condition.image], dim=1)
+        x = self.halved(x)
+        embedding = self.embed_time(x, time)
+        if condition.vector is not None:
+            embedding = embedding + condition.vector
+        return x, embedding, condition.tokens, condition.tokens_mask
+
     def encode(
         self, x: Tensor, embedding: Tensor, tokens: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor]]:
@@ -255,6 +282,8 @@ class UNet(Encoder):
             self.text = TextTransformer(config.text, 4 * config.channels)
         if config.embedding is not None:
             self.embedding = EmbeddingDoors(config.embedding, 4 * config.channels, config.tokens)
+        if config.language is not None:
+            self.language = LanguageDoors(config.language, 4 * config.channels, config.tokens)
         if config.image_level:
             self.image_level_embed = time_embedding(config.channels)
         self.input_blocks, self.middle_block, skips = encoder(config)
@@ -278,24 +307,6 @@ class UNet(Encoder):
         x, *given = self.entering(x, time, condition)
         h, skips = self.encode(x, *given)
         return self.decode(h, skips, *given)[0]
-
-    @property
-    def out_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of what leaves."""
-        return self.config.out_channels, self.config.size, self.config.size
-
-    def entering(
-        self, x: Tensor, time: Tensor, condition: Condition | None = None
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """What ``forward`` is given, as ``encode`` and, but for x, ``decode`` take it: x, embedding, tokens, mask."""
-        condition = condition or Condition()
-        if condition.image is not None:
-            x = torch.cat([x, condition.image], dim=1)
-        x = self.halved(x)
-        embedding = self.embed_time(x, time)
-        if condition.vector is not None:
-            embedding = embedding + condition.vector
-        return x, embedding, condition.tokens, condition.tokens_mask
 
     def read_states(self, states: Tensor, mask: Tensor, z: Tensor) -> Condition:
         """A text that a frozen CLIP has read, see ``EmbeddingDoors.text``."""
@@ -346,14 +357,9 @@ class UNet(Encoder):
                 kept[i] = h
         return self.out(h), kept
 
-    def embed_image_level(self, time: Tensor) -> Tensor:
-        """Network times (B,) of the noise in the image door -> (B, 4 channels), to be added to the vector."""
-        weight = self.image_level_embed[0].weight
-        return self.image_level_embed(timestep_embedding(time, self.config.channels).to(weight.dtype))
-
 
 @checked
-def check_tokens(tokens: Tensor | None, config: UNetConfig) -> None:
+def check_tokens(tokens: Tensor | None, config) -> None:
     """Raise ValueError for tokens of another width than the network attends to, or where it attends to none."""
     if tokens is None:
         return

@@ -38,6 +38,10 @@ HOMES = {
     "unclip_upsampler": "unclip",
     "unclip_prior": "unclip_prior",
     "unclip_ar_prior": "ar_prior",
+    "imagen": "imagen",
+    "imagen_upsampler": "imagen",
+    "imagen_efficient": "imagen",
+    "imagen_efficient_upsampler": "imagen",
 }
 _registered: dict[str, System] = {}
 
