@@ -216,7 +216,7 @@ def dynamic_threshold(percentile: Some = 0.995) -> Callable[[Denoiser], Denoiser
 def quantile(values: floats("B N"), share: Share) -> Tensor:
     """(B, N) -> (B,) the quantile of each row, between two numbers by linear interpolation; of rows of any length.
 
-    ``torch.quantile`` refuses halves and more than 2^24 numbers, which one picture of 4096 pixels a side has.
+    ``torch.quantile`` refuses halves, and in older versions more than 2^24 numbers: a picture of 2400 pixels a side.
 
     Args:
         values: At least one number a row.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,11 +20,13 @@ from minidiff.guidance import (
     classifier,
     classifier_free,
     classifier_guidance,
+    dynamic_threshold,
     ends_with,
     grad_log_prob,
     guidance_interval,
     interval,
     mean_shift_guidance,
+    quantile,
     rescaled,
     scale_from_w,
     static_threshold,
@@ -624,3 +627,50 @@ def test_another_model_ends_the_chain(mixture):
         torch.testing.assert_close(both(x, level).x0, expected(x, level).x0)
     with pytest.raises(ValueError, match=r"lies in \[0, 1\], got 2"):
         ends_with(mixture, 2)
+
+
+# --- dynamic thresholding -------------------------------------------------------------------------------------------
+
+
+def answers(x0):
+    """A denoiser that believes in one x_0."""
+    return lambda x, level: Prediction(x, level, x0, "x0")
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9, 0.995, 1.0])
+def test_the_percentile_rule_by_brute_force(share):
+    """NumPy sorts each picture by itself, and divides."""
+    x0 = torch.randn(6, 3, 5, 7, generator=torch.Generator().manual_seed(0)) * torch.arange(6)[:, None, None, None]
+    got = dynamic_threshold(share)(answers(x0))(torch.zeros_like(x0), MIDDLE).x0.numpy()
+    for picture, mine in zip(x0.numpy(), got, strict=True):
+        s = max(1.0, np.quantile(np.abs(picture), share))
+        np.testing.assert_allclose(mine, np.clip(picture, -s, s) / s, rtol=1e-5, atol=1e-6)
+
+
+def test_where_the_percentile_is_at_most_one_the_threshold_is_static():
+    x0 = torch.cat([torch.full((995,), 0.9), torch.full((5,), 7.0)]).reshape(1, 1, 40, 25)
+    x = torch.randn(1, 1, 40, 25, generator=torch.Generator().manual_seed(1))
+    dynamic, static = (f(answers(x0))(x, MIDDLE) for f in (dynamic_threshold(0.99), static_threshold))
+    assert torch.equal(dynamic.x0, static.x0) and torch.equal(dynamic.eps, static.eps)
+    assert float(dynamic_threshold(1.0)(answers(x0))(x, MIDDLE).x0.min()) == pytest.approx(0.9 / 7)
+
+
+def test_quantiles_of_more_numbers_than_older_torch_takes():
+    n = 2**24 + 3
+    values = torch.arange(n, dtype=torch.float64)[None]
+    shuffled = values[:, torch.randperm(n, generator=torch.Generator().manual_seed(0))]
+    torch.testing.assert_close(quantile(shuffled, 0.995), torch.tensor([0.995 * (n - 1)], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_halves_are_thresholded_by_the_quantile_of_their_numbers(dtype):
+    x0 = (4 * torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(3))).to(dtype)
+    got = dynamic_threshold(0.9)(answers(x0))(torch.zeros_like(x0), MIDDLE).x0
+    expected = dynamic_threshold(0.9)(answers(x0.double()))(torch.zeros_like(x0.double()), MIDDLE).x0
+    assert got.dtype is dtype and torch.equal(got, expected.to(dtype))
+
+
+@pytest.mark.parametrize("share", [0, 1.5, math.nan, "much"])
+def test_percentiles_that_are_none(share):
+    with pytest.raises(ValueError, match="percentile must be"):
+        dynamic_threshold(share)

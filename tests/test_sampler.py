@@ -15,7 +15,7 @@ from minidiff.guidance import mean_shift_guidance
 from minidiff.prediction import Prediction
 from minidiff.process import beta, beta_tilde, posterior_mean
 from minidiff.random import randn, sample_generators
-from minidiff.sampler import State, ancestral, ddim, heun, sample
+from minidiff.sampler import State, ancestral, ddim, heun, interpolated, sample
 from minidiff.schedule import DATA, NoiseLevel, cosine_schedule, edm_schedule, linear_schedule, vp_schedule
 
 SAMPLERS = {
@@ -419,3 +419,43 @@ def test_a_mean_shift_has_no_sigma_in_a_deterministic_sampler(mixture, sampler, 
 def test_wrong_number_of_generators(mixture):
     with pytest.raises(ValueError, match="3 generators for a batch of 2"):
         sample(ancestral(), mixture, linear_schedule().levels(4), noise(2, 2), sample_generators(0, range(3)))
+
+
+# --- a variance between the bounds ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("gamma", "kind"), [(0.0, "beta_tilde"), (1.0, "beta")])
+def test_the_ends_of_the_interpolation_are_ancestral(mixture, gamma, kind):
+    levels = linear_schedule().levels(12)
+    x_T = start(levels, 5, 2)
+    one, other = (sample(s, mixture, levels, x_T, seeded()) for s in (interpolated(gamma), ancestral(kind)))
+    torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("gamma", [0.25, 0.5])
+def test_one_step_has_the_geometric_mean_of_the_bounds(mixture, gamma):
+    t, s = linear_schedule().levels(25)[10:12]
+    x = noise(4, 2)
+    std = beta_tilde(t, s) ** ((1 - gamma) / 2) * beta(t, s) ** (gamma / 2)
+    expected = posterior_mean(x, mixture(x, t).x0, t, s) + std * noise(4, 2, seed=3)
+    torch.testing.assert_close(next(interpolated(gamma)(mixture, [t, s], x, seeded(3))).x, expected)
+
+
+def test_interpolated_shifts_a_mean_by_its_own_variance(mixture):
+    t, s = linear_schedule().levels(25)[10:12]
+    tilted = mean_shift_guidance(mixture, lambda x, level: 3 * x.sum(1), 1.0)
+    x = noise(4, 2)
+    plain, moved = (next(interpolated(0.5)(d, [t, s], x, seeded(3))).x for d in (mixture, tilted))
+    torch.testing.assert_close(moved - plain, torch.full((4, 2), 3 * (beta_tilde(t, s) * beta(t, s)) ** 0.5).double())
+
+
+def test_the_last_step_of_interpolated_adds_no_noise(mixture):
+    levels = linear_schedule().levels(6)
+    state = list(interpolated(0.5)(mixture, levels, start(levels, 5, 2), seeded()))[-1]
+    torch.testing.assert_close(state.x, state.prediction.x0)
+
+
+@pytest.mark.parametrize("gamma", [-0.1, 1.1, math.nan, "half"])
+def test_gammas_that_are_none(gamma):
+    with pytest.raises(ValueError, match="gamma must be a number from 0 to 1"):
+        interpolated(gamma)

