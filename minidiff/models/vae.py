@@ -76,7 +76,7 @@ class AutoencoderConfig:
         return self.in_channels * self.fold**2
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
+    def in_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the image."""
         return self.in_channels, self.size, self.size
 
@@ -273,13 +273,18 @@ class Autoencoder(nn.Module):
         self.quant_conv = nn.Conv2d(moments * width, moments * config.latent_channels, 1)
         self.post_quant_conv = nn.Conv2d(config.latent_channels, width, 1)
 
+    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
+        """Images (B, C, H, W) there and back by their likeliest latents; the time is not looked at."""
+        law = self.law(moments := self.moments(x))
+        return self.decode(moments if law is None else law.mode)
+
     def moments(self, x: Tensor) -> Tensor:
         """What the encoder says of images (B, C, H, W) in [-1, 1], (B, moments c, h, w): of q(z | x), or the latents.
 
         Raises:
             ValueError: for images of another shape.
         """
-        check_input(x, self.config.image_shape)
+        check_input(x, self.config.in_shape)
         return self.quant_conv(self.encoder(x))
 
     def law(self, moments: Tensor) -> DiagonalGaussian | None:
