@@ -1,4 +1,4 @@
-"""The text tower of a CLIP alone, whose states Stable Diffusion attends to (Rombach et al. 2022; Radford et al. 2021)."""
+"""The text tower of a CLIP alone, whose states Stable Diffusion attends to (Radford et al. 2021)."""
 
 from __future__ import annotations
 

@@ -38,6 +38,7 @@ class AutoencoderConfig:
         dropout: Dropout rate.
         fold: Side of the squares of pixels that enter, and leave, as the channels of one pixel: a cheap first halving
             for small pictures. 1 in what is published.
+        middle_attention: Attention in the middle.
 
     Raises:
         ValueError: for a number below one, or a size that does not halve at each level.
@@ -55,6 +56,7 @@ class AutoencoderConfig:
     groups: Count = 32
     dropout: Share = 0.0
     fold: Count = 1
+    middle_attention: bool = True
 
     def __post_init__(self):
         if not self.channel_mult or self.size % self.factor:
@@ -197,7 +199,7 @@ class _Middle(nn.Module):
     def __init__(self, config: AutoencoderConfig, channels: int):
         super().__init__()
         self.block_1 = _ResBlock(channels, channels, config.groups, config.dropout)
-        self.attn_1 = _Attention(channels, config.groups)
+        self.attn_1 = _Attention(channels, config.groups) if config.middle_attention else nn.Identity()
         self.block_2 = _ResBlock(channels, channels, config.groups, config.dropout)
 
     def forward(self, h: Tensor) -> Tensor:

@@ -205,8 +205,8 @@ def test_a_small_picture_stands_beside_the_latent_and_is_handed_on():
     small = F.avg_pool2d(x, 2)
     assert torch.equal(made.condition(low_res=small).image, small)
     assert torch.allclose(made.part("low_res").observe({"image": x})[0], small, atol=1e-6)
-    base = load_recipe("shapes16", ["network.size=4", "network.channels=8", "network.channel_mult=[1]",
-                       "network.groups=4", "network.attention=[]", "network.head_channels=8"]).build().eval()  # fmt: skip
+    few = ["network.size=4", "network.channels=8", "network.channel_mult=[1]", "network.groups=4"]
+    base = load_recipe("shapes16", [*few, "network.attention=[]", "network.head_channels=8"]).build().eval()
     enlarged = cascade([(base, {"levels": 2}), (made, {"levels": 2})], 2, seeded(), label=1)
     assert enlarged.shape == (2, 3, 8, 8)
 
@@ -242,8 +242,9 @@ def test_a_scale_without_an_autoencoder_is_refused():
 
 def test_systems_of_pixels_can_be_in_latents():
     """GLIDE's network and unCLIP's decoder take the option as latent diffusion does."""
-    made = load_recipe("glide", ["start=", "system.autoencoder=folded", "system.latent_scale=1.0", "network.size=4",
-                       "network.in_channels=12", "network.out_channels=12", "network.attention=[4]"]).build()  # fmt: skip
+    ours = ["start=", "system.autoencoder=folded", "system.latent_scale=1.0", "network.size=4"]
+    made = load_recipe("glide", [*ours, "network.in_channels=12", "network.out_channels=12", "network.attention=[4]"])
+    made = made.build()
     made.latents.lend(lambda: Folded())
     assert draw(made.eval(), 1, levels=2, caption="a red ring", generator=seeded()).shape == (1, 3, 8, 8)
 
