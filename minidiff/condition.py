@@ -123,6 +123,11 @@ class Borrower:
         self._borrowed = borrowed
 
     @property
+    def has(self) -> bool:
+        """Whether it was lent something."""
+        return self._borrowed is not None
+
+    @property
     def lent(self) -> nn.Module:
         """The frozen network.
 

@@ -17,9 +17,10 @@ from urllib.parse import unquote
 import torch
 from torch import Tensor, nn
 
+from . import stable
 from .diffusers_names import prior_names, unet_names
 from .download import Downloaded, fetch
-from .recipes import Recipe, load_recipe
+from .recipes import Recipe, available, load_recipe
 from .training.checkpoint import require_finite, require_fit
 from .words import nearest
 
@@ -88,6 +89,7 @@ LAYOUTS = {
     "karlo-last-step": _karlo_upsampler("last_step"),
     "diffusers-prior": Layout(made_of=prior_names),
     "diffusers-unet": Layout(made_of=unet_names),
+    "latent": Layout(),  # several networks in one file, see ``stable``
     "glide-clip": Layout(_clip_name, fixed={"logit_scale": math.log(100)}),  # config.yaml of the released code
 }
 
@@ -165,6 +167,14 @@ def _karlo_diffusers(name: str, folders: str | tuple[str, ...], layout: str) -> 
     return Preset(f"karlo-{name}-diffusers", url, layout, f"karlo-{name}")
 
 
+_HUB = "https://huggingface.co/{}/resolve/main/{}"  # these addresses were not looked up
+_LDM = "https://ommer-lab.com/files/latent-diffusion/"
+
+
+def _latent(name: str, url: str) -> Preset:
+    return Preset(name, url, "latent")
+
+
 _PRESETS = {
     preset.name: preset
     for preset in (
@@ -207,6 +217,18 @@ _PRESETS = {
         ),
         Preset("karlo-up256", _KARLO_UP, "karlo-first-steps"),
         Preset("karlo-up256-last", _KARLO_UP, "karlo-last-step"),
+        _latent("sd15", _HUB.format("stable-diffusion-v1-5/stable-diffusion-v1-5", "v1-5-pruned-emaonly.safetensors")),
+        _latent(
+            "sd15-inpaint",
+            _HUB.format("stable-diffusion-v1-5/stable-diffusion-inpainting", "sd-v1-5-inpainting.ckpt"),
+        ),
+        _latent("sd2-base", _HUB.format("stabilityai/stable-diffusion-2-base", "512-base-ema.safetensors")),
+        _latent("sd2", _HUB.format("stabilityai/stable-diffusion-2", "768-v-ema.safetensors")),
+        _latent("ldm-ffhq", f"{_LDM}ffhq.zip"),
+        _latent("ldm-churches", f"{_LDM}lsun_churches.zip"),
+        _latent("ldm-cin256", f"{_LDM}nitro/cin/model.ckpt"),
+        _latent("ldm-inpaint", f"{_LDM}nitro/inpainting/last.ckpt"),
+        _latent("ldm-sr", f"{_LDM}sr_bsr.zip"),
         _karlo_diffusers("prior", "prior", "diffusers-prior"),
         _karlo_diffusers("decoder", ("decoder", "text_proj"), "diffusers-unet"),
         _karlo_diffusers("up256", "super_res_first", "diffusers-unet"),
@@ -248,9 +270,35 @@ def load(name: str, source: str | Path | Mapping, recipe: Recipe | None = None) 
             are missing, unexpected or of another shape, by their published names.
     """
     chosen = preset(name)
+    if chosen.layout == "latent":
+        return _load_latent(chosen, source, recipe or chosen.recipe)
     if "" not in chosen.files:
         source = _joined(chosen, source)
     return read_into((recipe or chosen.recipe).build(empty=True), LAYOUTS[chosen.layout], source, f"preset {name!r}")
+
+
+def _load_latent(chosen: Preset, source: str | Path | Mapping, recipe: Recipe) -> nn.Module:
+    """The system of a file that holds its autoencoder and its text tower too, which are lent to it."""
+    system, where = recipe.build(empty=True), f"preset {chosen.name!r}"
+    given = isinstance(source, Mapping)
+    tensors = _named_tensors(source, "the state dict") if given else stable.tensors_in(source, read_tensors)
+    if not stable.fill(system.network, "unet", tensors, f"{where}: its U-Net"):
+        raise ValueError(f"{'the state dict' if given else source} holds no U-Net of latent diffusion")
+    require_finite(system.network.state_dict(), where)
+    if not getattr(recipe.network, "transformers", True):
+        system.network.load_state_dict(_heads_first(system.network, system.network.state_dict()), assign=True)
+    if system.latents.scale == 0 and "scale_factor" in tensors:  # measured by those who trained it
+        system.latents.scale.fill_(float(tensors["scale_factor"]))
+    made = {}
+    for name, kind in ((recipe.options.autoencoder, "vae"), (recipe.options.text, "text")):
+        if name not in available():
+            continue
+        part = load_recipe(name).build(empty=True)
+        if stable.fill(part.network, kind, tensors, f"{where}: its {name}"):
+            require_finite(part.network.state_dict(), where)
+            made[name] = part
+    stable.lend_parts(system, made)
+    return system.eval().requires_grad_(False)
 
 
 def read_into(system: nn.Module, layout: Layout, source: str | Path | Mapping[str, Tensor], what: str) -> nn.Module:

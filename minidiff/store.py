@@ -205,10 +205,13 @@ def find(
 
 
 def lend(system: nn.Module) -> None:
-    """Let a system use the frozen networks that it names, each loaded when it is first needed, where the system is."""
+    """Let a system use the frozen networks that it names, each loaded when it is first needed, where the system is.
+
+    What came with the system's own file stays.
+    """
     found = cache(lambda name: load(name, str(system.device)))
     for borrower in getattr(system, "borrowers", ()):
-        if borrower.frozen:
+        if borrower.frozen and not borrower.has:
             borrower.lend(partial(found, borrower.frozen))
 
 

@@ -46,7 +46,18 @@ KARLOS = {  # exact counts: tests/models/test_unclip_conformance.py
     "karlo-up256": "691.58",
     "karlo-up256-last": "691.58",
 }
-MILLIONS |= KARLOS | {f"{name}-diffusers": count for name, count in KARLOS.items()}
+LATENTS = {  # of the U-Nets; autoencoders and text towers: tests/test_stable.py
+    "sd15": "859.520964",
+    "sd15-inpaint": "859.535364",
+    "sd2-base": "865.91",
+    "sd2": "865.91",
+    "ldm-ffhq": "274.1",
+    "ldm-churches": "295.0",
+    "ldm-cin256": "401.4",  # 400.9, and the classes
+    "ldm-inpaint": "387.2",
+    "ldm-sr": "113.6",
+}
+MILLIONS |= LATENTS | KARLOS | {f"{name}-diffusers": count for name, count in KARLOS.items()}
 GLIDES = {  # what each is told, in the order of its channels
     "glide-base": ["caption"],
     "glide-upsampler": ["caption", "low_res"],

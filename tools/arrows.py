@@ -20,7 +20,7 @@ LAYERS = (
     ("course",),
     ("__init__",),
     ("metrics", "plots", "bench", "doctor"),
-    ("store", "pretrained", "diffusers_names"),
+    ("store", "pretrained", "stable", "diffusers_names"),
     ("recipes",),
     ("systems",),
     ("training",),

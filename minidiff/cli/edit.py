@@ -20,7 +20,7 @@ def _options(command: Callable) -> Callable:
     """The options that all edits have."""
     options = [
         click.option("--decoder", default="unclip-decoder", show_default=True, help="What is told an embedding."),
-        click.option("--weights", type=FILE, help="Released file of a preset."),
+        click.option("--weights", type=click.Path(exists=True), help="Released file of a preset, or its folder."),
         click.option("--upsample", "upsamplers", multiple=True, help="Enlarge the results by this; repeatable."),
         click.option("--steps", default="50", show_default=True, help="Steps, both ways."),
         click.option("--scale", type=Finite(), default=1.0, show_default=True, help="Guidance scale of the way back."),

@@ -51,7 +51,7 @@ def drawing_options(command: Callable) -> Callable:
     published, and where it says nothing the steps that were named last, or the default.
     """
     options = [
-        click.option("--weights", type=FILE, help="Released file of a preset."),
+        click.option("--weights", type=click.Path(exists=True), help="Released file of a preset, or its folder."),
         click.option("--guide", type=click.Choice(GUIDES), help="Guide (default: as published, or whoever is named)."),
         click.option("--classifier", help="Guide by this classifier; a preset as NAME=FILE."),
         click.option("--clip", help="Guide by this CLIP."),

@@ -21,6 +21,7 @@ class LatentUNetConfig(UNetConfig):
         depth: Transformer blocks at each place where there is attention.
         matrices: The maps into and out of the transformers are published as matrices (Stable Diffusion 2), not as 1x1
             convolutions (Stable Diffusion 1); they compute the same.
+        transformers: Attention is a transformer; else ADM's block, as in the models that are told nothing.
         class_tokens: A class enters as a token that is attended to, of the width ``token_width``, and does not join the
             time.
 
@@ -33,6 +34,7 @@ class LatentUNetConfig(UNetConfig):
     resample_blocks: bool = False
     depth: Count = 1
     matrices: bool = False
+    transformers: bool = True
     class_tokens: bool = False
 
     def __post_init__(self):
@@ -40,8 +42,10 @@ class LatentUNetConfig(UNetConfig):
         if self.class_tokens and (self.classes is None or self.token_width is None):
             raise ValueError("class_tokens need classes and their token_width")
 
-    def attention_block(self, channels: int) -> SpatialTransformer:
-        """A transformer over the pixels."""
+    def attention_block(self, channels: int) -> Reader:
+        """A transformer over the pixels, or ADM's block."""
+        if not self.transformers:
+            return super().attention_block(channels)
         heads = self.head_count(channels)
         return SpatialTransformer(channels, heads, self.depth, self.tokens, self.groups, self.matrices, self.dropout)
 

@@ -26,22 +26,28 @@ class _SelfAttention(nn.Module):
         return self.c_proj(attend(q, [own], self.heads, mask, causal))
 
 
+def quick_gelu(x: Tensor) -> Tensor:
+    """x sigmoid(1.702 x), an approximation of the GELU that OpenAI's CLIP was trained with."""
+    return x * (1.702 * x).sigmoid()
+
+
 class _Perceptron(nn.Module):
-    def __init__(self, width: int):
+    def __init__(self, width: int, quick: bool):
         super().__init__()
         self.c_fc = nn.Linear(width, 4 * width)
         self.c_proj = nn.Linear(4 * width, width)
+        self.gelu = quick_gelu if quick else nn.functional.gelu
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, W) -> (B, L, W)."""
-        return self.c_proj(nn.functional.gelu(self.c_fc(x)))
+        return self.c_proj(self.gelu(self.c_fc(x)))
 
 
 class _Block(nn.Module):
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: int, heads: int, quick: bool):
         super().__init__()
         self.ln_1, self.attn = nn.LayerNorm(width), _SelfAttention(width, heads)
-        self.ln_2, self.mlp = nn.LayerNorm(width), _Perceptron(width)
+        self.ln_2, self.mlp = nn.LayerNorm(width), _Perceptron(width, quick)
 
     def forward(self, x: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
         """(B, L, W) -> (B, L, W)."""
@@ -57,12 +63,13 @@ class Transformer(nn.Module):
         layers: Residual blocks.
         heads: Attention heads.
         causal: No place sees a later one.
+        quick: The GELU is that of OpenAI's CLIP, see ``quick_gelu``.
     """
 
-    def __init__(self, width: int, layers: int, heads: int, causal: bool = False):
+    def __init__(self, width: int, layers: int, heads: int, causal: bool = False, quick: bool = False):
         super().__init__()
         self.causal = causal
-        self.resblocks = nn.ModuleList(_Block(width, heads) for _ in range(layers))
+        self.resblocks = nn.ModuleList(_Block(width, heads, quick) for _ in range(layers))
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, L, W) -> (B, L, W); ``mask`` (B, L) bool is True for the places that are seen."""

@@ -38,6 +38,7 @@ class AutoencoderConfig:
         dropout: Dropout rate.
         fold: Side of the squares of pixels that enter, and leave, as the channels of one pixel: a cheap first halving
             for small pictures. 1 in what is published.
+        middle_attention: Attention in the middle.
 
     Raises:
         ValueError: for a number below one, or a size that does not halve at each level.
@@ -55,6 +56,7 @@ class AutoencoderConfig:
     groups: Count = 32
     dropout: Share = 0.0
     fold: Count = 1
+    middle_attention: bool = True
 
     def __post_init__(self):
         if not self.channel_mult or self.size % self.factor:
@@ -76,7 +78,7 @@ class AutoencoderConfig:
         return self.in_channels * self.fold**2
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
+    def in_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the image."""
         return self.in_channels, self.size, self.size
 
@@ -197,7 +199,7 @@ class _Middle(nn.Module):
     def __init__(self, config: AutoencoderConfig, channels: int):
         super().__init__()
         self.block_1 = _ResBlock(channels, channels, config.groups, config.dropout)
-        self.attn_1 = _Attention(channels, config.groups)
+        self.attn_1 = _Attention(channels, config.groups) if config.middle_attention else nn.Identity()
         self.block_2 = _ResBlock(channels, channels, config.groups, config.dropout)
 
     def forward(self, h: Tensor) -> Tensor:
@@ -273,13 +275,18 @@ class Autoencoder(nn.Module):
         self.quant_conv = nn.Conv2d(moments * width, moments * config.latent_channels, 1)
         self.post_quant_conv = nn.Conv2d(config.latent_channels, width, 1)
 
+    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
+        """Images (B, C, H, W) there and back by their likeliest latents; the time is not looked at."""
+        law = self.law(moments := self.moments(x))
+        return self.decode(moments if law is None else law.mode)
+
     def moments(self, x: Tensor) -> Tensor:
         """What the encoder says of images (B, C, H, W) in [-1, 1], (B, moments c, h, w): of q(z | x), or the latents.
 
         Raises:
             ValueError: for images of another shape.
         """
-        check_input(x, self.config.image_shape)
+        check_input(x, self.config.in_shape)
         return self.quant_conv(self.encoder(x))
 
     def law(self, moments: Tensor) -> DiagonalGaussian | None:

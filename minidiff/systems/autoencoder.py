@@ -1,7 +1,7 @@
 """The first stage of latent diffusion as a system that is trained (Rombach et al. 2022, section 3.1 and appendix G).
 
-Absolute differences of pixels, perhaps of their gradients and of the features of a frozen network, and what a critic of
-patches says; with a KL term so small that it only bounds the latent's size, or a codebook.
+Absolute differences of pixels, perhaps their squares, those of their gradients and of the features of a frozen network,
+and what a critic of patches says; with a KL term so small that it only bounds the latent's size, or a codebook.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ class FirstStageOptions:
         kl: Weight of KL(q(z | x) || N(0, I)) in nats per number of the picture; 1e-6 in the paper. Nothing to a
             codebook.
         codes: Weight of the codebook's loss; nothing to a Gaussian.
+        squares: Weight of squared differences. By absolute ones alone a network draws the median for long, which is the
+            ground without the objects; squares feel what is far off.
         gradients: Weight of the absolute differences of neighbouring pixels' differences.
         perceptual: Weight of the distance of features.
         features: Name of the frozen network whose features these are: a classifier, or "efficientnet-lite0".
@@ -45,6 +47,7 @@ class FirstStageOptions:
 
     kl: NonNegative = 1e-6
     codes: NonNegative = 1.0
+    squares: NonNegative = 0.0
     gradients: NonNegative = 0.0
     perceptual: NonNegative = 0.0
     features: str = ""
@@ -90,7 +93,7 @@ class FirstStage(Trainable):
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of a picture."""
-        return self.network.config.image_shape
+        return self.network.config.in_shape
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -134,6 +137,8 @@ class FirstStage(Trainable):
             drawn = self.network.render(law.sample(generator))
             terms = {"kl": law.kl() / images[0].numel()}
         terms["pixels"] = mean_flat((images - drawn).abs())
+        if weights.squares:
+            terms["squares"] = mean_flat((images - drawn).square())
         if weights.gradients:
             terms["gradients"] = mean_flat_gradients(images, drawn)
         if weights.perceptual:

@@ -25,7 +25,7 @@ from .latents import Latents
 from .parts import Caption, Known, Label, LowRes
 from .registry import system
 
-BESIDE = ("", "known", "low_res")
+BESIDE = ("", "known", "known_first", "low_res")
 
 
 @checked
@@ -36,8 +36,9 @@ class LatentOptions(DenoiserOptions):
     Attributes:
         text: Name of the frozen text tower whose states the U-Net reads; with none it reads captions by a transformer
             of its own, where it has one.
-        beside: What stands beside x: "known", what is known of the picture and a mask; "low_res", a small picture of
-            the latent's size; "" for nothing.
+        beside: What stands beside x: "known", a mask and what is known of the picture, as in Stable Diffusion;
+            "known_first", the same in the order of the older inpainting model; "low_res", a small picture of the
+            latent's size; "" for nothing.
 
     Raises:
         ValueError: without an autoencoder, or for something else beside x.
@@ -125,18 +126,19 @@ class KnownLatent(Known):
 
     A person gives pictures (B, C, H, W) and masks (B, 1, H, W), **1 where a pixel is known**. The value is what the
     network takes, in this order: a mask of the latent's size, (B, 1, h, w), **1 where it is to be painted**, and the
-    latent (B, c, h, w) of the picture that is grey there.
+    latent (B, c, h, w) of the picture that is grey there. The older model takes the latent first, its mask is -1 or 1.
 
     Args:
         latents: The way to latents.
         channels: Channels of a latent.
+        first: Whether the latent comes first, before a mask of -1 and 1.
     """
 
     beside_latents = True
 
-    def __init__(self, latents: Latents, channels: Count):
+    def __init__(self, latents: Latents, channels: Count, first: bool = False):
         super().__init__(channels)
-        self.latents = latents
+        self.latents, self.first = latents, first
 
     def read(self, value, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
         """Pictures and masks of the autoencoder's size.
@@ -153,8 +155,9 @@ class KnownLatent(Known):
         return self._shown(images * masks, masks, None)
 
     def encode(self, network: nn.Module, value: tuple[Tensor, Tensor]) -> Condition:
-        """Mask, then latent."""
-        return Condition(image=torch.cat(value, dim=1))
+        """Mask, then latent; or the other way round."""
+        mask, z = value
+        return Condition(image=torch.cat([z, 2 * mask - 1] if self.first else [mask, z], dim=1))
 
     def impose(self, denoiser, value: tuple[Tensor, Tensor]):
         """Nothing is imposed: what is known of a latent depends on all pixels."""
@@ -209,8 +212,8 @@ def latent(network, schedule, options, data) -> Diffusion:
         parts.append(LabelToken(config.classes - nullable, nullable, options.drop))
     else:
         parts += label(network, options)
-    if options.beside == "known":
-        parts.append(KnownLatent(latents, config.out_channels))
+    if options.beside.startswith("known"):
+        parts.append(KnownLatent(latents, config.out_channels, options.beside == "known_first"))
     elif options.beside == "low_res":
         parts.append(LowResBeside(config.size))
     return denoiser(network, schedule, parts, options, data, latents=latents)

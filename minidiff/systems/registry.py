@@ -34,6 +34,7 @@ HOMES = {
     "inpainter": "inpainting",
     "glide_inpainter": "inpainting",
     "glide_upsampler_inpainter": "inpainting",
+    "text_tower": "text_tower",
     "unclip_decoder": "unclip",
     "unclip_upsampler": "unclip",
     "unclip_prior": "unclip_prior",
