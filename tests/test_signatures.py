@@ -54,7 +54,11 @@ NOT_COVERED: dict[str, str] = {
         models.layers.Downsample models.layers.Downsample.forward models.layers.Upsample
         models.layers.Upsample.forward models.layers.Stage.forward models.open_clip.ReleasedCLIP.image
         models.open_clip.ReleasedCLIP.text models.open_clip.ReleasedCLIP.states models.open_clip.OpenCLIP.image
-        models.open_clip.OpenCLIP.text models.text.TextTransformer models.text.TextTransformer.forward
+        models.open_clip.OpenCLIP.text models.open_clip.OpenCLIP.states models.open_clip.OpenCLIP.counted
+        models.open_clip.ReleasedCLIP.counted models.language.Contextual.forward models.language.Table
+        models.language.Table.forward models.efficient_unet.CrossAttention models.efficient_unet.CrossAttention.forward
+        models.efficient_unet.Enlarge models.efficient_unet.Enlarge.forward models.unet.Encoder.embed_image_level
+        models.unet.Encoder.entering models.text.TextTransformer models.text.TextTransformer.forward
         models.transformer.Transformer models.transformer.Transformer.forward models.unet.time_embedding
         models.unet.decoder models.unet.Encoder.halved models.unet.Encoder.embed_time models.unet.Encoder.encode
         models.vae.Encoder models.vae.Encoder.forward models.vae.Decoder models.vae.Decoder.forward

@@ -13,13 +13,14 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..arguments import Count, checked, floats
+from ..arguments import Count, checked, floats, integers
 from ..files import write_atomically
 
 Encoder = Callable[[list[str]], tuple[Tensor, Tensor]]  # B texts -> (B, L, W) states and (B, L) bool, which count
 HALF = 65504.0  # the largest number of float16
 
 
+@checked
 class Looked:
     """A column whose row i is that of a table, which many rows share; half precision at rest, float32 when read.
 
@@ -28,7 +29,7 @@ class Looked:
         index: (B,) which row of the table each row is.
     """
 
-    def __init__(self, table: Tensor, index: Tensor):
+    def __init__(self, table: Tensor, index: integers("B")):
         self.table, self.index = table, index
 
     def __len__(self) -> int:

@@ -216,9 +216,12 @@ def bits_per_dim(
         values: Of the system's parts, by key.
 
     Raises:
-        ValueError: for images outside [-1, 1], steps out of range, or values that the system does not read.
+        ValueError: for images outside [-1, 1], steps out of range (or none, in continuous time), or values
+            that the system does not read.
     """
     require_generators(generator, len(images))
+    if steps is None and not hasattr(system.schedule, "T"):
+        raise ValueError("a schedule of continuous time has no number of levels: name the steps of the bound")
     levels = system.schedule.levels(steps or system.schedule.T)
     variance = "learned" if system.variance == "learned" else "beta_tilde"
     given, parts = system.read(values, len(images)), []

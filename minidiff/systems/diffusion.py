@@ -111,6 +111,10 @@ class Diffusion(Told):
                 f"a learned variance lies between two levels of the schedule, and {type(level_sampler).__name__} draws "
                 "levels beside them: choose variance=fixed, or another level_sampler"
             )
+        if variance == "learned" and isinstance(schedule, ContinuousSchedule):
+            raise ValueError(
+                "a learned variance lies between two levels of a table: fixed is accepted in continuous time"
+            )
         self.network, self.schedule, self.parts = network, schedule, distinct(parts)
         self.predicts, self.variance, self.bins = predicts, variance, bins
         self.level_sampler = level_sampler or Uniform()

@@ -7,6 +7,7 @@ import torch
 from helpers import TINY, awake, noise
 
 from minidiff.guidance import cfg, dynamic_threshold
+from minidiff.metrics.quality import bits_per_dim
 from minidiff.models.embedding import LanguageConfig, LanguageDoors
 from minidiff.random import sample_generators
 from minidiff.recipes import load_recipe
@@ -188,3 +189,15 @@ def test_it_begins_as_glide_would_go_on_without_a_text():
     assert all(torch.equal(ours[k], theirs[k]) for k in ours if k in theirs)
     with pytest.raises(ValueError, match=r"no part 'network\.txt' to begin anew"):
         begun(load_recipe("imagen", ["fresh=[network.text,network.language,network.txt]"]))
+
+
+def test_continuous_time_has_no_table():
+    """No number of levels, and no two neighbours for a learned variance to lie between."""
+    with pytest.raises(ValueError, match="fixed is accepted in continuous time"):
+        load_recipe("imagen", [*CHANGES, "system.variance=learned", "network.out_channels=6"]).build()
+    with pytest.raises(ValueError, match="the cosine schedule is one of continuous time: it has no T, got 50"):
+        load_recipe("imagen", ["schedule.T=50"])
+    system = built("imagen", *CHANGES)
+    with pytest.raises(ValueError, match="name the steps of the bound"):
+        bits_per_dim(system, batch(2)["image"], caption=PAIR)
+    assert bool(bits_per_dim(system, batch(2)["image"], steps=3, caption=PAIR).total.isfinite().all())
