@@ -38,6 +38,7 @@ class ScheduleRecipe:
         name: "linear", "sqrt_linear" or "clipped_cosine".
         T: Number of levels.
         betas: First and last beta of a linear schedule; those of its paper when left out.
+        zero_terminal: Nothing is left of the image at the last level, see ``schedule.zero_terminal_snr``.
 
     Raises:
         ValueError: for an unknown schedule, betas of one that has none, or other than two of them.
@@ -46,6 +47,7 @@ class ScheduleRecipe:
     name: str = "clipped_cosine"
     T: Count = 1000
     betas: tuple[Inside, ...] | None = None
+    zero_terminal: bool = False
 
     def __post_init__(self):
         if self.name not in SCHEDULES:
@@ -57,7 +59,8 @@ class ScheduleRecipe:
 
     def build(self) -> schedules.DiscreteSchedule:
         """The schedule."""
-        return SCHEDULES[self.name](self.T, *(self.betas or ()))
+        made = SCHEDULES[self.name](self.T, *(self.betas or ()))
+        return schedules.zero_terminal_snr(made) if self.zero_terminal else made
 
 
 @checked

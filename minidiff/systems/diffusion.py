@@ -111,6 +111,8 @@ class Diffusion(Told):
                 f"a learned variance lies between two levels of the schedule, and {type(level_sampler).__name__} draws "
                 "levels beside them: choose variance=fixed, or another level_sampler"
             )
+        if predicts == "eps" and isinstance(schedule, DiscreteSchedule) and schedule.alpha_bar[-1] == 0:
+            raise ValueError("nothing is left of the image at the last level, where eps says nothing: predicts=v or x0")
         self.network, self.schedule, self.parts = network, schedule, distinct(parts)
         self.predicts, self.variance, self.bins = predicts, variance, bins
         self.level_sampler = level_sampler or Uniform()
