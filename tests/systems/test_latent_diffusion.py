@@ -253,3 +253,11 @@ def test_the_mask_of_a_latent_needs_an_autoencoder_only_when_it_is_used():
     part = KnownLatent(Latents("folded", 1.0), 12)
     with pytest.raises(ValueError, match="the latent is read by folded"):
         part.read((pictures(1), torch.ones(1, 1, 8, 8)), (12, 4, 4))
+
+
+def test_eps_says_nothing_where_nothing_is_left_of_the_image():
+    repaired = ["schedule.name=sqrt_linear", "schedule.zero_terminal=true"]
+    with pytest.raises(ValueError, match="predicts=v or x0"):
+        load_recipe("latent-scenes", [*repaired, "system.predicts=eps"]).build(empty=True)
+    made = load_recipe("latent-scenes", repaired).build(empty=True)
+    assert made.schedule.level(made.schedule.T - 1).alpha == 0
