@@ -179,8 +179,8 @@ def find(
     Args:
         ref: A committed checkpoint, "digits"; the folder of a run (its averaged weights) or of what it published; a
             preset and its released file, "adm-imagenet64=64x64_diffusion.pt"; or a CLIP of open_clip, "ViT-B-32:TAG",
-            "ViT-B-32:/path/weights.safetensors" or "local-dir:/path"; a frozen text encoder, "minilm" or "t5:/path", see
-            ``models.language.language``; or "efficientnet-lite0", feature maps for a loss.
+            "ViT-B-32:/path/weights.safetensors" or "local-dir:/path"; a frozen text encoder, "minilm" or "t5:/path",
+            see ``models.language.language``; or "efficientnet-lite0", feature maps for a loss.
         device: Where it computes.
         can: A method that the system must have, "classifier" or "critic" say.
         overrides: Changes of its recipe, such as "network.dropout=0" or "data.path=shards"; the weights must still fit.

@@ -43,7 +43,8 @@ class ScheduleRecipe:
         zero_terminal: Nothing is left of the image at the last level, see ``schedule.zero_terminal_snr``.
 
     Raises:
-        ValueError: for an unknown schedule, a number of levels or betas of one that has none, or other than two betas.
+        ValueError: for an unknown schedule, a number of levels, a mended end or betas of one that has none, or other
+            than two betas.
     """
 
     name: str = "clipped_cosine"
@@ -56,6 +57,10 @@ class ScheduleRecipe:
             raise ValueError(f"unknown schedule {self.name!r}: {nearest(self.name, SCHEDULES | CONTINUOUS)}")
         if self.name in CONTINUOUS and self.T != type(self).T:
             raise ValueError(f"the {self.name} schedule is one of continuous time: it has no T, got {self.T}")
+        if self.name in CONTINUOUS and self.zero_terminal:
+            raise ValueError(
+                f"zero_terminal mends a table of levels, and the {self.name} schedule is one of continuous time"
+            )
         if self.betas is not None and not self.name.endswith("linear"):
             raise ValueError(f"betas are those of a linear schedule, not of {self.name!r}")
         if self.betas is not None and len(self.betas) != 2:
