@@ -27,6 +27,7 @@ INLINE = re.compile(r"\$[^$]*\$|(?<!\})`[^`]*`|\{(?!cite)[\w:]+\}`[^`]*`|\]\([^)
 CONVENTIONS = re.compile(
     r"9[59] % (?:\w+ )?(?:interval|bootstrap|band|quantile|chance|level)|% of (?:the|their) (?:bf16 )?peak"
     r"|(?<!\w)\w = \d+\.\d+"  # a setting by its letter
+    r"|[Aa]lgorithm \d+\.\d+"
 )
 SENTENCE = re.compile(r"(?<=[.!?:])\s+(?=[\"*(\[{$A-Z])|\n(?=\|)")
 CITED = re.compile(r"\{cite(?::\w+)?\}`")

@@ -20,6 +20,7 @@ from minidiff.files import write_atomically
 
 RECORDS_VARIABLE = "MINIDIFF_RECORDS"
 SEED = 0
+NUMBERS = re.compile(r"[-+−\d.,%\s()\[\]±]{1,32}")  # a number, or one with its interval
 
 
 @dataclass
@@ -102,13 +103,19 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], text: str | Non
     if any(len(row) != len(columns) for row in rows):
         raise ValueError(f"every row of this table needs {len(columns)} texts, one for each of {list(columns)}")
     head = "".join(f'<th scope="col">{html.escape(c)}</th>' for c in columns)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows)
     plain = "\n".join("  ".join(row) for row in [columns, *rows]) if text is None else text
     show(
         plain,
         '<div class="claims" style="overflow-x: auto"><table class="table">'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>",
     )
+
+
+def _cell(text: str) -> str:
+    """A cell of a table; a number and its interval are not broken into lines."""
+    whole = ' style="white-space: nowrap"' if NUMBERS.fullmatch(text) else ""
+    return f"<td{whole}>{html.escape(text)}</td>"
 
 
 def show(text: str, rich: str) -> None:

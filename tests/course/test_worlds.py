@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from minidiff.course.worlds import pinwheel, tilted_samples
+from minidiff.course.worlds import enlarged, pinwheel, tilted_samples
+from minidiff.data.captioned import captioned_scenes
 from minidiff.schedule import DATA
 
 AXIS = torch.linspace(-3, 3, 241, dtype=torch.float64)
@@ -34,3 +35,17 @@ def test_tilted_samples_have_the_moments_of_the_tilted_density(scale):
 def test_less_than_the_class_cannot_be_had_by_rejection():
     with pytest.raises(ValueError, match="scale must be a finite number >= 1, got 0"):
         tilted_samples(pinwheel(), 0, 0.5, 10, seed=0)
+
+
+def test_an_enlarged_scene_is_the_scene():
+    scenes = captioned_scenes(4, 16, torch.Generator().manual_seed(0), "seen")
+    large = enlarged(scenes.images, scenes.captions, steps=3)
+    assert large.shape == (4, 3, 64, 64)
+    again = torch.nn.functional.avg_pool2d(large, 4)
+    others = (again - scenes.images.roll(1, 0)).square().mean()
+    assert (again - scenes.images).square().mean() < others / 10
+
+
+def test_every_picture_that_is_enlarged_has_its_caption():
+    with pytest.raises(ValueError, match="1 captions for 2 pictures"):
+        enlarged(torch.zeros(2, 3, 16, 16), ["a red ring"])
