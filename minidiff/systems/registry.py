@@ -34,6 +34,7 @@ HOMES = {
     "glide_upsampler_inpainter": "inpainting",
     "unclip_decoder": "unclip",
     "unclip_upsampler": "unclip",
+    "diffae": "diffae",
     "unclip_prior": "unclip_prior",
     "unclip_ar_prior": "ar_prior",
 }
