@@ -55,7 +55,7 @@ class Autoencoder(UNet):
         self.reader = Classifier(config.reader)
         self.told = nn.Linear(config.code, 4 * config.channels)
 
-    def code(self, pictures: Tensor) -> Tensor:
+    def code(self, pictures: floats("B C H W")) -> Tensor:
         """Clean pictures (B, C, H, W) in [-1, 1] -> (B, E); gradients flow."""
         return self.reader(pictures, torch.zeros(len(pictures), device=pictures.device))
 
