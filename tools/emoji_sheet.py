@@ -1,6 +1,6 @@
 """``data/emoji-hands.png``: some emoji in two hands, the pictures that lesson 11 edits, and their names beside it.
 
-``python -m tools.emoji_sheet`` writes both from the archives below MINIDIFF_DATA, reduced to 32 pixels.
+``python -m tools.emoji_sheet`` writes both from the archives below MINIDIFF_DATA, reduced to 64 pixels.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from minidiff.data.emoji import HANDS, Emoji
 from minidiff.pixels import to_uint8
 from tools.lessons import ROOT
 
-SIZE = 32
+SIZE = 64
 DRAWINGS = "Noto Emoji (Google; SIL Open Font License 1.1, Apache License 2.0), Fluent Emoji (Microsoft; MIT License)"
 NAMES = (
     "red apple", "red heart", "orange book", "yellow heart", "green circle", "blue heart", "purple circle",
