@@ -27,8 +27,8 @@ from .words import alike, nearest
 FIRST = "network.input_blocks.0.0.weight"  # of the convolution that x and the image door enter
 
 STACKS = {  # systems that draw one after another, each for the next, under one name
-    "unclip": ("unclip-prior", "unclip-decoder"),
-    "unclip-ar": ("unclip-ar-prior", "unclip-decoder"),
+    "unclip": ("unclip-prior", "unclip-decoder", "unclip-up64"),
+    "unclip-ar": ("unclip-ar-prior", "unclip-decoder", "unclip-up64"),
 }
 
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from tools.lessons import ROOT, Cell, Lesson, claims, config, read_all
+from tools.lessons import ROOT, Cell, Lesson, appendices, claims, config, read_all
 from tools.render import make_index, stub
 
 EQUATION = re.compile(r"(?<![\w-])eq-[a-z0-9]+(?:-[a-z0-9]+)*")
@@ -17,11 +17,12 @@ DRAWS = {"show", "subplots", "figure", "subplot_mosaic", "imshow", "plot"}
 
 def problems(root: Path = ROOT) -> list[str]:
     """Everything the gates find in the lessons below ``root``; empty when all is well."""
-    lessons = read_all(root)
+    lessons, beside = read_all(root), appendices(root)
     found = list(coverage(lessons, root))
-    for lesson in lessons:
-        found += [*structure(lesson), *alt_text(lesson)]
-    return found + list(exercises(lessons)) + list(unique_claims(lessons)) + list(chapter_numbers(lessons, root))
+    for page in [*lessons, *beside]:
+        found += [*structure(page), *alt_text(page)]
+    found += [*exercises(lessons), *unique_claims([*lessons, *beside]), *chapter_numbers(lessons, root)]
+    return found
 
 
 def coverage(lessons: list[Lesson], root: Path = ROOT) -> Iterator[str]:

@@ -81,6 +81,12 @@ class Lesson:
         return self.path.stem[3:]
 
     @property
+    def place(self) -> str:
+        """Its path in the book, without the suffix."""
+        folder = self.path.parent
+        return f"lessons/{self.path.stem}" if folder.name == "lessons" else f"book/{folder.name}/{self.path.stem}"
+
+    @property
     def definitions(self) -> list[str]:
         """Equation labels that the front matter lists as definitions: nothing to check."""
         return self.metadata.get("minidiff", {}).get("definitions", [])
@@ -128,6 +134,15 @@ def read_all(root: Path = ROOT) -> list[Lesson]:
         if one.number == two.number:
             raise two.error(1, f"has the number of {one.path.name}")
     return lessons
+
+
+def appendices(root: Path = ROOT) -> list[Lesson]:
+    """The pages beside the lessons that make claims, ``book/appendices/NN_slug.md``, NN that of the lesson.
+
+    Raises:
+        LessonError: as :func:`read`.
+    """
+    return [read(path) for path in sorted((root / "book/appendices").glob("*.md"))]
 
 
 def config(root: Path = ROOT) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from minidiff.course.claims import VERDICTS, anchor, ledger, load_records
 from minidiff.course.notebook import RECORDS_VARIABLE
-from tools.lessons import ROOT, Lesson, claims, read_all
+from tools.lessons import ROOT, Lesson, appendices, claims, read_all
 
 NOT_RUN = "not run yet"
 
@@ -26,7 +26,7 @@ def tables(records_dir: str | Path | None = None, root: Path = ROOT) -> dict[str
     """
     folder = records_dir or os.environ.get(RECORDS_VARIABLE)
     records = {record["lesson"]: record for record in load_records(folder)} if folder else {}
-    lessons = read_all(root)
+    lessons = [*read_all(root), *appendices(root)]
     return {
         "claims": claims_table(lessons, records),
         "exercises": exercises_table(),
@@ -70,7 +70,7 @@ def _counts(rows: list[tuple[Lesson, dict[str, str]]]) -> str:
 
 def _link(lesson: Lesson, id: str) -> str:
     """The claim's id, leading to its card on the page of its lesson."""
-    return f'<a href="../lessons/{lesson.path.stem}.html#{anchor(id)}"><code>{id}</code></a>'
+    return f'<a href="../{lesson.place}.html#{anchor(id)}"><code>{id}</code></a>'
 
 
 def _ledger_of(lesson: Lesson, record: dict | None) -> list[dict[str, str]]:

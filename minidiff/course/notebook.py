@@ -78,14 +78,27 @@ def begin(slug: str) -> None:
 
 
 def finish() -> None:
-    """Close the run: record its time and show the lesson's claims as a table."""
+    """Close the run: record its time and show the lesson's claims as a table, each with all that decided it."""
     run = current()
     run.seconds = round(time.perf_counter() - run.started, 1)
     run.save()
     rows = [claim.row() for claim in run.claims.values()]
-    columns = ["id", "statement", "tier", "measured", "interval", "criterion", "negative", "control", "verdict"]
     text = "\n".join(f"{row['verdict']:>12}  {row['id']}: {row['measured']}" for row in rows)
-    table(columns, ([row[c] for c in columns] for row in rows), text or "This lesson makes no claim.")
+    said = lambda row, *keys: " ".join(row[key] for key in keys if row[key] != "–")
+    table(
+        ["claim", "verdict", "measured", "required", "controls, which fail it"],
+        [
+            [
+                row["statement"],
+                f"{row['verdict']} ({row['tier']})",
+                said(row, "measured", "interval"),
+                row["criterion"],
+                said(row, "negative", "control"),
+            ]
+            for row in rows
+        ],
+        text or "This lesson makes no claim.",
+    )
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], text: str | None = None) -> None:

@@ -1,6 +1,7 @@
 """A picture as two parts, what CLIP sees of it and what it does not: z_i and x_T (Ramesh et al. 2022, section 3).
 
 z_i comes from the frozen CLIP of the decoder, x_T from DDIM inversion given z_i; the decoder makes a picture of both.
+A diffusion autoencoder is a decoder too, with a code of its own in the place of z_i (``systems.diffae``).
 Nothing is clipped on either way, since clipping cannot be undone.
 """
 
@@ -30,7 +31,8 @@ class Bipartite:
     """Pictures to (x_T, z_i) and back, and what can be done in between.
 
     Attributes:
-        decoder: Told an image embedding, see ``systems.unclip``, by a frozen CLIP that it was lent.
+        decoder: Told an image embedding: by a frozen CLIP that it was lent (``systems.unclip``), or by an encoder of
+            its own (``systems.diffae``).
         levels: Steps of the chain, both ways; see ``systems.draw.draw``.
         guide: Of the way back. Guided, x_T is no longer the noise that gives the picture back.
         method: Of the way there; ``inversion.ddim_inversion()`` when left out.
@@ -55,7 +57,7 @@ class Bipartite:
         x: floats("B C H W"),
     ) -> Tensor:
         """z_i (B, E) of pictures (B, C, H, W)."""
-        return self.decoder.part("embedding").read(x, self.decoder.shape)
+        return self.decoder.read({"embedding": x}, len(x))["embedding"]
 
     def encode(
         self,
@@ -70,7 +72,7 @@ class Bipartite:
         """
         z = self.embed(x)
         with torch.no_grad():
-            told = self.decoder.condition(len(x), embedding=z, caption=caption)
+            told = self.decoder.condition(len(x), **_told(z, caption))
         chain = respaced(self.decoder.schedule, self.levels)
         with torch.no_grad():
             x_0 = self.decoder.begun(x.to(self.decoder.dtype))
@@ -94,8 +96,7 @@ class Bipartite:
             x_T=x_T,
             threshold=None,
             generator=generator,
-            embedding=z,
-            caption=caption,
+            **_told(z, caption),
         )
 
     def variations(
@@ -152,3 +153,8 @@ class Bipartite:
         theta = torch.as_tensor(list(thetas), dtype=torch.float64, device=z.device)
         turned = inversion.text_diff(z, texts[:1], texts[1:], theta)
         return self.decode(x_T.expand(len(turned), *x_T.shape[1:]), turned)
+
+
+def _told(z: Tensor, caption) -> dict[str, object]:
+    """What a decoder is told; some are told no captions."""
+    return {"embedding": z} if caption is None else {"embedding": z, "caption": caption}

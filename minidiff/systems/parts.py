@@ -206,6 +206,7 @@ class LowRes(Part):
         augment: Largest sigma of training; 0 for none.
         rounding: Of the eight bits in which a cascade hands the small image on.
         degrade: How training makes small images of large ones, in place of ``downsample``.
+        handing: What an image that another system drew goes through before it is enlarged, at a factor of one.
 
     Raises:
         ValueError: for a factor below 1, another mode, or an augment outside [0, 1].
@@ -224,11 +225,12 @@ class LowRes(Part):
         augment: Share = 0.0,
         rounding: Callable[[Tensor], Tensor] = torch.round,
         degrade: Degradation | None = None,
+        handing: Degradation | None = None,
     ):
         if mode not in MODES:
             raise ValueError(f"mode {' or '.join(map(repr, MODES))} is accepted, got {mode!r}")
         self.factor, self.channels, self.mode, self.augment, self.rounding = factor, channels, mode, augment, rounding
-        self.degrade = degrade
+        self.degrade, self.handing = degrade, handing
         self.vector = augment > 0
 
     def small_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -320,6 +322,7 @@ class LowRes(Part):
         if left:
             return drawn, left
         image = self.quantize(drawn)
+        image = image if self.handing is None else self.handing(image, 1, generator)
         if not level:
             return image
         sigma = torch.full((len(image),), level, dtype=image.dtype, device=image.device)

@@ -37,6 +37,7 @@ HOMES = {
     "text_tower": "text_tower",
     "unclip_decoder": "unclip",
     "unclip_upsampler": "unclip",
+    "diffae": "diffae",
     "unclip_prior": "unclip_prior",
     "unclip_ar_prior": "ar_prior",
     "imagen": "imagen",

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..arguments import Count, Randomness, Share, checked, floats
 from ..condition import Part, column
-from ..data.degrade import DEGRADATIONS
+from ..data.degrade import DEGRADATIONS, blur
 from ..data.sets import Rows
 from ..models.unet import UNet
 from ..random import randint
@@ -80,11 +80,14 @@ class CropOptions(UpsamplerOptions):
         degrade: What the small image has gone through in training: "" for the area average alone, "blur" for a
             Gaussian blur after it, "bsr" for a chain of degradations in random order, see ``data.degrade``.
         mode: How the small image is enlarged: "bilinear" or "bicubic".
+        blur_handed: Whether a picture that another system drew is blurred before it is enlarged. A network that saw
+            none but blurred ones sharpens those that are sharp, and bends their outlines.
     """
 
     crop: int = 4
     degrade: str = ""
     mode: str = "bilinear"
+    blur_handed: bool = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -131,7 +134,13 @@ def unclip_upsampler(network, schedule, options, data) -> OnCrops:
     """Told a small image and nothing else; without attention, so that crops teach what whole images need."""
     if options.crop > 1 and not network.config.any_size:
         raise ValueError("crops are for a network without attention: network.attention [], middle_attention false")
-    small = LowRes(options.factor, channels(network, options), options.mode, degrade=DEGRADATIONS.get(options.degrade))
+    small = LowRes(
+        options.factor,
+        channels(network, options),
+        options.mode,
+        degrade=DEGRADATIONS.get(options.degrade),
+        handing=blur if options.blur_handed else None,
+    )
     made = denoiser(network, schedule, [small], options, data, kind=OnCrops)
     made.crop = options.crop
     return made

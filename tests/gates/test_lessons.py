@@ -42,6 +42,17 @@ def cell(code: str) -> str:
     return f"```{{code-cell}} ipython3\n{code}\n```"
 
 
+def test_an_appendix_is_held_to_the_same(course):
+    path = course / "book/appendices/02_more.md"
+    path.parent.mkdir(parents=True)
+    wrong = CLAIM.format("slope-is-one", 'tier="exact",')
+    head = "---\nkernelspec: {name: python3, display_name: Python 3, language: python}\n---"
+    path.write_text("\n\n".join([head, cell("begin(1)"), wrong]))
+    found = "\n".join(gates.problems(course))
+    for message in ("begin('more') exactly once", "never calls finish()", "needs negative=", "is already made at"):
+        assert f"{path.name}" in found and message in found
+
+
 @pytest.mark.parametrize(
     "text, message",
     [
