@@ -14,13 +14,13 @@ from pathlib import Path
 
 from tools.lessons import ROOT, Lesson, read_all
 
-WAITING = {"unclip", "bipartite", "imagen", "latent_vlb"}  # their letters are still told in a paragraph
+WAITING = {"imagen", "latent_vlb"}  # their letters are still told in a paragraph
 COMMON = "book/notation.md"
 HEAD = re.compile(r"^ *\| *letter *\| *meaning *\| *$", re.M)
 GREEK = set(
     re.findall(
         r"\w+",
-        "alpha beta gamma delta epsilon zeta eta theta kappa lambda mu nu xi pi rho sigma varsigma tau phi varphi chi "
+        "alpha beta gamma delta epsilon zeta eta theta kappa lambda mu nu xi pi rho sigma varsigma varrho tau phi varphi chi "
         "psi omega ell Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega",
     )
 )
