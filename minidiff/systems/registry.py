@@ -36,6 +36,7 @@ HOMES = {
     "unclip_upsampler": "unclip",
     "unclip_prior": "unclip_prior",
     "unclip_ar_prior": "ar_prior",
+    "lsgm": "lsgm",
 }
 _registered: dict[str, System] = {}
 
