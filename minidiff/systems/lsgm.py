@@ -10,7 +10,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from ..arguments import Bins, Count, Inside, Randomness, Share, checked, floats
+from ..arguments import Bins, Count, Randomness, Share, checked, floats
 from ..condition import Condition, column
 from ..cross_entropy import Proposal, Times, Weighting, cross_entropy, end_kl, entropy_at, ode_log_prob, weight
 from ..likelihood import discretized_gaussian_log_likelihood
