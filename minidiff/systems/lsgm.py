@@ -118,6 +118,11 @@ class LSGM(Diffusion):
             return own
         return own.with_eps(torch.lerp(sigma * x, own.value, self.network.mixing.sigmoid()))
 
+    def chain(self, n: Count) -> list[NoiseLevel]:
+        """n + 1 levels from noise to the model's own latent, which has noise in it, equal steps in time."""
+        times = torch.linspace(1, self.options.time_eps, n + 1, dtype=torch.float64)
+        return [self.schedule.level(t) for t in times.tolist()]
+
     def encode_images(self, x: floats("B C H W")) -> tuple[DiagonalGaussian, DiagonalGaussian]:
         """q(z_0 | x), and q(z | x) of the model's latent z, which has the least noise in it."""
         clean = self.network.encode(x)

@@ -174,7 +174,7 @@ MIXED = {
     "form-forgot-return": (lambda z_t, sigma, network, logit: None, "form"),
     "sigma-of-the-wrong-axis": (
         lambda z_t, sigma, network, logit: torch.lerp(sigma[: z_t.shape[1]] * z_t, network, logit.sigmoid()),
-        "form",
+        "each-number-its-share",
     ),
     "exchanged": (_mixed(share=lambda logit: (-logit).sigmoid()), "each-number-its-share", "exchanged"),
     "no-sigmoid": (_mixed(share=lambda logit: logit), "each-number-its-share", "no share yet"),
