@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..arguments import Bins, Count, Randomness, Share, checked, floats
 from ..condition import Condition, column
-from ..cross_entropy import Proposal, Times, Weighting, cross_entropy, end_kl, entropy_at, ode_log_prob, weight
+from ..cross_entropy import Proposal, Times, Weighting, end_kl, entropy_at, excess, ode_log_prob, weight
 from ..likelihood import discretized_gaussian_log_likelihood
 from ..models.score_vae import ScoreVAE
 from ..models.vae import DiagonalGaussian
@@ -196,7 +196,7 @@ class LSGM(Diffusion):
 
     @torch.no_grad()
     def bound(self, x: floats("B C H W"), passes: Count = 8, generator: Randomness = None) -> Bound:
-        """The bound of images, its cross entropy by score matching.
+        """The bound of images, its cross entropy that with N(0, I) and what score matching says of the rest.
 
         Args:
             x: (B, C, H, W) in [-1, 1].
@@ -208,7 +208,7 @@ class LSGM(Diffusion):
             clean, law = self.encode_images(x)
             cross = law.kl() + law.entropy()
             if self.options.trains != "vae":
-                cross = cross_entropy(self, clean.sample(generator), self.times, 1, generator).to(x)
+                cross = cross + excess(self, clean.sample(generator), self.times, 1, generator).to(x)
             terms.append((-self.log_prob_given(x, law.sample(generator)), -law.entropy(), cross))
         return Bound(*(torch.stack(column).mean(0) for column in zip(*terms, strict=True)), x[0].numel())
 
