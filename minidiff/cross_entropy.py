@@ -195,7 +195,9 @@ def excess(
         t, density = times.draw(len(z), generator, z.device)
         level, eps = times.schedule.level(t), randn(z.shape, generator, z.dtype, z.device)
         z_t = diffuse(z, level, eps)
-        gap, own = ((guess - eps).square().flatten(1).sum(1) for guess in (denoiser(z_t, level).eps, level.like(z)[1] * z_t))
+        gap, own = (
+            (guess - eps).square().flatten(1).sum(1) for guess in (denoiser(z_t, level).eps, level.like(z)[1] * z_t)
+        )
         total = total + weight(times.schedule, t) / density * (gap - own).double() / 2
     return total / passes
 

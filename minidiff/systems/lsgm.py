@@ -203,14 +203,13 @@ class LSGM(Diffusion):
             passes: Latents, times and noises that are drawn for each image.
             generator: For all of them.
         """
-        terms = []
-        for _ in range(passes):
-            clean, law = self.encode_images(x)
-            cross = law.kl() + law.entropy()
-            if self.options.trains != "vae":
-                cross = cross + excess(self, clean.sample(generator), self.times, 1, generator).to(x)
-            terms.append((-self.log_prob_given(x, law.sample(generator)), -law.entropy(), cross))
-        return Bound(*(torch.stack(column).mean(0) for column in zip(*terms, strict=True)), x[0].numel())
+        clean, law = self.encode_images(x)
+        reconstruction = torch.stack([-self.log_prob_given(x, law.sample(generator)) for _ in range(passes)]).mean(0)
+        cross = law.kl() + law.entropy()
+        if self.options.trains != "vae":
+            more = [excess(self, clean.sample(generator), self.times, 1, generator) for _ in range(passes)]
+            cross = cross + torch.stack(more).mean(0).to(x)
+        return Bound(reconstruction, -law.entropy(), cross, x[0].numel())
 
     @torch.no_grad()
     def log_weights(
