@@ -393,6 +393,24 @@ class VPSchedule(ContinuousSchedule):
 
 @checked
 @dataclass(frozen=True)
+class GeometricSchedule(ContinuousSchedule):
+    """Variance preserving, log sigma^2 linear in t from ``low`` to ``high`` (Vahdat et al. 2021, section 3.4)."""
+
+    low: Inside = 3e-5
+    high: Inside = 0.999
+
+    def __post_init__(self):
+        if not self.low < self.high:
+            raise ValueError(f"low < high is accepted, got {self.low} and {self.high}")
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Alpha and sigma, alpha^2 + sigma^2 = 1."""
+        log_variance = math.log(self.low) + t * math.log(self.high / self.low)
+        return (-torch.expm1(log_variance)).sqrt(), (log_variance / 2).exp()
+
+
+@checked
+@dataclass(frozen=True)
 class CosineSchedule(ContinuousSchedule):
     """alpha = cos, sigma = sin of an angle linear in t, log-SNR truncated to +-``most`` (Salimans and Ho 2022)."""
 
@@ -440,6 +458,12 @@ class EDMSchedule(ContinuousSchedule):
 def vp_schedule(beta_min: NonNegative = 0.1, beta_max: Positive = 20.0) -> VPSchedule:
     """The continuous variance-preserving schedule."""
     return VPSchedule(beta_min, beta_max)
+
+
+@checked
+def geometric_schedule(low: Inside = 3e-5, high: Inside = 0.999) -> GeometricSchedule:
+    """The continuous variance-preserving schedule whose log sigma^2 is linear in t."""
+    return GeometricSchedule(low, high)
 
 
 @checked

@@ -26,7 +26,7 @@ LAYERS = (
     ("training",),
     ("data", "pictures"),
     ("models",),
-    ("guidance", "sampler", "inversion", "likelihood", "smc", "pmi", "exact", "choosing"),
+    ("guidance", "sampler", "inversion", "likelihood", "cross_entropy", "smc", "pmi", "exact", "choosing"),
     ("condition", "denoiser", "process"),
     ("prediction",),
     ("schedule", "random"),

@@ -44,6 +44,7 @@ HOMES = {
     "imagen_upsampler": "imagen",
     "imagen_efficient": "imagen",
     "imagen_efficient_upsampler": "imagen",
+    "lsgm": "lsgm",
 }
 _registered: dict[str, System] = {}
 
