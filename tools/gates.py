@@ -159,13 +159,21 @@ def _root(node: ast.expr) -> str:
 
 
 def chapter_numbers(lessons: list[Lesson], root: Path = ROOT) -> Iterator[str]:
-    """The book numbers its chapters as the files are numbered, else equation numbers differ in book and notebook."""
+    """The book numbers its chapters as the files are numbered, else equation numbers differ in book and notebook.
+
+    Build pages stand in parts without numbers.
+    """
     import yaml
 
     toc = yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))
     numbered = [c["file"] for part in toc["parts"] if part.get("numbered") for c in part["chapters"]]
-    wanted = [f"lessons/{lesson.path.stem}" for lesson in lessons]
-    if numbered != wanted or [lesson.number for lesson in lessons] != list(range(1, len(lessons) + 1)):
+    others = [c["file"] for part in toc["parts"] if not part.get("numbered") for c in part["chapters"]]
+    pages = {f"lessons/{lesson.path.stem}": lesson.number for lesson in lessons}
+    wanted = [page for page, number in pages.items() if number]
+    if numbered != wanted or [pages[page] for page in wanted] != list(range(1, len(wanted) + 1)):
         yield f"{root / '_toc.yml'}:1: the numbered chapters must be {wanted}, without a gap; they are {numbered}"
+    builds = [page for page, number in pages.items() if not number]
+    if [page for page in others if page.startswith("lessons/")] != builds:
+        yield f"{root / '_toc.yml'}:1: {builds} must be chapters of parts without numbers, in this order"
     if not config(root)["sphinx"]["config"].get("numfig"):
         yield f"{root / '_config.yml'}:1: numfig must be true"

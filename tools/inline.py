@@ -29,6 +29,7 @@ class Index:
         numbers: label -> (kind, number), kind one of equation, figure, table, exercise.
         titles: label of a section, figure or exercise -> its title.
         documents: file stem -> title.
+        before: what the pages without a number have counted, up to and with each: file stem -> kind -> how many.
     """
 
     bibliography: Bibliography
@@ -38,6 +39,7 @@ class Index:
     titles: dict[str, str] = field(default_factory=dict)
     documents: dict[str, str] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict)
+    before: dict[str, Counter[str]] = field(default_factory=dict)
     complete: bool = False
 
     def named(self, kind: str, number: str) -> str:
@@ -51,6 +53,10 @@ class Inline:
     def __init__(self, lesson: Lesson, index: Index) -> None:
         self.lesson, self.index = lesson, index
         self.counters: Counter[str] = Counter()
+        if not lesson.number:  # the book counts on through all pages without a number
+            earlier = [counted for stem, counted in index.before.items() if stem < lesson.path.stem]
+            self.counters = Counter(earlier[-1]) if earlier else self.counters
+            index.before[lesson.path.stem] = self.counters
         self.cited: list[str] = []
         self.glued = False
         self.listed = False
@@ -162,7 +168,7 @@ class Inline:
 
     def _number(self, kind: str, label: str | None, title: str) -> str:
         self.counters[kind] += 1
-        number = f"{self.lesson.number}.{self.counters[kind]}"
+        number = f"{self.lesson.number}.{self.counters[kind]}" if self.lesson.number else str(self.counters[kind])
         if label:
             self._define(label)
             self.index.numbers[label] = (kind, number)

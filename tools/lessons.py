@@ -15,7 +15,7 @@ import jupytext
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-NAME = re.compile(r"(\d\d)_([a-z][a-z0-9_]*)")
+NAME = re.compile(r"(\d\d|build)_([a-z][a-z0-9_]*)")
 
 
 class LessonError(Exception):
@@ -65,20 +65,21 @@ class Cell:
 
 @dataclass(frozen=True)
 class Lesson:
-    """One file ``lessons/NN_slug.md``."""
+    """One file ``lessons/NN_slug.md``, or ``lessons/build_slug.md``: something to build beside the numbered lessons."""
 
     path: Path
     cells: tuple[Cell, ...]
     metadata: dict[str, Any]
 
     @property
-    def number(self) -> int:
-        """The chapter's number in the book, hence the first part of its equations' numbers."""
-        return int(self.path.stem[:2])
+    def number(self) -> int | None:
+        """The chapter's number in the book, hence the first part of its equations' numbers; a build page has none."""
+        first = self.path.stem.partition("_")[0]
+        return int(first) if first.isdigit() else None
 
     @property
     def slug(self) -> str:
-        return self.path.stem[3:]
+        return self.path.stem.partition("_")[2]
 
     @property
     def place(self) -> str:
@@ -103,10 +104,12 @@ def read(path: Path) -> Lesson:
     """Read one lesson.
 
     Raises:
-        LessonError: the name is not ``NN_slug.md``, or a code cell is not Python.
+        LessonError: the name is neither ``NN_slug.md`` nor ``build_slug.md``, or a code cell is not Python.
     """
     if not NAME.fullmatch(path.stem):
-        raise LessonError(path, 1, "a lesson's file is named NN_slug.md, in lower case with underscores")
+        raise LessonError(
+            path, 1, "a lesson's file is named NN_slug.md or build_slug.md, in lower case with underscores"
+        )
     text = path.read_text(encoding="utf-8")
     notebook = jupytext.reads(text, fmt="md:myst")
     cells, at = [], 0
@@ -131,7 +134,7 @@ def read_all(root: Path = ROOT) -> list[Lesson]:
     """
     lessons = [read(path) for path in sorted((root / "lessons").glob("*.md"))]
     for one, two in itertools.pairwise(lessons):
-        if one.number == two.number:
+        if one.number == two.number is not None:
             raise two.error(1, f"has the number of {one.path.name}")
     return lessons
 

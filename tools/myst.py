@@ -102,7 +102,7 @@ class Translator(Inline):
         self.pending = []
         if marks == "#":
             self.index.documents.setdefault(self.lesson.path.stem, title)
-            title = f"{self.lesson.number}. {title}"
+            title = f"{self.lesson.number}. {title}" if self.lesson.number else title
         return f"{marks} {title}"
 
     def _dollars(self, lines: list[str], i: int, match: re.Match) -> tuple[int, list[str]]:

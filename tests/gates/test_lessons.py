@@ -137,3 +137,15 @@ def test_chapters_are_numbered_as_the_files(course):
     toc = course / "_toc.yml"
     toc.write_text(toc.read_text().replace("lessons/01_first", "lessons/02_second", 1))
     assert "the numbered chapters must be" in "\n".join(gates.problems(course))
+
+
+def test_a_build_page_stands_in_a_part_without_numbers(course):
+    lesson = (course / "lessons/02_second.md").read_text()
+    start = lesson.index("# ", lesson.index("---", 3))
+    (course / "lessons/build_third.md").write_text(
+        lesson[:start] + "# Third\n\n" + cell('begin("third")\nfinish()') + "\n"
+    )
+    assert "['lessons/build_third'] must be chapters of parts without numbers" in "\n".join(gates.problems(course))
+    with (course / "_toc.yml").open("a") as toc:
+        toc.write("  - caption: Builds\n    chapters:\n      - file: lessons/build_third\n")
+    assert "build_third" not in "\n".join(gates.problems(course))

@@ -774,6 +774,81 @@ STEPS = {
     "none": ((0, N_HEUN), "ddim"),
 }
 
+# -- ex-02-third ------------------------------------------------------------------------------------------------------
+
+
+def _runge_kutta(stages, weights, places, sign=1):
+    """An explicit method by its table, in the angle."""
+
+    def solve(denoiser, levels, x_T):
+        x = x_T
+        for t, s in pairwise(levels):
+            start = math.atan2(t.sigma, t.alpha)
+            step, slopes = sign * (math.atan2(s.sigma, s.alpha) - start), []
+            for row, place in zip(stages, places, strict=True):
+                angle = start + place * step
+                point = x + step * sum(a * k for a, k in zip(row, slopes, strict=True))
+                slopes.append(denoiser(point, NoiseLevel(math.cos(angle), math.sin(angle), 0)).v)
+            x = x + step * sum(b * k for b, k in zip(weights, slopes, strict=True))
+        return x
+
+    return solve
+
+
+heun_of_two = _runge_kutta([[], [1]], [1 / 2, 1 / 2], [0, 1])
+strongly_stable = _runge_kutta([[], [1], [1 / 4, 1 / 4]], [1 / 6, 1 / 6, 2 / 3], [0, 1, 1 / 2])
+of_fourth_order = _runge_kutta([[], [1 / 2], [0, 1 / 2], [0, 0, 1]], [1 / 6, 1 / 3, 1 / 3, 1 / 6], [0, 1 / 2, 1 / 2, 1])
+
+
+def third_by_memory(denoiser, levels, x_T):
+    """Adams and Bashforth's method of equal steps, after two of fourth order."""
+    x, slopes = x_T, []
+    for t, s in pairwise(levels):
+        slopes.append(denoiser(x, t).v)
+        step = math.atan2(s.sigma, s.alpha) - math.atan2(t.sigma, t.alpha)
+        if len(slopes) < 3:
+            x = of_fourth_order(denoiser, [t, s], x)
+        else:
+            x = x + step / 12 * (23 * slopes[-1] - 16 * slopes[-2] + 5 * slopes[-3])
+    return x
+
+
+def third_in_numpy_angles(denoiser, levels, x_T):
+    """Ralston's method, its angles in numpy."""
+    angles = np.arctan2([level.sigma for level in levels], [level.alpha for level in levels])
+    chain = [NoiseLevel(float(np.cos(a)), float(np.sin(a)), 0) for a in angles]
+    table = [[], [1 / 2], [0, 3 / 4]], [2 / 9, 1 / 3, 4 / 9], [0, 1 / 2, 3 / 4]
+    return _runge_kutta(*table)(denoiser=denoiser, levels=chain, x_T=x_T)
+
+
+def _many_small_steps(denoiser, levels, x_T):
+    """Fourth order, by steps of half the length."""
+    angles = [math.atan2(level.sigma, level.alpha) for level in levels]
+    finer = [a + (b - a) * share for a, b in pairwise(angles) for share in (0, 1 / 2)] + angles[-1:]
+    return of_fourth_order(denoiser, [NoiseLevel(math.cos(a), math.sin(a), 0) for a in finer], x_T)
+
+
+THIRD = {
+    "form-forgot-return": (lambda denoiser, levels, x_T: None, "form"),
+    "form-all-steps": (lambda denoiser, levels, x_T: torch.stack([x_T, x_T]), "form"),
+    "stays": (lambda denoiser, levels, x_T: x_T, "arrives"),
+    "back-to-noise": (_runge_kutta([[]], [1], [0], sign=-1), "arrives"),
+    "clean": (
+        lambda denoiser, levels, x_T: denoiser(of_fourth_order(denoiser, levels, x_T), levels[-1]).x0,
+        "arrives",
+        "this is x_0",
+    ),
+    "euler": (_runge_kutta([[]], [1], [0]), "of-third-order"),
+    "heun": (heun_of_two, "of-third-order"),
+    "midpoint": (_runge_kutta([[], [1 / 2]], [0, 1], [0, 1 / 2]), "of-third-order"),
+    "third-stage-from-the-second": (
+        _runge_kutta([[], [1 / 2], [0, 1]], [1 / 6, 2 / 3, 1 / 6], [0, 1 / 2, 1]),
+        "of-third-order",
+    ),
+    "weights-of-heun": (_runge_kutta([[], [1 / 2], [-1, 2]], [1 / 4, 1 / 2, 1 / 4], [0, 1 / 2, 1]), "of-third-order"),
+    "eight-calls": (_many_small_steps, "at-most-four-calls-a-step"),
+}
+
 RIGHT = {
     "ex-02-reverse-variance": {
         "by-the-mean": variance_by_the_mean,
@@ -810,6 +885,12 @@ RIGHT = {
         "tensor": torch.tensor([N_DDIM, N_HEUN]),
         "numpy": np.array([N_DDIM, N_HEUN]),
     },
+    "ex-02-third": {
+        "strongly stable": strongly_stable,
+        "fourth order": of_fourth_order,
+        "memory": third_by_memory,
+        "Ralston, numpy": third_in_numpy_angles,
+    },
 }
 
 MUTANTS = {
@@ -819,4 +900,5 @@ MUTANTS = {
     "ex-02-rotation": ROTATION,
     "ex-02-heun": HEUN,
     "ex-02-steps": STEPS,
+    "ex-02-third": THIRD,
 }

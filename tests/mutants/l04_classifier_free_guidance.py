@@ -14,7 +14,7 @@ from minidiff.guidance import classifier_free
 from minidiff.prediction import Prediction
 from minidiff.random import randn
 from minidiff.sampler import ddim, sample
-from minidiff.schedule import vp_schedule
+from minidiff.schedule import NoiseLevel, vp_schedule
 
 # -- ex-04-average ----------------------------------------------------------------------------------------------------
 
@@ -572,6 +572,111 @@ SPREAD = {
     "too-few-steps": (0.66, "in-units-of-the-class"),
 }
 
+# -- ex-04-unbiased ---------------------------------------------------------------------------------------------------
+
+
+def _estimate(
+    model,
+    x0,
+    label,
+    log_prior,
+    draws,
+    seed,
+    *,
+    low=-10.0,
+    high=12.0,
+    factor=0.5,
+    sign=1,
+    prior=True,
+    dtype=torch.float64,
+):
+    generator, x0 = torch.Generator().manual_seed(seed), x0.to(dtype).repeat_interleave(draws, 0)
+    lam = low + (high - low) * torch.rand(len(x0), generator=generator, dtype=dtype)
+    alpha, sigma = torch.sigmoid(lam).sqrt(), torch.sigmoid(-lam).sqrt()
+    eps = torch.randn(x0.shape, generator=generator, dtype=dtype)
+    x, level = alpha[:, None] * x0 + sigma[:, None] * eps, NoiseLevel(alpha, sigma, lam)
+    plain, told = model(x, level, None).eps, model(x, level, label).eps
+    gain = ((eps - plain) ** 2).sum(1) - ((eps - told) ** 2).sum(1)
+    return log_prior * prior + sign * factor * (high - low) * gain.view(-1, draws).mean(1)
+
+
+def posterior_in_float32(model, x0, label, log_prior, draws, seed):
+    return _estimate(model, x0, label, log_prior, draws, seed, dtype=torch.float32)
+
+
+def posterior_in_a_loop(model, x0, label, log_prior, draws, seed):
+    """Stratified: a level from each stretch of the interval, one noise for the whole batch of a draw."""
+    generator, total, low, high = torch.Generator().manual_seed(seed), 0.0, -9.0, 11.0
+    for k in range(draws):
+        u = (k + torch.rand((), generator=generator, dtype=torch.float64).item()) / draws
+        lam = low + (high - low) * u
+        level = NoiseLevel(1 / math.sqrt(1 + math.exp(-lam)), 1 / math.sqrt(1 + math.exp(lam)), lam)
+        eps = torch.randn(x0.shape, generator=generator, dtype=torch.float64)
+        x = level.alpha * x0 + level.sigma * eps
+        told, plain = (model(x=x, level=level, label=asked).eps for asked in (label, None))
+        total = total + ((eps - plain).square() - (eps - told).square()).sum(1)
+    return log_prior + (high - low) / 2 * total / draws
+
+
+def posterior_by_importance(model, x0, label, log_prior, draws, seed):
+    """Levels from a logistic density of lambda, each weighed by its inverse; errors of x_0 times the SNR."""
+    generator, x0 = torch.Generator().manual_seed(seed), x0.repeat_interleave(draws, 0)
+    u = torch.rand(len(x0), generator=generator, dtype=torch.float64).clamp(1e-6, 1 - 1e-6)
+    lam = 1 + 2.5 * (u.log() - (-u).log1p())
+    density = u * (1 - u) / 2.5
+    level = NoiseLevel(torch.sigmoid(lam).sqrt(), torch.sigmoid(-lam).sqrt(), lam)
+    x = level.alpha[:, None] * x0 + level.sigma[:, None] * torch.randn(x0.shape, generator=generator).double()
+    off = lambda asked: (model(x, level, asked).x0 - x0).square().sum(1) * lam.exp()
+    return log_prior + ((off(None) - off(label)) / density / 2).view(-1, draws).mean(1)
+
+
+def _posterior(**slips):
+    return lambda model, x0, label, log_prior, draws, seed: _estimate(model, x0, label, log_prior, draws, seed, **slips)
+
+
+def _normalised(model, x0, label, log_prior, draws, seed):
+    """Divides by the sum over both classes: right with many draws, biased with few."""
+    other = math.log(-math.expm1(log_prior))
+    mine = _estimate(model, x0, label, log_prior, draws, seed)
+    theirs = _estimate(model, x0, 1 - label, other, draws, seed)
+    return mine - torch.logaddexp(mine, theirs)
+
+
+def _one_seed(model, x0, label, log_prior, draws, seed):
+    return _estimate(model, x0, label, log_prior, draws, 0)
+
+
+def _no_seed(model, x0, label, log_prior, draws, seed):
+    return _estimate(model, x0, label, log_prior, draws, int(torch.randint(10**6, ())))
+
+
+ON_AVERAGE = "right-on-average"
+UNBIASED = {
+    "form-one-number": (
+        lambda model, x0, label, log_prior, draws, seed: _estimate(model, x0, label, log_prior, draws, seed).mean(),
+        "form",
+    ),
+    "form-forgot-return": (lambda model, x0, label, log_prior, draws, seed: None, "form"),
+    "no-seed": (_no_seed, "the-seed-decides", "the same seed"),
+    "one-seed": (_one_seed, "the-seed-decides"),
+    "a-hundred-draws": (
+        lambda model, x0, label, log_prior, draws, seed: _estimate(model, x0, label, log_prior, 100, seed),
+        "as-many-noisy-copies",
+    ),
+    "both-classes": (_normalised, "as-many-noisy-copies"),
+    "half-forgotten": (_posterior(factor=1.0), ON_AVERAGE, "counts half"),
+    "prior-forgotten": (_posterior(prior=False), ON_AVERAGE, "the prior"),
+    "sign": (_posterior(sign=-1), ON_AVERAGE, "the sign"),
+    "mean-of-the-interval": (_posterior(factor=0.5 / 22), ON_AVERAGE),
+    "half-of-the-interval": (_posterior(low=1.0), ON_AVERAGE),
+    "log-of-a-mean": (
+        lambda model, x0, label, log_prior, draws, seed: (
+            -torch.nn.functional.softplus(-_estimate(model, x0, label, log_prior, draws, seed))
+        ),
+        ON_AVERAGE,
+    ),
+}
+
 RIGHT = {
     "ex-04-average": {
         "loop": average_in_a_loop,
@@ -609,6 +714,11 @@ RIGHT = {
         "by hand": spread_by_hand(),
         "tensor": torch.tensor([RIGHT_SPREAD], dtype=torch.float32),
     },
+    "ex-04-unbiased": {
+        "float32": posterior_in_float32,
+        "loop": posterior_in_a_loop,
+        "importance": posterior_by_importance,
+    },
 }
 
 MUTANTS = {
@@ -618,4 +728,5 @@ MUTANTS = {
     "ex-04-guide": GUIDE,
     "ex-04-threshold": THRESHOLD,
     "ex-04-spread": SPREAD,
+    "ex-04-unbiased": UNBIASED,
 }

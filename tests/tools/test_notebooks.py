@@ -194,6 +194,17 @@ def test_lesson_files_are_named_and_numbered(course):
         read(course / "lessons/first.md")
 
 
+def test_pages_without_a_number_count_on_from_each_other(course):
+    """As the book does, which numbers the figures of all of them in one row."""
+    marks = "mystnb:\n  figure: {name: fig-%s, caption: Text.}\n  image: {alt: A line}"
+    figure = f"```{{code-cell}} ipython3\n---\n{marks}\n---\n1;\n```"
+    for slug in ("one", "two"):
+        (course / f"lessons/build_{slug}.md").write_text(f"{HEADER}# {slug}\n\n{figure % slug}\n")
+    files = {p.stem: t for p, t in notebooks.generate(course, two_points).items() if p.parent.name == "notebooks"}
+    assert '"# one' in files["build_one"] and re.findall(r"Fig\S* (\d+)", files["build_one"]) == ["1"]
+    assert re.findall(r"Fig\S* (\d+)", files["build_two"]) == ["2"]
+
+
 def test_writing_is_idempotent_and_checked(course):
     assert len(notebooks.write(course, two_points)) == 6
     assert notebooks.write(course, two_points) == [] and notebooks.stale(course, two_points) == []

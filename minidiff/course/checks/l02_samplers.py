@@ -23,7 +23,7 @@ from minidiff.course.comparing import (
     uniform,
 )
 from minidiff.course.exercises import case, exercise
-from minidiff.course.forms import call, integer, number, several, tensor
+from minidiff.course.forms import call, integer, number, several, taking, tensor
 from minidiff.course.outcomes import Mistake
 from minidiff.denoiser import Denoiser
 from minidiff.exact import GaussianDenoiser, GaussianMixtureDenoiser
@@ -679,3 +679,83 @@ def _(answer):
 @case("ex-02-steps", "heun", assumes=())
 def _(answer):
     _fewest(answer[1], "heun", "ddim")
+
+
+# -- ex-02-third ------------------------------------------------------------------------------------------------------
+
+MOST_A_STEP, LEAST_ORDER = 4, 2.6  # second-order methods measure 2.1 at most here, third-order ones 2.9 at least
+
+
+def _evenly(n: int) -> list[NoiseLevel]:
+    """n steps of equal angle, variance-preserving, which end where there still is noise."""
+    return [_turned(1.4 - 1.2 * k / n) for k in range(n + 1)]
+
+
+def _turned(angle: float) -> NoiseLevel:
+    return NoiseLevel(math.cos(angle), math.sin(angle), angle)
+
+
+def _smooth_world(rng: Generator) -> GaussianMixtureDenoiser:
+    return GaussianMixtureDenoiser(normal(rng, 3, 2, 1, 2), 0.3)
+
+
+def _classical(denoiser: Denoiser, levels: list[NoiseLevel], x: Tensor) -> Tensor:
+    """The classical fourth-order method: the truth to which chains of a few steps are held."""
+    for t, s in pairwise(levels):
+        start, h = _angle(t), _angle(s) - _angle(t)
+        one = denoiser(x, t).v
+        two = denoiser(x + h / 2 * one, _turned(start + h / 2)).v
+        three = denoiser(x + h / 2 * two, _turned(start + h / 2)).v
+        four = denoiser(x + h * three, s).v
+        x = x + h / 6 * (one + 2 * two + 2 * three + four)
+    return x
+
+
+exercise(
+    "ex-02-third",
+    name="third_order",
+    lesson=LESSON,
+    form=call(
+        tensor("x_T"),
+        lambda rng: {"denoiser": _smooth_world(rng), "levels": _evenly(3), "x_T": normal(rng, 2, 2, 1, 2)},
+    ),
+)
+
+
+def _errors(answer, rng: Generator, counts: tuple[int, ...]) -> list[float]:
+    """Root mean square error of chains of so many steps."""
+    world, x = _smooth_world(rng), normal(rng, 6, 2, 1, 2)
+    end = _classical(world, _evenly(200), x)
+    return [(answer(world, _evenly(n), x) - end).square().mean().sqrt().item() for n in counts]
+
+
+@case("ex-02-third", "arrives")
+def _(answer, rng):
+    world, x = _smooth_world(rng), normal(rng, 6, 2, 1, 2)
+    end, got = _classical(world, _evenly(200), x), answer(world, _evenly(24), x)
+    off = (got - end).square().mean().sqrt().item()
+    if off > 0.05 > (got - world(end, _evenly(1)[-1]).x0).square().mean().sqrt().item():
+        raise Mistake("this is x_0; the chain ends at a level with noise, and x at that level was asked for")
+    assert off < 0.05, f"24 steps end {off:.2g} from where the flow ends; even Euler's method comes nearer"
+
+
+@case("ex-02-third", "of-third-order", points=3)
+def _(answer, rng):
+    few, more, most = _errors(answer, rng, (12, 24, 48))
+    orders = [math.log2(max(a, 1e-13) / max(b, 1e-13)) for a, b in ((few, more), (more, most))]
+    assert min(orders) > LEAST_ORDER or most < 1e-9, (
+        f"twice as many steps divide your error by two to the {orders[0]:.2f} and {orders[1]:.2f}; third order is three"
+    )
+
+
+@case("ex-02-third", "at-most-four-calls-a-step")
+def _(answer, rng):
+    world, calls = _smooth_world(rng), []
+
+    def counted(x, level):
+        calls.append(level)
+        return world(x, level)
+
+    answer(taking("x level", counted), _evenly(12), normal(rng, 2, 2, 1, 2))
+    most = 12 * MOST_A_STEP
+    assert len(calls) <= most, f"twelve steps took {len(calls)} calls of the denoiser; at most {most} are allowed"

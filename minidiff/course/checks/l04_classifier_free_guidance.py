@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from minidiff.course.comparing import expect, normal, uniform
 from minidiff.course.exercises import case, exercise
-from minidiff.course.forms import call, number, prediction, tensor
+from minidiff.course.forms import call, number, prediction, taking, tensor
 from minidiff.course.outcomes import Mistake
 from minidiff.exact import GaussianMixtureDenoiser
 from minidiff.guidance import classifier_free, grad_log_prob
@@ -490,3 +490,78 @@ def _(answer):
     }
     say = "not what a deterministic chain of 100 steps gives; more samples, or another sampler?"
     expect(answer, right, say, wrong, rtol=0, atol=WITHIN)
+
+
+# -- ex-04-unbiased ---------------------------------------------------------------------------------------------------
+
+PAIR = torch.tensor([0.75, 0.25], dtype=torch.float64)  # prior of the two classes
+FEW, SEEDS = 4, 250  # draws of one estimate, and estimates of which the mean is judged
+
+
+def _plane(rng: Generator) -> GaussianMixtureDenoiser:
+    """Two classes that overlap, in the plane."""
+    means = normal(rng, 3, 2) * 0.8
+    return GaussianMixtureDenoiser(means, 0.3, [2.0, 1.0, 1.0], [0, 1, 0])
+
+
+def _question(rng: Generator) -> dict:
+    world = _plane(rng)
+    given = {"model": world, "x0": world.sample(5, rng), "label": 1, "log_prior": PAIR[1].log().item()}
+    return given | {"draws": FEW, "seed": 0}
+
+
+exercise(
+    "ex-04-unbiased",
+    name="log_posterior",
+    lesson=LESSON,
+    form=call(tensor(lambda given: (len(given["x0"]),)), _question),
+)
+
+
+@case("ex-04-unbiased", "the-seed-decides", points=0)
+def _(answer, rng):
+    given = _question(rng)
+    first, again, other = (answer(**given | {"seed": seed}) for seed in (1, 1, 2))
+    if not torch.equal(first, again):
+        raise Mistake("the same seed gave two results: draw from torch.Generator().manual_seed(seed)")
+    assert not torch.equal(first, other), "another seed gives the same number: nothing is drawn"
+
+
+@case("ex-04-unbiased", "as-many-noisy-copies")
+def _(answer, rng):
+    given, seen = _question(rng), []
+
+    def counted(x, level, label):
+        seen.append(len(x))
+        return given["model"](x, level, label)
+
+    answer(**given | {"model": taking("x level label", counted)})
+    most = 2 * FEW * len(given["x0"])
+    assert sum(seen) <= most, f"the model was asked about {sum(seen)} noisy pictures; at most {most} are allowed"
+
+
+@case("ex-04-unbiased", "right-on-average", points=4)
+def _(answer, rng):
+    for label in (1, 0):
+        prior = PAIR[label].log().item()
+        given = _question(rng) | {"label": label, "log_prior": prior}
+        truth = given["model"].log_prob_label(given["x0"], DATA)[:, label]
+        seeds = torch.randint(10**6, (SEEDS,), generator=rng).tolist()
+        found = torch.stack([answer(**given | {"seed": seed}) for seed in seeds])
+        mean, within = found.mean(0), 4.5 * found.std(0) / SEEDS**0.5 + 0.01
+        fits = lambda value, mean=mean, within=within: bool(((mean - value).abs() <= within).all())
+        if fits(truth):
+            continue
+        slips = {
+            "the prior p(c) is missing": truth - prior,
+            "the difference of squared errors counts half": 2 * truth - prior,
+            "the sign is turned round: the better a label explains the noise, the likelier it is": 2 * prior - truth,
+        }
+        for diagnosis, value in slips.items():
+            if fits(value):
+                raise Mistake(diagnosis)
+        worst = int(((mean - truth).abs() / within).argmax())
+        raise AssertionError(
+            f"the mean of {SEEDS} estimates of log p({label}|x_0) is {mean[worst]:.2f} +- {within[worst]:.2f} where it "
+            f"is {truth[worst]:.2f}; an unbiased estimate is right on average, however few the draws"
+        )
