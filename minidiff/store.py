@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .arguments import checked, is_device
 from .data.sets import fixed_classes
 from .files import sha256
+from .models.language import is_language, language
 from .recipes import Recipe, available, overridden
 from .systems.inpainting import widened
 from .training.checkpoint import averaged, load_checkpoint, load_weights, require_fit
@@ -177,7 +178,8 @@ def find(
     Args:
         ref: A committed checkpoint, "digits"; the folder of a run (its averaged weights) or of what it published; a
             preset and its released file, "adm-imagenet64=64x64_diffusion.pt"; or a CLIP of open_clip, "ViT-B-32:TAG",
-            "ViT-B-32:/path/weights.safetensors" or "local-dir:/path".
+            "ViT-B-32:/path/weights.safetensors" or "local-dir:/path"; or a frozen text encoder, "minilm" or
+            "t5:/path", see ``models.language.language``.
         device: Where it computes.
         can: A method that the system must have, "classifier" or "critic" say.
         overrides: Changes of its recipe, such as "network.dropout=0" or "data.path=shards"; the weights must still fit.
@@ -213,6 +215,10 @@ def load(
 
 
 def _found(ref: str, device: str, overrides: Sequence[str]) -> Found:
+    if is_language(ref) and not Path(ref).is_dir():
+        if overrides:
+            raise ValueError(f"{ref} is a frozen text encoder, which has no recipe to change")
+        return Found(language(ref), None, None)
     name, _, released = ref.partition("=")
     if released and not Path(ref).is_dir():
         from .pretrained import load as load_preset
@@ -274,7 +280,8 @@ def begun(recipe: Recipe) -> nn.Module:
     """The system of a recipe as its training begins: with the weights of ``recipe.start``, where there is one.
 
     Input channels that the start lacks come after those of x and have zero weights, so the system begins as the start
-    would go on (Nichol et al. 2021, section 4.3). The parts in ``recipe.fresh`` begin untrained.
+    would go on (Nichol et al. 2021, section 4.3). The parts in ``recipe.fresh`` begin untrained; those that only the start
+    has are left behind.
 
     Raises:
         ValueError: for a start that cannot be read or does not fit, naming the tensors, or a part that is not there.
@@ -292,9 +299,10 @@ def begun(recipe: Recipe) -> nn.Module:
             raise ValueError(f"{recipe.name!r} cannot start from {path}: {error}") from None
     for part in recipe.fresh:
         untrained = {name: tensor for name, tensor in own.items() if name.startswith(f"{part}.")}
-        if not untrained:
+        kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{part}.")}
+        if not untrained and len(kept) == len(tensors):
             raise ValueError(f"{recipe.name}: no part {part!r} to begin anew")
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{part}.")} | untrained
+        tensors = kept | untrained
     require_fit(tensors, own, str(path), f"the network of {recipe.name!r}")
     system.load_state_dict({k: v.to(own[k].dtype) for k, v in tensors.items()})
     return system

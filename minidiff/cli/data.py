@@ -173,14 +173,16 @@ def embed(source, encoder, out, text, suffix, batch, per_shard, split, root, dev
 @click.option("--workers", type=click.IntRange(min=0), default=0, help="Processes that decode.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def embed_for(recipe, overrides, batch, device, workers, quiet) -> None:
-    """Compute every embedding that a RECIPE trains on, by the frozen CLIP that it names, where it looks for them.
+    """Compute every embedding that a RECIPE trains on, by the frozen network that it names, where it looks for them.
 
-    Of images (data.embedding) and captions (data.text_embedding), for training and for the card. What is there is kept,
-    and an interrupted run goes on where it stood.
+    Of images (data.embedding) and captions (data.text_embedding) by a CLIP, of the tokens of captions
+    (data.text_states) by a text encoder (data.language); for training and for the card. What is there is kept, and an
+    interrupted run goes on where it stood.
 
     \b
     Examples:
       minidiff data embed-for unclip-prior
+      minidiff data embed-for imagen data.language=minilm-2
       minidiff data embed-for unclip-paper-prior data.path=shards system.clip=ViT-L-14:/weights/clip.safetensors
     """
     from ..data.embed import embed as run
@@ -189,6 +191,10 @@ def embed_for(recipe, overrides, batch, device, workers, quiet) -> None:
     from ..recipes import load_recipe
 
     plan = load_recipe(recipe, overrides)
+    if plan.data.text_states:
+        _states_for(plan.data, batch, _device(device), quiet)
+        if not plan.data.embeddings:
+            return
     if not plan.data.embeddings or not getattr(plan.options, "clip", ""):
         raise click.UsageError(f"{plan.name} trains on no embeddings: it names no data.embedding and no system.clip")
     found = embedder(plan.options.clip, _device(device), raw=True)
@@ -198,6 +204,17 @@ def embed_for(recipe, overrides, batch, device, workers, quiet) -> None:
             out, text = embeddings_place(plan.data, name, split), name == "text_embedding"
             index = run(source, found, out, text, batch, suffix=f"{name}.npy", workers=workers, progress=not quiet)
             _done(index, out)
+
+
+def _states_for(plan, batch: int, device: str, quiet: bool) -> None:
+    """The states of a recipe's captions, by the text encoder that it names."""
+    from ..data.sets import all_captions, states_place
+    from ..data.states import store_states
+    from ..store import load
+
+    place, encoder = Path(states_place(plan)), load(plan.language, device, "text_states")
+    count = store_states(place, all_captions(plan), encoder.text_states, plan.language, batch, not quiet)
+    click.echo(f"{place}: {count} captions as {plan.language} reads them, {place.stat().st_size / 1e6:.1f} MB")
 
 
 @data.command()

@@ -190,6 +190,38 @@ def sample_captions(scenes: Scenes, generator: torch.Generator, reading: Share =
     return [str(Caption((a, b), r)) for a, b, r in zip(*phrases, joined, strict=True)]
 
 
+@checked
+def plain_captions(scenes: Scenes, generator: torch.Generator, reading: Share = 0.5) -> list[str]:
+    """A caption for each scene that names shape, colour and relation by their own names, and nothing else.
+
+    "a red circle left of a blue square": no synonym and no word of many meanings, so what such captions teach about
+    "crimson", "disc" or "to the left of" is nothing. Caption i depends on number i of ``torch.rand(N)`` alone.
+
+    Args:
+        scenes: Scenes with one object each, or with two each.
+        generator: Decides which of two objects is named first.
+        reading: Probability that the left or the upper one is.
+
+    Raises:
+        ValueError: a scene that lacks an object.
+    """
+    _complete(scenes)
+    u, relations = torch.rand(len(scenes), generator=generator), scenes.relation.tolist()
+    captions = []
+    for i, relation in enumerate(relations):
+        phrases = [
+            Phrase("", COLORS[color], SHAPES[shape])
+            for color, shape in zip(scenes.color[i].tolist(), scenes.shape[i].tolist(), strict=True)
+        ]
+        if relation < 0:
+            captions.append(str(Caption((phrases[0],))))
+            continue
+        swap = (relation % 2 == 0) != bool(u[i] < reading)  # the second is the left or upper one where it is odd
+        said = RELATIONS[relation ^ swap]
+        captions.append(str(Caption(tuple(phrases[::-1] if swap else phrases), said)))
+    return captions
+
+
 def _complete(scenes: Scenes) -> None:
     if (scenes.shape < 0).any():
         raise ValueError("a scene lacks an object; scenes with one object each, or with two each, are accepted")

@@ -33,6 +33,11 @@ class DataRecipe:
         embedding: Folder with the embeddings of the images by a frozen network, a column of that name; below it
             ``train`` and ``heldout`` as for the images. ``minidiff data embed-for`` writes it.
         text_embedding: The same of the captions.
+        plain: Captions of scenes call everything by its own name, with no synonym (``captions.plain_captions``).
+        language: The frozen text encoder whose states of the captions are learnt from, see ``models.language``, or a
+            clean CLIP.
+        text_states: Folder with these states, columns "text_states" and "text_mask". ``minidiff data embed-for`` writes
+            it; several encoders may share one.
         hands: Of emoji: whose drawings, "noto" or "fluent" or both; with both, captions name the hand half of the time.
 
     Raises:
@@ -56,6 +61,9 @@ class DataRecipe:
     embedding: str = ""
     text_embedding: str = ""
     hands: tuple[str, ...] = ("noto",)
+    plain: bool = False
+    language: str = ""
+    text_states: str = ""
 
     @property
     def embeddings(self) -> dict[str, str]:

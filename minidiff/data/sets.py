@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from ..words import nearest
 from .embeddings import Embeddings
 from .images import ImageFolder, Images, torchvision_set
 from .recipe import DataRecipe
+from .states import TextStates
 from .tokenizer import Tokenizer, tokenizer
 
 log = logging.getLogger(__name__)
@@ -145,7 +147,50 @@ def _joined(found: Columns, recipe: DataRecipe, split: str) -> Columns:
         if made_of != is_of:
             raise ValueError(f"the embeddings in {place} are of other data ({made_of}, not {is_of})")
         found.columns[name] = stored.tensor()
+    if recipe.text_states:
+        found.columns |= stored_states(recipe).columns(captions_of(found, recipe))
     return found
+
+
+@checked
+def stored_states(recipe: DataRecipe) -> TextStates:
+    """What the text encoder of a recipe said of its captions.
+
+    Raises:
+        ValueError: when it is not there, or was said by another encoder.
+    """
+    place = states_place(recipe)
+    try:
+        return TextStates(place, recipe.language)
+    except FileNotFoundError:
+        raise ValueError(f"no {place}: `minidiff data embed-for RECIPE` computes what data.text_states names") from None
+
+
+@checked
+def states_place(recipe: DataRecipe) -> str:
+    """File of the states of a recipe's captions.
+
+    Raises:
+        ValueError: for a recipe that names no encoder or no folder.
+    """
+    if not (recipe.language and recipe.text_states):
+        raise ValueError(
+            "text states are those of an encoder, and lie in a folder: name both, data.language and data.text_states"
+        )
+    return f"{recipe.text_states}/{re.sub('[^A-Za-z0-9._-]+', '-', recipe.language)}.safetensors"
+
+
+def captions_of(found: Dataset, recipe: DataRecipe) -> list[str]:
+    """The captions of a data set in memory, as texts."""
+    if not isinstance(found, Columns) or "caption" not in found.columns:
+        raise ValueError(f"text states are computed for data in memory with captions, not {recipe.name!r}")
+    return _tokenizer(recipe).decode(found.columns["caption"])
+
+
+def all_captions(recipe: DataRecipe) -> list[str]:
+    """Every text that is a caption of a recipe's data, for training or for the card, once."""
+    captions = [text for split in SPLITS for text in captions_of(SETS[recipe.name](recipe, split), recipe)]
+    return list(dict.fromkeys(captions))
 
 
 @checked
@@ -158,7 +203,7 @@ def embeddings_place(recipe: DataRecipe, name: str, split: str) -> str:
 def identity(recipe: DataRecipe, split: str) -> str:
     """A digest of everything that decides what the rows of a data set in memory are."""
     facts = (recipe.name, recipe.size, _count(recipe, split), recipe.seed, recipe.reading, recipe.explicit)
-    return digest([*map(str, facts), split, *recipe.hands])
+    return digest([*map(str, facts), split, *recipe.hands, *(["plain"] if recipe.plain else [])])
 
 
 @checked
@@ -212,7 +257,7 @@ def rows(found: Dataset, name: str, count: Count | None = None) -> dict[str, Ten
     n = len(found)
     every = count is None or count >= n
     if isinstance(found, Columns):
-        return found.columns if every else found[[i * n // count for i in range(count)]]
+        return found[:] if every else found[[i * n // count for i in range(count)]]
     items = [found.own(i) for i in (range(n) if every else [i * n // count for i in range(count)])]
     good = [item for item in items if item is not None]
     if not good:
@@ -321,7 +366,10 @@ def _scenes(recipe: DataRecipe, split: str) -> Dataset:
     from .captioned import captioned_pairs, captioned_scenes
 
     how = (_count(recipe, split), recipe.size, _generator(recipe, split), "seen", recipe.reading)
-    found = captioned_pairs(*how) if recipe.name == "scenes-pairs" else captioned_scenes(*how, recipe.explicit)
+    if recipe.name == "scenes-pairs":
+        found = captioned_pairs(*how, recipe.plain)
+    else:
+        found = captioned_scenes(*how, recipe.explicit, recipe.plain)
     return Columns(image=found.images, caption=_tokenizer(recipe)(found.captions))
 
 

@@ -1,4 +1,4 @@
-"""Embeddings of a frozen CLIP on their way into networks and out again, and the doors by which they enter a U-Net."""
+"""What frozen networks say on its way into networks and out again: embeddings of a CLIP, states of a text encoder."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..arguments import Count, Positive, checked, floats, numbers
+from ..arguments import Count, Positive, checked, flags, floats, numbers
 from ..condition import Condition
+from .layers import attend
 
 
 @checked
@@ -157,3 +158,64 @@ def check_embedding(z: floats(), width: Count) -> None:
     """Raise ValueError unless z is (B, width)."""
     if z.ndim != 2 or z.shape[1] != width:
         raise ValueError(f"embeddings here are (B, {width}), got {tuple(z.shape)}")
+
+
+@checked
+@dataclass(frozen=True)
+class LanguageConfig:
+    """How the states of a frozen text encoder enter a U-Net.
+
+    Attributes:
+        width: Of the states.
+        heads: Of the attention that pools them.
+        pooled: What is pooled joins the time embedding; else the states are attended to and nothing else is told.
+    """
+
+    width: Count
+    heads: Count = 4
+    pooled: bool = True
+
+
+@checked
+class LanguageDoors(nn.Module):
+    """The states of a text, projected and normalised as tokens, and pooled by attention into the time embedding.
+
+    Saharia et al. 2022, appendices B.1 and D.3.1. The query of the pool is the mean of the tokens, its keys and values
+    are the tokens. **A text that has no token is nothing**: its tokens are zeros that do not count, its vector is zero.
+
+    Args:
+        config: See ``LanguageConfig``.
+        features: Width of the time embedding.
+        token_width: Width of what is attended to.
+
+    Raises:
+        ValueError: for a token width that does not divide into the heads; in the call, for states of another width.
+    """
+
+    def __init__(self, config: LanguageConfig, features: Count, token_width: Count):
+        super().__init__()
+        if token_width % config.heads:
+            raise ValueError(f"tokens of width {token_width} do not divide into {config.heads} heads that pool them")
+        self.config = config
+        self.project = nn.Linear(config.width, token_width)
+        self.norm = nn.LayerNorm(token_width)
+        if config.pooled:
+            self.query = nn.Linear(token_width, token_width)
+            self.key_value = nn.Linear(token_width, 2 * token_width)
+            self.vector = nn.Sequential(
+                nn.LayerNorm(token_width), nn.Linear(token_width, features), nn.SiLU(), nn.Linear(features, features)
+            )
+
+    def forward(self, states: floats("B L W"), mask: flags("B L")) -> Condition:
+        """States (B, L, W) of which those count where mask (B, L) is True, by the tokens door and the vector door."""
+        if states.shape[2] != self.config.width:
+            raise ValueError(f"states here are (B, L, {self.config.width}), got {tuple(states.shape)}")
+        there = mask[..., None]
+        tokens = torch.where(there, self.norm(self.project(states.to(self.project.weight.dtype))), 0.0)
+        if not self.config.pooled:
+            return Condition(tokens=tokens, tokens_mask=mask)
+        said = mask.any(1, keepdim=True)
+        mean = tokens.sum(1, keepdim=True) / there.sum(1, keepdim=True).clamp(min=1)
+        source = self.key_value(tokens).chunk(2, dim=-1)
+        pooled = attend(self.query(mean), [source], self.config.heads, mask | ~said)[:, 0]  # none of nothing is no row
+        return Condition(vector=torch.where(said, self.vector(pooled), 0.0), tokens=tokens, tokens_mask=mask)

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -111,6 +112,11 @@ class ReleasedCLIP(Towers):
         x = model.token_embedding(tokens) + model.positional_embedding
         return model.ln_final(model.transformer(x, attn_mask=model.attn_mask))
 
+    def counted(self, tokens: Tensor) -> Tensor:
+        """(B, L) -> (B, L) bool, the places up to the end of a text, its end included."""
+        end = tokens.argmax(1, keepdim=True)  # CLIP's end has the largest number
+        return torch.arange(tokens.shape[1], device=tokens.device) <= end
+
 
 class OpenCLIP(Towers):
     """The two towers of open_clip in a shape of one's own, with our tokens: a small CLIP of clean images.
@@ -156,3 +162,14 @@ class OpenCLIP(Towers):
     def text(self, tokens: Tensor) -> Tensor:
         """(B, L) tokens, -1 for none -> (B, E)."""
         return self.model.encode_text(framed(tokens, self.config)[0])
+
+    def states(self, tokens: Tensor) -> Tensor:
+        """(B, L) tokens, -1 for none -> (B, context, W), of every place what leaves the last norm of the text tower."""
+        model, (read, _) = self.model, framed(tokens, self.config)
+        x = model.token_embedding(read) + model.positional_embedding
+        return model.ln_final(model.transformer(x, attn_mask=model.attn_mask))
+
+    def counted(self, tokens: Tensor) -> Tensor:
+        """(B, L) -> (B, context) bool, the places up to the end of a text, its start and end included."""
+        end = framed(tokens, self.config)[1][:, None]
+        return torch.arange(self.config.context, device=tokens.device) <= end

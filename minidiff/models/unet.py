@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..arguments import Count, Positive, Share, checked
 from ..condition import Condition
-from .embedding import DoorsConfig, EmbeddingDoors
+from .embedding import DoorsConfig, EmbeddingDoors, LanguageConfig, LanguageDoors
 from .layers import (
     AttentionBlock,
     Downsample,
@@ -51,6 +51,7 @@ class UNetConfig:
             text transformer when left out, and where there is none, or its text is pooled, attention reads none.
         image_level: A second time embedding, for the noise level of what comes through the image door.
         embedding: Doors for the embeddings of a frozen CLIP, or None; their tokens have the width ``tokens``.
+        language: Doors for the states of a frozen text encoder, or None; its tokens have the width ``tokens``.
         middle_attention: Attention in the middle too. Without any, images of every size that halves often enough fit.
     """
 
@@ -74,6 +75,7 @@ class UNetConfig:
     token_width: Count | None = None
     embedding: DoorsConfig | None = None
     middle_attention: bool = True
+    language: LanguageConfig | None = None
 
     def __post_init__(self):
         deepest = 2 ** (len(self.channel_mult) - 1)
@@ -93,6 +95,8 @@ class UNetConfig:
             )
         if self.embedding is not None and self.tokens is None:
             raise ValueError("the tokens of an embedding are attended to: name their token_width")
+        if self.language is not None and self.tokens is None:
+            raise ValueError("the states of a text encoder are attended to: name the token_width they are brought to")
 
     @property
     def in_shape(self) -> tuple[int, int, int]:
@@ -255,6 +259,8 @@ class UNet(Encoder):
             self.text = TextTransformer(config.text, 4 * config.channels)
         if config.embedding is not None:
             self.embedding = EmbeddingDoors(config.embedding, 4 * config.channels, config.tokens)
+        if config.language is not None:
+            self.language = LanguageDoors(config.language, 4 * config.channels, config.tokens)
         if config.image_level:
             self.image_level_embed = time_embedding(config.channels)
         self.input_blocks, self.middle_block, skips = encoder(config)

@@ -27,20 +27,22 @@ SCHEDULES = {
     "sqrt_linear": schedules.sqrt_linear_schedule,
     "clipped_cosine": schedules.clipped_cosine_schedule,
 }
+CONTINUOUS = {"cosine": schedules.cosine_schedule, "vp": schedules.vp_schedule}
 
 
 @checked
 @dataclass(frozen=True)
 class ScheduleRecipe:
-    """A discrete noise schedule with T levels.
+    """A noise schedule: a discrete one with T levels, or a continuous one.
 
     Attributes:
-        name: "linear", "sqrt_linear" or "clipped_cosine".
-        T: Number of levels.
+        name: "linear", "sqrt_linear" or "clipped_cosine"; or, of continuous time, "cosine" or "vp", the limit of
+            "linear".
+        T: Number of levels of a discrete schedule.
         betas: First and last beta of a linear schedule; those of its paper when left out.
 
     Raises:
-        ValueError: for an unknown schedule, betas of one that has none, or other than two of them.
+        ValueError: for an unknown schedule, a number of levels or betas of one that has none, or other than two betas.
     """
 
     name: str = "clipped_cosine"
@@ -48,15 +50,19 @@ class ScheduleRecipe:
     betas: tuple[Inside, ...] | None = None
 
     def __post_init__(self):
-        if self.name not in SCHEDULES:
-            raise ValueError(f"unknown schedule {self.name!r}: {nearest(self.name, SCHEDULES)}")
+        if self.name not in SCHEDULES | CONTINUOUS:
+            raise ValueError(f"unknown schedule {self.name!r}: {nearest(self.name, SCHEDULES | CONTINUOUS)}")
+        if self.name in CONTINUOUS and self.T != type(self).T:
+            raise ValueError(f"the {self.name} schedule is one of continuous time: it has no T, got {self.T}")
         if self.betas is not None and not self.name.endswith("linear"):
             raise ValueError(f"betas are those of a linear schedule, not of {self.name!r}")
         if self.betas is not None and len(self.betas) != 2:
             raise ValueError(f"betas are two numbers, the first and the last, got {list(self.betas)}")
 
-    def build(self) -> schedules.DiscreteSchedule:
+    def build(self) -> schedules.DiscreteSchedule | schedules.ContinuousSchedule:
         """The schedule."""
+        if self.name in CONTINUOUS:
+            return CONTINUOUS[self.name]()
         return SCHEDULES[self.name](self.T, *(self.betas or ()))
 
 
@@ -76,7 +82,7 @@ class Recipe:
         start: Checkpoint whose weights training starts from, by name, by its folder or as a path to its
             ``model.safetensors``; input channels that it lacks start at zero. "" starts from nothing.
         sampling: How it is sampled; None where nothing was published.
-        fresh: Parts, such as "network.text", that do not take the weights of the start.
+        fresh: Parts, such as "network.text", that do not take the weights of the start, or that only the start has.
 
     Raises:
         ValueError: for fresh parts without a start, no name, or one that leads out of the folder of runs.

@@ -119,11 +119,9 @@ class CLIP(Trainable):
             ValueError: for a network that shows no states.
         """
         if not hasattr(self.network, "states"):
-            raise ValueError("only a released CLIP of open_clip shows the states of its text tower")
+            raise ValueError("a noised CLIP does not show the states of its text tower; a clean one does")
         tokens = self.tokens(captions)
-        end = tokens.argmax(1, keepdim=True)  # CLIP's end has the largest number
-        counts = torch.arange(tokens.shape[1], device=tokens.device) <= end
-        return self.network.states(tokens), counts, self.network.text(tokens)
+        return self.network.states(tokens), self.network.counted(tokens), self.network.text(tokens)
 
     @torch.no_grad()
     def similarity(self, x: floats("B C H W"), captions: Captions, level: NoiseLevel = DATA) -> Tensor:

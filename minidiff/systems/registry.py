@@ -36,6 +36,8 @@ HOMES = {
     "unclip_upsampler": "unclip",
     "unclip_prior": "unclip_prior",
     "unclip_ar_prior": "ar_prior",
+    "imagen": "imagen",
+    "imagen_upsampler": "imagen",
 }
 _registered: dict[str, System] = {}
 
