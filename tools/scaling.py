@@ -1,8 +1,8 @@
-"""Text encoders and widths of a U-Net at equal steps: what a frozen language model is worth (25 minutes of one CPU core).
+"""Text encoders and widths of a U-Net at equal steps: what a frozen language model is worth (25 minutes on a CPU core).
 
-Usage: python tools/scaling.py [--out data/scaling.json]. Every row is the recipe `imagen8` with another encoder or another
-width, trained and measured; rows that are finished are not repeated, so it can be interrupted. It holds what the oracle
-says of every single picture and how well each network denoises; what follows is computed by lesson 12, not here.
+Usage: python tools/scaling.py [--out data/scaling.json]. Every row is the recipe `imagen8` with another encoder or
+another width, trained and measured; rows that are finished are not repeated, so it can be interrupted. It holds what
+the oracle says of every single picture and how well each network denoises; what follows is computed by lesson 12.
 """
 
 from __future__ import annotations
