@@ -494,5 +494,5 @@ def _(answer):
     outside, _ = followed(answer)
     if max(answer) - min(answer) < 1e-9:
         raise Mistake(f"a constant scale: {outside:.0%} of the numbers are outside; steps may have scales of their own")
-    say = f"{outside:.0%} of the numbers of the estimates are outside of [-{RANGE:g}, {RANGE:g}]; {AT_MOST:.0%} are allowed"
+    say = f"{outside:.0%} of the numbers of the estimates are beyond {RANGE:g}; {AT_MOST:.0%} are allowed"
     assert outside <= AT_MOST, say
