@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .arguments import Finite, NonNegative, Share, called, checked, floats, numbers
+from .arguments import Finite, NonNegative, Share, Some, called, checked, floats, numbers
 from .condition import concatenate
 from .denoiser import ConditionalModel, Denoiser, conditioned
 from .prediction import KINDS, Prediction
@@ -179,6 +179,55 @@ def static_threshold(denoiser: Denoiser, low: Finite = -1.0, high: Finite = 1.0)
         return prediction.with_x0(prediction.x0.clamp(low, high))
 
     return thresholded
+
+
+@checked
+def dynamic_threshold(percentile: Some = 0.995) -> Callable[[Denoiser], Denoiser]:
+    """Clamp x_0 to where most of it lies, and bring that to [-1, 1]; eps follows (Saharia et al. 2022, section 2.3).
+
+    s is the quantile of |x_0| over all pixels and channels of a sample, and at least 1; x_0 becomes clamp(x_0, -s, s) /
+    s. A sample whose s is 1 is clamped as by ``static_threshold``; one that guidance has blown up keeps its contrasts,
+    where static clipping would saturate them.
+
+    Args:
+        percentile: Share of a sample's numbers that lie within s before it is raised to 1.
+
+    Returns:
+        From a denoiser to the one whose x_0 is thresholded: ``draw(..., threshold=dynamic_threshold(0.995))``.
+
+    Raises:
+        ValueError: for a share outside (0, 1].
+    """
+
+    def threshold(denoiser: Denoiser) -> Denoiser:
+        def thresholded(x: Tensor, level: NoiseLevel) -> Prediction:
+            prediction = denoiser(x, level)
+            x0 = prediction.x0
+            exact = x0.double() if x0.dtype is torch.float64 else x0.float()  # a quantile of halves is a coarse one
+            s = quantile(exact.abs().flatten(1), percentile).clamp(min=1).reshape(-1, *[1] * (x0.ndim - 1))
+            return prediction.with_x0((exact.clamp(-s, s) / s).to(x0.dtype))
+
+        return thresholded
+
+    return threshold
+
+
+@checked
+def quantile(values: floats("B N"), share: Share) -> Tensor:
+    """(B, N) -> (B,) the quantile of each row, between two numbers by linear interpolation; of rows of any length.
+
+    ``torch.quantile`` refuses halves and more than 2^24 numbers, which one picture of 4096 pixels a side has.
+
+    Args:
+        values: At least one number a row.
+        share: 0 is the smallest, 1 the largest.
+    """
+    place = share * (values.shape[1] - 1)
+    lower = math.floor(place)
+    low = values.kthvalue(lower + 1, dim=1).values
+    if lower == place:
+        return low
+    return torch.lerp(low, values.kthvalue(lower + 2, dim=1).values, place - lower)
 
 
 @checked

@@ -14,7 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .arguments import Count, Randomness, called, checked, described, floats, numbers
+from .arguments import Count, Randomness, Share, called, checked, described, floats, numbers
 from .denoiser import Denoiser
 from .prediction import Prediction, require_finite
 from .process import as_known, beta_tilde, beta_tilde_floor, paste, posterior_mean, renoise, reverse_log_variance
@@ -144,6 +144,29 @@ def ancestral(variance: str = "beta_tilde") -> Sampler:
         if prediction.tilt is not None:
             mean = mean + std**2 * prediction.tilt
         return mean, std
+
+    return _first_order(step)
+
+
+@checked
+def interpolated(gamma: Share) -> Sampler:
+    """The same with a variance between the two bounds, beta-tilde^(1 - gamma) beta^gamma (Saharia et al. 2022, 2.4).
+
+    In the logarithm that is as far between them as a learned variance whose fraction is gamma everywhere. The paper
+    leaves gamma to be chosen: more of it adds more noise in each step.
+
+    Args:
+        gamma: 0 is ``ancestral("beta_tilde")``, 1 ``ancestral("beta")``.
+
+    Raises:
+        ValueError: when gamma lies outside [0, 1].
+    """
+
+    def step(prediction: Prediction, t: NoiseLevel, s: NoiseLevel, floor: float):
+        low, high = (reverse_log_variance(None, t, s, kind, floor) for kind in ("beta_tilde", "beta"))
+        std = math.exp(0.5 * ((1 - gamma) * low + gamma * high))
+        mean = posterior_mean(prediction.x, prediction.x0, t, s)
+        return mean if prediction.tilt is None else mean + std**2 * prediction.tilt, std
 
     return _first_order(step)
 

@@ -280,8 +280,8 @@ def begun(recipe: Recipe) -> nn.Module:
     """The system of a recipe as its training begins: with the weights of ``recipe.start``, where there is one.
 
     Input channels that the start lacks come after those of x and have zero weights, so the system begins as the start
-    would go on (Nichol et al. 2021, section 4.3). The parts in ``recipe.fresh`` begin untrained; those that only the start
-    has are left behind.
+    would go on (Nichol et al. 2021, section 4.3). The parts in ``recipe.fresh`` begin untrained; those that only the
+    start has are left behind.
 
     Raises:
         ValueError: for a start that cannot be read or does not fit, naming the tensors, or a part that is not there.

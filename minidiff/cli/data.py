@@ -148,13 +148,14 @@ def embed(source, encoder, out, text, suffix, batch, per_shard, split, root, dev
     """Compute a frozen ENCODER's embedding of every sample, once, into shards beside those of the images.
 
     ENCODER is a classifier or a clean CLIP by its name, or a model of open_clip with the name or the file of its
-    weights.
+    weights; or a text encoder (minilm, t5:NAME), which says something of every token.
 
     \b
     Examples:
       minidiff data embed shards/cifar10 cifar16-classifier-clean embeddings/cifar10
       minidiff data embed shards/train ViT-L-14:/weights/clip.safetensors embeddings/clip --suffix clip.npy
       minidiff data embed shards/train ViT-L-14:openai embeddings/text --text --suffix text.npy
+      minidiff data embed shards/train t5:google/t5-v1_1-xxl embeddings/t5 --text --suffix text_states.npy
     """
     from ..data.embed import embed as run
     from ..metrics.embedders import embedder
@@ -192,7 +193,7 @@ def embed_for(recipe, overrides, batch, device, workers, quiet) -> None:
 
     plan = load_recipe(recipe, overrides)
     if plan.data.text_states:
-        _states_for(plan.data, batch, _device(device), quiet)
+        _states_for(plan.data, batch, _device(device), workers, quiet)
         if not plan.data.embeddings:
             return
     if not plan.data.embeddings or not getattr(plan.options, "clip", ""):
@@ -206,12 +207,21 @@ def embed_for(recipe, overrides, batch, device, workers, quiet) -> None:
             _done(index, out)
 
 
-def _states_for(plan, batch: int, device: str, quiet: bool) -> None:
-    """The states of a recipe's captions, by the text encoder that it names."""
-    from ..data.sets import all_captions, states_place
+def _states_for(plan, batch: int, device: str, workers: int, quiet: bool) -> None:
+    """The states of the captions of a recipe's data, by the text encoder that it names."""
+    from ..data.embed import embed as run
+    from ..data.sets import SPLITS, all_captions, described, shard_states_place, states_place
     from ..data.states import store_states
+    from ..metrics.embedders import embedder
     from ..store import load
 
+    if plan.name == "shards":
+        found = embedder(plan.language, device, raw=True)
+        for split in SPLITS:
+            out, source = shard_states_place(plan, split), described(plan, split)
+            index = run(source, found, out, True, batch, suffix="text_states.npy", workers=workers, progress=not quiet)
+            _done(index, out)
+        return
     place, encoder = Path(states_place(plan)), load(plan.language, device, "text_states")
     count = store_states(place, all_captions(plan), encoder.text_states, plan.language, batch, not quiet)
     click.echo(f"{place}: {count} captions as {plan.language} reads them, {place.stat().st_size / 1e6:.1f} MB")

@@ -144,12 +144,13 @@ class _Items(Dataset):
 
 
 @torch.inference_mode()
-def _encoded(embedder: Embedder, text: bool, items: list) -> np.ndarray:
-    """(B, ...) float16."""
-    vectors = (embedder.texts(items) if text else embedder.images(torch.stack(items))).half().cpu()
-    if not vectors.isfinite().all():
+def _encoded(embedder: Embedder, text: bool, items: list) -> list[np.ndarray]:
+    """B embeddings in float16; those of texts may have lengths of their own, one state for each token."""
+    found = embedder.texts(items) if text else embedder.images(torch.stack(items))
+    vectors = [vector.half().cpu() for vector in found]
+    if not all(bool(vector.isfinite().all()) for vector in vectors):
         raise ValueError(f"{embedder.name} gives embeddings that are not finite in float16")
-    return vectors.numpy()
+    return [vector.numpy() for vector in vectors]
 
 
 def _npy(vector: np.ndarray) -> bytes:

@@ -26,7 +26,7 @@ class Embedder:
         size: Side of an image; None for any.
         channels: Channels of an image.
         sha256: Of the weights; None for those that are named by a tag.
-        read: B texts -> (B, width); None where it reads none.
+        read: B texts -> (B, width), or of each text its tokens, B tensors (l, W); None where it reads none.
         log_prob: Images as for ``encode`` -> (B, n_classes); None where it knows no classes.
         n_classes: Number of classes.
         data: The data set whose classes these are; None when they are those of no set of ours.
@@ -39,7 +39,7 @@ class Embedder:
     size: Count | None = None
     channels: Count = 3
     sha256: str | None = None
-    read: Callable[[list[str]], Tensor] | None = None
+    read: Callable[[list[str]], Tensor | list[Tensor]] | None = None
     log_prob: Callable[[Tensor], Tensor] | None = None
     n_classes: Natural = 0
     data: DataRecipe | None = None
@@ -67,8 +67,8 @@ class Embedder:
         return self.log_prob(self.fitted(images))
 
     @torch.no_grad()
-    def texts(self, texts: list[str]) -> Tensor:
-        """B texts -> (B, width).
+    def texts(self, texts: list[str]) -> Tensor | list[Tensor]:
+        """B texts -> (B, width), or of each text its tokens, B tensors (l, W).
 
         Raises:
             ValueError: when it reads none.

@@ -38,6 +38,7 @@ class DataRecipe:
             clean CLIP.
         text_states: Folder with these states, columns "text_states" and "text_mask". ``minidiff data embed-for`` writes
             it; several encoders may share one.
+        states_length: Tokens that the states of a text in shards are filled or cut to.
         hands: Of emoji: whose drawings, "noto" or "fluent" or both; with both, captions name the hand half of the time.
 
     Raises:
@@ -64,6 +65,7 @@ class DataRecipe:
     plain: bool = False
     language: str = ""
     text_states: str = ""
+    states_length: Count = 256
 
     @property
     def embeddings(self) -> dict[str, str]:

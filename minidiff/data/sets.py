@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from ..arguments import Count, checked
+from ..arguments import Count, Natural, checked
 from ..files import digest
 from ..random import sample_generators
 from ..words import nearest
 from .embeddings import Embeddings
 from .images import ImageFolder, Images, torchvision_set
 from .recipe import DataRecipe
-from .states import TextStates
+from .states import TextStates, filled
 from .tokenizer import Tokenizer, tokenizer
 
 log = logging.getLogger(__name__)
@@ -54,16 +54,22 @@ class Items(Dataset):
         found: Items are (image, label), or (image, caption), and what else is named.
         second: What the second is called.
         convert: From the second to a tensor.
-        more: What follows is called.
+        more: What follows is called; "text_states" among it is filled to one length, with "text_mask".
+        length: That length, in tokens.
         grey: Whether colours are averaged.
     """
 
     grey = False
 
     def __init__(
-        self, found: Dataset, second: str = "label", convert: Callable = torch.as_tensor, more: Sequence[str] = ()
+        self,
+        found: Dataset,
+        second: str = "label",
+        convert: Callable = torch.as_tensor,
+        more: Sequence[str] = (),
+        length: Natural = 0,
     ):
-        self.found, self.second, self.convert, self.more = found, second, convert, tuple(more)
+        self.found, self.second, self.convert, self.more, self.length = found, second, convert, tuple(more), length
         self.shard_sizes: Sequence[int] | None = getattr(found, "shard_sizes", None)
 
     def __len__(self) -> int:
@@ -79,7 +85,8 @@ class Items(Dataset):
 
     def _row(self, image: Tensor, second, *more: Tensor) -> dict[str, Tensor]:
         image = image.mean(0, keepdim=True) if self.grey else image
-        return {"image": image, self.second: self.convert(second), **dict(zip(self.more, more, strict=True))}
+        row = {"image": image, self.second: self.convert(second), **dict(zip(self.more, more, strict=True))}
+        return row | (filled(row["text_states"], self.length) if "text_states" in row else {})
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -178,6 +185,11 @@ def states_place(recipe: DataRecipe) -> str:
             "text states are those of an encoder, and lie in a folder: name both, data.language and data.text_states"
         )
     return f"{recipe.text_states}/{re.sub('[^A-Za-z0-9._-]+', '-', recipe.language)}.safetensors"
+
+
+def shard_states_place(recipe: DataRecipe, split: str) -> str:
+    """Folder of the states of a recipe's captions, where the data lie in shards."""
+    return f"{recipe.text_states}/{recipe.part(split)}".rstrip("/")
 
 
 def captions_of(found: Dataset, recipe: DataRecipe) -> list[str]:
@@ -410,12 +422,14 @@ def _shards(recipe: DataRecipe, split: str) -> Dataset:
         reader, mirror = _tokenizer(recipe), recipe.mirror and split == "train"
         reader([""])  # a tokenizer without its files would refuse every caption
         beside = [embeddings_place(recipe, name, split) for name in recipe.embeddings]
-        targets = ["txt", *(f"{name}.npy" for name in recipe.embeddings)]
+        more = [*recipe.embeddings, *(["text_states"] if recipe.text_states else [])]
+        beside += [shard_states_place(recipe, split)] if recipe.text_states else []
+        targets = ["txt", *(f"{name}.npy" for name in more)]
         where = place(recipe.part(split))
         found = Shards(where, recipe.size, mirror, targets, beside, read=partial(_tokens, reader))
         if reader.closed:
             _refuse_captions(found, reader)
-        return Items(found, "caption", more=[*recipe.embeddings])
+        return Items(found, "caption", more=more, length=recipe.states_length)
     if split == "train":
         return Items(Shards(place(recipe.train), recipe.size, recipe.mirror))
     found = Shards(place(recipe.heldout), recipe.size)

@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..arguments import Count, checked
+from ..arguments import Count, checked, floats
 from ..files import write_atomically
 
 Encoder = Callable[[list[str]], tuple[Tensor, Tensor]]  # B texts -> (B, L, W) states and (B, L) bool, which count
@@ -157,3 +158,11 @@ def _half(states: Tensor, name: str) -> Tensor:
     if not bool((states.abs() <= HALF).all()):
         raise ValueError(f"{name} gives states that are not finite in float16")
     return states.half().cpu()
+
+
+@checked
+def filled(states: floats("l W"), length: Count) -> dict[str, Tensor]:
+    """States of one text (l, W), filled with zeros or cut to a length: "text_states" and "text_mask"."""
+    states = states[:length].float()
+    mask = torch.arange(length) < len(states)
+    return {"text_states": F.pad(states, (0, 0, 0, length - len(states))), "text_mask": mask}

@@ -7,11 +7,13 @@ import pickle
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..arguments import Device, checked
 from ..data.embedder import Embedder
 from ..data.recipe import DataRecipe
 from ..files import sha256
+from ..models.language import Language
 from ..pixels import to_uint8
 from ..schedule import DATA
 from ..store import Found, checkpoints, find, recipe_of
@@ -24,8 +26,8 @@ def embedder(name: str, device: Device = "cpu", raw: bool = False) -> Embedder:
     """An embedder by name.
 
     Args:
-        name: A classifier or a clean CLIP as ``store.find`` names it, "inception", "inception:PATH" or
-            "inception:download".
+        name: A classifier, a clean CLIP or a frozen text encoder as ``store.find`` names it, "inception",
+            "inception:PATH" or "inception:download".
         device: Where it computes.
         raw: Leave the embeddings of a CLIP at the length they have; else they are brought to length 1.
 
@@ -36,6 +38,8 @@ def embedder(name: str, device: Device = "cpu", raw: bool = False) -> Embedder:
     if name == "inception" or name.startswith("inception:"):
         return _inception(name.partition(":")[2], device)
     found = find(name, str(device))
+    if isinstance(found.system, Language):
+        return _language(name, found.system)
     if hasattr(found.system, "embed_images"):
         return _clip(name, found, raw)
     if not hasattr(found.system, "features"):
@@ -62,6 +66,18 @@ def _classifier(name: str, found: Found, device: torch.device | str) -> Embedder
         data=found.recipe.data,
         learnt=system.class_names,
     )
+
+
+def _language(name: str, encoder: Language) -> Embedder:
+    """One that says something of every token of a text, and sees nothing."""
+
+    def blind(images):
+        raise ValueError(f"{name} reads texts and sees no pictures: --text embeds the captions")
+
+    def read(texts: list[str]) -> list[Tensor]:
+        return [states[mask] for states, mask in zip(*encoder.text_states(texts), strict=True)]
+
+    return Embedder(name, encoder.width, blind, read=read)
 
 
 def _clip(name: str, found: Found, raw: bool) -> Embedder:

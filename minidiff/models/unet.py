@@ -214,6 +214,29 @@ class Encoder(nn.Module):
         """Network times (B,) of x -> (B, 4 channels)."""
         return self.time_embed(timestep_embedding(time, self.config.channels).to(self.time_embed[0].weight.dtype))
 
+    def embed_image_level(self, time: Tensor) -> Tensor:
+        """Network times (B,) of the noise in the image door -> (B, 4 channels), to be added to the vector."""
+        weight = self.image_level_embed[0].weight
+        return self.image_level_embed(timestep_embedding(time, self.config.channels).to(weight.dtype))
+
+    @property
+    def out_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what leaves."""
+        return self.config.out_channels, self.config.size, self.config.size
+
+    def entering(
+        self, x: Tensor, time: Tensor, condition: Condition | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """What ``forward`` is given, as ``encode`` and, but for x, ``decode`` take it: x, embedding, tokens, mask."""
+        condition = condition or Condition()
+        if condition.image is not None:
+            x = torch.cat([x, condition.image], dim=1)
+        x = self.halved(x)
+        embedding = self.embed_time(x, time)
+        if condition.vector is not None:
+            embedding = embedding + condition.vector
+        return x, embedding, condition.tokens, condition.tokens_mask
+
     def encode(
         self, x: Tensor, embedding: Tensor, tokens: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor]]:
@@ -285,24 +308,6 @@ class UNet(Encoder):
         h, skips = self.encode(x, *given)
         return self.decode(h, skips, *given)[0]
 
-    @property
-    def out_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of what leaves."""
-        return self.config.out_channels, self.config.size, self.config.size
-
-    def entering(
-        self, x: Tensor, time: Tensor, condition: Condition | None = None
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """What ``forward`` is given, as ``encode`` and, but for x, ``decode`` take it: x, embedding, tokens, mask."""
-        condition = condition or Condition()
-        if condition.image is not None:
-            x = torch.cat([x, condition.image], dim=1)
-        x = self.halved(x)
-        embedding = self.embed_time(x, time)
-        if condition.vector is not None:
-            embedding = embedding + condition.vector
-        return x, embedding, condition.tokens, condition.tokens_mask
-
     def read_states(self, states: Tensor, mask: Tensor, z: Tensor) -> Condition:
         """A text that a frozen CLIP has read, see ``EmbeddingDoors.text``."""
         return self.embedding.text(states, mask, z)
@@ -352,14 +357,9 @@ class UNet(Encoder):
                 kept[i] = h
         return self.out(h), kept
 
-    def embed_image_level(self, time: Tensor) -> Tensor:
-        """Network times (B,) of the noise in the image door -> (B, 4 channels), to be added to the vector."""
-        weight = self.image_level_embed[0].weight
-        return self.image_level_embed(timestep_embedding(time, self.config.channels).to(weight.dtype))
-
 
 @checked
-def check_tokens(tokens: Tensor | None, config: UNetConfig) -> None:
+def check_tokens(tokens: Tensor | None, config) -> None:
     """Raise ValueError for tokens of another width than the network attends to, or where it attends to none."""
     if tokens is None:
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from ..arguments import Count, checked
 from ..condition import Part
@@ -34,7 +35,7 @@ def label(network: UNet, options: DenoiserOptions) -> list[Part]:
 
 
 @checked
-def channels(network: UNet, options: DenoiserOptions) -> int:
+def channels(network: nn.Module, options: DenoiserOptions) -> int:
     """Channels of the images that a network draws."""
     return network.config.out_channels // (1 + (options.variance == "learned"))
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..arguments import Count, Randomness, Share, checked
 from ..condition import Condition, Part, Value, column
+from ..models.efficient_unet import EfficientUNet
 from ..models.unet import UNet
 from .adm import channels, denoiser
 from .cascade import CascadeOptions
@@ -127,3 +128,15 @@ def imagen_upsampler(network, schedule, options, data) -> Diffusion:
     small = LowRes(options.factor, channels(network, options), augment=options.augment)
     read = [tokens(network, options, data)] if options.text else []
     return denoiser(network, schedule, [*read, small], options, data)
+
+
+@system("imagen_efficient", network=EfficientUNet, options=DenoiserOptions)
+def imagen_efficient(network, schedule, options, data) -> Diffusion:
+    """The same as ``imagen``, by an Efficient U-Net."""
+    return imagen(network, schedule, options, data)
+
+
+@system("imagen_efficient_upsampler", network=EfficientUNet, options=ImagenUpsamplerOptions)
+def imagen_efficient_upsampler(network, schedule, options, data) -> Diffusion:
+    """The same as ``imagen_upsampler``, by an Efficient U-Net, as in the paper."""
+    return imagen_upsampler(network, schedule, options, data)

@@ -38,6 +38,8 @@ HOMES = {
     "unclip_ar_prior": "ar_prior",
     "imagen": "imagen",
     "imagen_upsampler": "imagen",
+    "imagen_efficient": "imagen",
+    "imagen_efficient_upsampler": "imagen",
 }
 _registered: dict[str, System] = {}
 

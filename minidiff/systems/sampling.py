@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..arguments import Finite, NonNegative, checked
-from ..guidance import cfg, static_threshold
+from ..guidance import cfg, dynamic_threshold, static_threshold
 from ..sampler import Sampler, ancestral, ddim, heun
 from ..schedule import read_steps
 
 SAMPLERS = ("ddim", "ancestral", "heun")
 GUIDES = ("cfg", "classifier", "clip", "adm")
-THRESHOLDS = {"static": static_threshold, "none": None}
+THRESHOLDS = {"static": static_threshold, "dynamic": dynamic_threshold(), "none": None}
 
 
 @checked
@@ -26,7 +26,8 @@ class Sampling:
         scale: Scale of classifier-free guidance; when left out nothing was published.
         temperature: Of the noise at the start, see ``systems.draw.draw``.
         aug_level: Standard deviation of the noise in a small image that is enlarged.
-        threshold: What keeps x_0 in the range of the data, "static" or "none"; the system's own when left out.
+        threshold: What keeps x_0 in the range of the data, "static", "dynamic" (at 99.5 %) or "none"; the system's own
+            when left out.
         guide: How a classifier or a CLIP guides, where one is named: "classifier", "clip" or "adm".
         classifier_scales: Scale for the classifier of the same size, by the spelling of steps.
 

@@ -16,6 +16,7 @@ from .ema import EMA
 from .precision import autocast
 
 SECONDS_PER_DAY = 86400
+STATES = 64  # tokens of a caption
 CPU_STEP = 1e12  # operations of a measured step on a CPU, at most: some seconds, unless one image takes more
 CPU_IMAGE = 2e12  # operations above which an image is not measured on a CPU
 
@@ -67,18 +68,22 @@ def cost(recipe) -> Cost:
     if recipe.training.checkpointing:
         flops, activations = flops * 4 / 3, _inputs_of_stages(network, x, t)
     half = 2 if recipe.training.precision == "bf16" else 1
+    moments = 2 if recipe.training.optimizer == "adamw" else 0  # Adafactor keeps sums of rows and columns
     return Cost(
         parameters=parameters,
         flops=flops,
-        state_bytes=4 * parameters * (4 + len(recipe.training.ema)),
+        state_bytes=4 * parameters * (2 + moments + len(recipe.training.ema)),
         activation_bytes=activations // half + 4 * out.numel(),
         images=recipe.training.steps * recipe.training.batch,
     )
 
 
 def _forward(network: nn.Module, x: Tensor, t: Tensor) -> Tensor:
-    """The network, and the captions where it reads some."""
-    text = getattr(network.config, "text", None)
+    """The network, and the captions where it reads some; of a frozen encoder's states there are ``STATES``."""
+    text, language = (getattr(network.config, name, None) for name in ("text", "language"))
+    if language is not None:
+        states = torch.zeros(len(x), STATES, language.width, device=x.device)
+        return network(x, t, network.language(states, torch.ones(len(x), STATES, dtype=torch.bool, device=x.device)))
     if text is None:
         return network(x, t)
     vector, sequence = network.text(torch.zeros(len(x), text.context, dtype=torch.long, device=x.device))

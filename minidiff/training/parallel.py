@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, distributed, nn
 
@@ -38,10 +40,21 @@ def parallel(loss: nn.Module, plan: TrainingRecipe, accelerator):
         _shard(loss.to(accelerator.device))
     else:
         loss.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(
-        loss.parameters(), lr=plan.lr, betas=plan.betas, weight_decay=plan.weight_decay, fused=True
-    )
+    optimizer = optimizer_of(loss.parameters(), plan)
     return (loss, accelerator.prepare(optimizer)) if sharded else accelerator.prepare(loss, optimizer)
+
+
+def optimizer_of(parameters: Iterable[nn.Parameter], plan: TrainingRecipe) -> torch.optim.Optimizer:
+    """The optimiser that a plan names.
+
+    Raises:
+        ValueError: for Adafactor where torch has none.
+    """
+    if plan.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=plan.lr, betas=plan.betas, weight_decay=plan.weight_decay, fused=True)
+    if not hasattr(torch.optim, "Adafactor"):
+        raise ValueError(f"training.optimizer=adafactor needs torch 2.5 or later, and this is {torch.__version__}")
+    return torch.optim.Adafactor(parameters, lr=plan.lr, weight_decay=plan.weight_decay)
 
 
 def _shard(loss: nn.Module) -> None:

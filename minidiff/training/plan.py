@@ -8,6 +8,7 @@ from ..arguments import Count, Natural, NonNegative, Positive, checked
 from .precision import PRECISIONS
 
 SHARDINGS = ("none", "full")
+OPTIMIZERS = ("adamw", "adafactor")
 
 
 @checked
@@ -31,10 +32,13 @@ class TrainingRecipe:
         accumulate: Parts into which each process cuts its share of a batch, to save memory.
         checkpointing: Recompute activations in the backward pass, to save memory.
         compile: Compile the network.
+        optimizer: "adamw", or "adafactor" (Shazeer and Stern 2018; torch's, from 2.5 on), which keeps row and column
+            sums of squares in place of moments and takes steps in proportion to the size of each parameter.
         sharding: "none" (every process holds the whole model, DDP) or "full" (FSDP).
 
     Raises:
-        ValueError: for a number out of range, or an unknown precision or sharding.
+        ValueError: for a number out of range, an unknown precision, sharding or optimiser, or Adafactor of a sharded
+            model, which was not tried.
     """
 
     steps: Count
@@ -53,11 +57,14 @@ class TrainingRecipe:
     checkpointing: bool = False
     compile: bool = False
     sharding: str = "none"
+    optimizer: str = "adamw"
 
     def __post_init__(self):
-        for name, known in (("precision", PRECISIONS), ("sharding", SHARDINGS)):
+        for name, known in (("precision", PRECISIONS), ("sharding", SHARDINGS), ("optimizer", OPTIMIZERS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"training.{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if self.optimizer == "adafactor" and self.sharding != "none":
+            raise ValueError(f"adafactor is for whole models here: sharding none is accepted, got {self.sharding!r}")
         if not self.ema or not all(0 <= decay < 1 for decay in self.ema):
             raise ValueError(f"training.ema holds one decay in [0, 1) or more, got {list(self.ema)}")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):

@@ -26,7 +26,7 @@ HOW_IT_RUNS = {  # keys of a recipe that define no result: they may change from 
     "training.accumulate",
     "training.compile",
 }
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of AdamW
+SQUARES = (".exp_avg_sq", ".variance", ".row_var", ".col_var")  # that optimisers keep
 WEIGHTS, OPTIMIZER, LEARNT = "model.", "optimizer.", "levels."  # what names of tensors begin with
 T = TypeVar("T")
 
@@ -36,7 +36,7 @@ class State:
 
     Args:
         system: What is trained.
-        optimizer: AdamW of its parameters, wrapped or not.
+        optimizer: Of its parameters, wrapped or not.
         ema: The averages of its weights.
     """
 
@@ -182,7 +182,7 @@ def require_whole(tensors: dict[str, Tensor], meta: dict, system: Trainable, pla
     moments = {k: v for k, v in tensors.items() if k.startswith(OPTIMIZER)}
     if late := [k for k, v in moments.items() if k.endswith(".step") and not 1 <= float(v) <= meta["step"]]:
         raise ValueError(f"{path} is damaged: no step up to {meta['step']}: {', '.join(late[:10])}")
-    if bad := [k for k, v in moments.items() if k.endswith(".exp_avg_sq") and bool((v < 0).any())]:
+    if bad := [k for k, v in moments.items() if k.endswith(SQUARES) and bool((v < 0).any())]:
         raise ValueError(f"{path} is damaged: a mean of squares is negative: {', '.join(bad[:10])}")
 
 
@@ -193,10 +193,20 @@ def _expected(
     for prefix in (WEIGHTS, *map(average_prefix, plan.ema)):
         yield from ((prefix + name, tensor) for name, tensor in weights.items())
     for name, parameter in system.named_parameters():
-        names = [f"{OPTIMIZER}{name}.{k}" for k in MOMENTS]
-        still = name in meta["unmoved"] if "unmoved" in meta else not tensors.keys() & set(names)
+        moments = {f"{OPTIMIZER}{name}.{k}": like for k, like in _moments(parameter, plan.optimizer).items()}
+        still = name in meta["unmoved"] if "unmoved" in meta else not tensors.keys() & moments.keys()
         if not still:
-            yield from zip(names, (torch.zeros(()), parameter, parameter), strict=True)
+            yield from moments.items()
+
+
+def _moments(parameter: Tensor, optimizer: str) -> dict[str, Tensor]:
+    """What an optimiser keeps of a parameter: names, and tensors of the same shape and type."""
+    step = {"step": torch.zeros(())}
+    if optimizer == "adamw":
+        return step | {"exp_avg": parameter, "exp_avg_sq": parameter}
+    if parameter.ndim < 2:
+        return step | {"variance": parameter}
+    return step | {"row_var": parameter[..., :1], "col_var": parameter[..., :1, :]}
 
 
 def require_same(recipe, meta: dict, path: Path) -> None:
