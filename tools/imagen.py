@@ -1,9 +1,9 @@
 """What lesson 12 says of `imagen`: guidance with three thresholds, a small DrawBench (ten minutes on a CPU core).
 
-Usage: python tools/imagen.py [--out data/imagen.json]. Rows that are finished are not repeated, so it can be interrupted;
-remove the file when the checkpoint has changed. It holds what the oracle and a CLIP say of every single picture; what
-follows from that is computed by lesson 12, not here. The prompts of the bench, and what each should show, stand in
-data/drawbench.json; they were written before the first picture was drawn.
+Usage: python tools/imagen.py [--out data/imagen.json]. Rows that are finished are not repeated, so it can be
+interrupted; remove the file when the checkpoint has changed. It holds what the oracle and a CLIP say of every single
+picture; what follows from that is computed by lesson 12, not here. The prompts of the bench, and what each should show,
+stand in data/drawbench.json; they were written before the first picture was drawn.
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ def row(name: str, folder: Path) -> dict:
     """Train one network, and measure it."""
     recipe = recipe_of(name)
     reader = load(recipe.data.language, "cpu", "text_states")
-    store_states(states_place(recipe.data), all_captions(recipe.data), reader.text_states, recipe.data.language)
+    store_states(Path(states_place(recipe.data)), all_captions(recipe.data), reader.text_states, recipe.data.language)
     system = recipe.build().eval()
     system.load_state_dict(train(recipe, begun, folder, cpu=True, quiet=True))
     seconds = load_checkpoint(folder / "last.safetensors")[1]["seconds"]
