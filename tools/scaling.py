@@ -1,4 +1,4 @@
-"""Text encoders and widths of a U-Net at equal steps: what a frozen language model is worth (25 minutes on a CPU core).
+"""Text encoders and widths of a U-Net at equal steps: what a frozen language model is worth (20 minutes on a CPU core).
 
 Usage: python tools/scaling.py [--out data/scaling.json]. Every row is the recipe `imagen8` with another encoder or
 another width, trained and measured; rows that are finished are not repeated, so it can be interrupted. It holds what
@@ -33,13 +33,13 @@ from minidiff.training.loop import train
 
 ROWS = {  # name: (text encoder, channels of the U-Net)
     "words": ("words", 32),
-    "MiniLM, 1 layer": ("minilm-1", 32),
-    "MiniLM, 2 layers": ("minilm-2", 32),
-    "MiniLM, 4 layers": ("minilm-4", 32),
     "MiniLM, 6 layers": ("minilm", 32),
     "CLIP": ("scenes-clip-strong", 32),
-    "narrow": ("minilm", 16),
+    "MiniLM, 4 layers": ("minilm-4", 32),
+    "MiniLM, 1 layer": ("minilm-1", 32),
     "wide": ("minilm", 48),
+    "narrow": ("minilm", 16),
+    "MiniLM, 2 layers": ("minilm-2", 32),
 }
 UNSEEN, STEPS, SCALE = 300, 10, 3.0
 TIMES = (0.9, 0.75, 0.6, 0.45)  # noise levels of the denoising errors
