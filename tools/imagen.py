@@ -29,8 +29,8 @@ from minidiff.store import load, weights_path
 from minidiff.systems.draw import draw
 
 NETWORK, JUDGE = "imagen", "scenes-clip-strong"
-CAPTIONS, STEPS, BATCH, REAL = 200, 10, 50, 4000
-SCALES = (1.0, 2.0, 3.0, 5.0, 8.0, 11.0, 15.0)
+CAPTIONS, STEPS, BATCH, REAL = 150, 10, 50, 4000
+SCALES = (1.0, 3.0, 6.0, 10.0, 15.0)
 RULES = {"none": None, "static": static_threshold, "dynamic": dynamic_threshold(0.995)}
 BENCH_SCALE, COPIES = 3.0, 4
 NEAR_END = 0.98  # of the range; numbers beyond it count as saturated
