@@ -42,5 +42,6 @@ CRITERIA = {
     "glide-released-parameters": ("below 0.005", PARAMETERS),
     "resampling-closes-most-of-the-gap": ("below 0.1", FIXED_BY_THE_CLAIM),
     "four-channels-are-all-that-is-added": ("below 0.5", COUNT),
+    "enlargers-as-printed-are-alike": ("below 10.0", FIXED_BY_THE_CLAIM),
     "upsamplers-count-as-published": ("below 0.006", PARAMETERS + ", and its rounding"),
 }
