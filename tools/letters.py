@@ -20,8 +20,8 @@ HEAD = re.compile(r"^ *\| *letter *\| *meaning *\| *$", re.M)
 GREEK = set(
     re.findall(
         r"\w+",
-        "alpha beta gamma delta epsilon zeta eta theta kappa lambda mu nu xi pi rho sigma varsigma varrho tau phi varphi "
-        "chi psi omega ell Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega",
+        "alpha beta gamma delta epsilon zeta eta theta kappa lambda mu nu xi pi rho sigma varsigma varrho tau phi "
+        "varphi chi psi omega ell Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega",
     )
 )
 FONTS = "mathbb|mathbf|mathcal"
