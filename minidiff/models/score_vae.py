@@ -52,6 +52,11 @@ class ScoreVAEConfig:
         return self.image_channels * self.size**2
 
     @property
+    def in_shape(self) -> tuple[int, ...]:
+        """(D,) of what the prior reads."""
+        return (self.latent,)
+
+    @property
     def in_channels(self) -> int:
         """Numbers that the prior reads."""
         return self.latent

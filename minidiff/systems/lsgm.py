@@ -41,7 +41,6 @@ class LSGMOptions:
         weighting: Of the prior's own loss, see ``cross_entropy.weight``; the encoder's is always that of the bound.
         proposal: Where times are drawn, see ``cross_entropy.Times``; the same times serve both.
 
-
     Raises:
         ValueError: for a name that is not known.
     """
@@ -59,6 +58,7 @@ class LSGMOptions:
                 raise ValueError(f"{name} is one of {', '.join(names)}, got {getattr(self, name)!r}")
 
 
+@checked
 @dataclass(frozen=True)
 class Bound:
     """The three terms of the variational bound of each image, in nats (``eq-three-terms``).
@@ -70,10 +70,10 @@ class Bound:
         dims: Numbers of an image.
     """
 
-    reconstruction: Tensor
-    negative_entropy: Tensor
-    cross_entropy: Tensor
-    dims: int
+    reconstruction: floats("B")
+    negative_entropy: floats("B")
+    cross_entropy: floats("B")
+    dims: Count
 
     @property
     def total(self) -> Tensor:
