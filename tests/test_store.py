@@ -180,7 +180,7 @@ def test_the_data_lie_in_the_source_tree_or_in_the_package(tmp_path, monkeypatch
         ("adm-imagenet64", "`minidiff download adm-imagenet64` fetches 64x64_diffusion.pt into weights/; then name it "
          "as adm-imagenet64=weights/64x64_diffusion.pt, or on the command line add --weights weights/64x64_diffusion"),
         ("glide-clip", "fetches clip_image_enc.pt and clip_text_enc.pt into weights/; then name it as glide-clip=weig"),
-        ("glide-hands", "train it with `minidiff train glide-hands`, then name the folder runs/glide-hands"),
+        ("imagen-words", "train it with `minidiff train imagen-words`, then name the folder runs/imagen-words"),
     ],
 )  # fmt: skip
 def test_what_to_do_without_weights(name, message, tmp_path, monkeypatch):
@@ -199,10 +199,10 @@ def test_weights_that_lie_where_downloads_go(tmp_path, monkeypatch):
 
 def test_a_run_that_is_there_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs/glide-hands").mkdir(parents=True)
-    (tmp_path / "runs/glide-hands/last.safetensors").touch()
-    with pytest.raises(ValueError, match="name its run, runs/glide-hands"):
-        load("glide-hands")
+    (tmp_path / "runs/imagen-words").mkdir(parents=True)
+    (tmp_path / "runs/imagen-words/last.safetensors").touch()
+    with pytest.raises(ValueError, match="name its run, runs/imagen-words"):
+        load("imagen-words")
 
 
 def test_unknown_names_list_all_that_are_known_the_nearest_first():
