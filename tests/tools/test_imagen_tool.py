@@ -3,16 +3,14 @@
 import json
 import re
 
-import pytest
 import torch
 
 from minidiff.data.captions import parse
 from minidiff.data.render import render
 from minidiff.data.scenes import Object, Scene, Scenes
 from minidiff.files import sha256
-from minidiff.recipes import load_recipe
 from minidiff.store import weights_path
-from tools import efficient, imagen, scaling
+from tools import imagen
 from tools.lessons import ROOT
 
 recorded = lambda name: json.loads((ROOT / f"data/{name}.json").read_text())
@@ -54,6 +52,8 @@ def test_imagens_rows_are_complete_and_of_the_committed_weights():
         assert row["frechet"][1] < row["frechet"][0] < row["frechet"][2]
         if row["rule"] != "none":
             assert max(row["outside"]) == 0
+    beside = result["beside"]
+    assert beside["weights"] == sha256(weights_path(imagen.BESIDE)) and len(beside["verdicts"]) == n
     for copies in result["bench"].values():
         assert len(copies) == imagen.COPIES and all(len(copy) == len(PROMPTS) for copy in copies)
 
@@ -61,41 +61,3 @@ def test_imagens_rows_are_complete_and_of_the_committed_weights():
 def test_what_is_found_in_a_real_picture():
     assert imagen.found([SAID, "a blue square below a red ring"], picture(16).repeat(2, 1, 1, 1)) == ["111111"] * 2
     assert imagen.found(["a blue ring above a red square"], picture(16)) == ["111000"]
-
-
-@pytest.mark.parametrize("name", scaling.ROWS)
-def test_a_painter_differs_in_its_reader_or_its_width(name):
-    recipe, middle = scaling.recipe_of(name), load_recipe("imagen8")
-    assert recipe.training == middle.training and recipe.data.images == middle.data.images
-    encoder, channels = scaling.ROWS[name]
-    assert (recipe.data.language, recipe.network.channels) == (encoder, channels)
-    row = recorded("scaling")["rows"][name]
-    assert row["parameters"] == sum(p.numel() for p in recipe.build(empty=True).parameters())
-    assert all(len(errors) == scaling.UNSEEN and min(errors) > 0 for errors in row["misses"].values())
-    assert all(len(v) == scaling.UNSEEN and set("".join(v)) <= {"0", "1"} for v in row["verdicts"].values())
-
-
-def test_a_bag_of_words_does_not_notice_an_exchange():
-    errors = recorded("scaling")["rows"]["words"]["misses"]
-    assert torch.allclose(torch.tensor(errors["the caption"]), torch.tensor(errors["its objects exchanged"]), atol=2e-6)
-
-
-def test_false_captions_are_false_and_other_words_true():
-    images, captions = scaling.sheet()
-    assert len(images) == len(captions) == scaling.UNSEEN
-    turned, exchanged = scaling.turned(SAID), scaling.exchanged(SAID)
-    assert (turned, exchanged) == ("a red ring below a blue square", "a blue square above a red ring")
-    assert scaling.renamed("an orange ring above a blue square") == "a tangerine ring above an azure square"
-    assert scaling.found([SAID, turned, exchanged], picture(8).repeat(3, 1, 1, 1)) == ["111", "110", "110"]
-
-
-def test_both_enlargers_are_of_one_size_and_learn_alike():
-    ours, theirs = (efficient.recipe_of(name) for name in efficient.NETWORKS)
-    assert ours.training == theirs.training and ours.data == theirs.data and not ours.start
-    sizes = [sum(p.numel() for p in recipe.build(empty=True).parameters()) for recipe in (ours, theirs)]
-    assert sizes[0] == pytest.approx(sizes[1], rel=0.1)
-    result = recorded("efficient")
-    assert [row["parameters"] for row in result["rows"].values()] == [sizes[0], sizes[1], sizes[1]]
-    assert all(len(row["misses"]) == efficient.UNSEEN for row in result["rows"].values())
-    spent = [row["steps"] * result["seconds_a_step"][row["network"]] for row in result["rows"].values()]
-    assert spent[2] == pytest.approx(spent[0], rel=0.1)
