@@ -281,7 +281,7 @@ def _asks_much(model, labels, scale, levels, noise):
 
 def _biased(model, labels, scale, levels, noise):
     end = draw_by_heun(model, labels, scale, levels, noise)
-    return end + 0.05 * end.std()
+    return end + 0.08 * end.std()
 
 
 PLAIN = "plainly-conditional"

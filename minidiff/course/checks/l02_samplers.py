@@ -688,7 +688,7 @@ MOST_A_STEP, LEAST_ORDER = 4, 2.6  # second-order methods measure 2.1 at most he
 
 def _evenly(n: int) -> list[NoiseLevel]:
     """n steps of equal angle, variance-preserving, which end where there still is noise."""
-    return [_turned(1.4 - 1.2 * k / n) for k in range(n + 1)]
+    return [_turned(1.4 - 0.8 * k / n) for k in range(n + 1)]
 
 
 def _turned(angle: float) -> NoiseLevel:
