@@ -1,9 +1,9 @@
 """Readers of captions at equal steps: what a frozen language model is worth to a painter (40 minutes of a CPU core).
 
-Usage: python tools/scaling.py [--out data/scaling.json]. Every row is the recipe `imagen` with another text encoder, which
-begins with glide's U-Net, trained for some steps and measured. Rows that are finished are not repeated, so it can be
-interrupted. It holds what the oracle says of every single picture and how well each network denoises; what follows is
-computed by lesson 12, not here.
+Usage: python tools/scaling.py [--out data/scaling.json]. Every row is the recipe `imagen` with another text encoder,
+which begins with glide's U-Net, trained for some steps and measured. Rows that are finished are not repeated, so it can
+be interrupted. It holds what the oracle says of every single picture and how well each network denoises; what follows
+is computed by lesson 12, not here.
 """
 
 from __future__ import annotations
