@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tools.lessons import ROOT, Lesson, read_all
 
-WAITING = {"imagen", "latent_vlb"}  # their letters are still told in a paragraph
+WAITING = {"latent_vlb"}  # their letters are still told in a paragraph
 COMMON = "book/notation.md"
 HEAD = re.compile(r"^ *\| *letter *\| *meaning *\| *$", re.M)
 GREEK = set(
