@@ -229,7 +229,7 @@ TRAIN = {
     "noise-drawn-once": (_fit(noise=torch.tensor(0.7)), WITH),
     "no-label-dropped": (_fit(drop=0.0), WITHOUT),
     "class-0-for-null": (_null_of_its_own, WITHOUT, "draws class 0"),
-    "dropped-to-class-0": (_fit(null=0), WITH),
+    "dropped-to-class-0": (_fit(null=0), WITHOUT),
     "two-classes": (_fit(classes=2), "three-classes"),
 }
 
