@@ -1,9 +1,9 @@
 """One alphabet: what each letter of a lesson means, and that no letter means two things.
 
 A numbered lesson states its letters in tables whose head is ``| letter | meaning |``; those that all lessons share
-stand in such a table of `book/notation.md`. A row may hold a family, as x_0 and x_t: indices, hats, bars, dots and primes make no new
-letter, fonts do. Every letter of a displayed equation needs a row, and no letter has two. Not looked at are letters of
-the text alone, the d of a derivative, and whether a letter is used as its row says.
+stand in such a table of `book/notation.md`. A row may hold a family, as x_0 and x_t: indices, hats, bars, dots and
+primes make no new letter, fonts do. Every letter of a displayed equation needs a row, and no letter has two. Not looked
+at are letters of the text alone, the d of a derivative, and whether a letter is used as its row says.
 """
 
 from __future__ import annotations
