@@ -14,6 +14,7 @@ from ..metrics.drawing import Drawing
 from ..recipes import Recipe, available, load_recipe
 from ..store import Found, checkpoints, find, load, stages
 from ..systems import registry
+from ..systems.lsgm import LSGM
 from ..systems.sampling import GUIDES, SAMPLERS, Sampling
 from ..systems.told import Told
 from ..words import nearest
@@ -95,7 +96,12 @@ def drawing_of(name: str, options: dict, device) -> tuple[Drawing, Found]:
     found = [_drawer(ref, device, "it guides another system as --classifier or --clip") for ref in own]
     larger = [_drawer(ref, device, "--upsample takes systems that enlarge") for ref in options["upsamplers"]]
     names = [ref.partition("=")[0] for ref in (*own, *options["upsamplers"])]
-    if len((found + larger)[-1].system.shape) != 3:
+    last = (found + larger)[-1].system
+    if len(last.shape) != 3:
+        if isinstance(last, LSGM):
+            raise click.UsageError(
+                f"{names[-1]} draws latents by a chain of its own, in Python: draw(model, 16, levels=model.chain(40))"
+            )
         raise click.UsageError(f"{names[-1]} draws embeddings, no pictures: name what decodes them with --upsample")
     guides = {who: load(options[who], device, can) for who, can in CAN.items() if options[who]}
     chain = [*found, *larger]

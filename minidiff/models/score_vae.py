@@ -29,7 +29,7 @@ class ScoreVAEConfig:
         width: Width of all layers.
         blocks: Residual blocks of each of encoder, decoder and prior.
         mixing: Logit of the share of the network in the prior's prediction before training, for each number of z; None
-            for a network alone (Vahdat et al. 2021, equation 12).
+            for a network alone (Vahdat et al. 2021, section 3.2).
         dropout: Dropout rate of encoder and decoder.
     """
 
