@@ -18,7 +18,7 @@ DIGITS = {
 }  # fmt: skip
 
 
-WIDTHS = ("size", "embedding", "width")  # what the last axis of what a system draws, sees or says is called
+WIDTHS = ("latent", "size", "embedding", "width")  # what the last axis of what a system draws, sees or says is called
 
 
 @pytest.mark.parametrize("name", available())
