@@ -254,8 +254,10 @@ def _(answer, rng):
     world = _world(rng)
     got = answer(**_data(rng, world), steps=20, seed=2)(_noisy(world, rng, _at(0.5))[0], _at(0.5))
     total = got.exp().sum(1)
+    # the learner's network is float32, and ten exponentials add up
     if bool((got >= 0).all()) and torch.allclose(got.sum(1), torch.ones(len(got)).double(), atol=1e-3):
         raise Mistake("these are the probabilities; their logarithms were asked for")
+    # the learner's network is float32, and ten exponentials add up
     expect(total, torch.ones_like(total), "the exponentials of a row must add up to one", rtol=0, atol=1e-3)
 
 
@@ -424,6 +426,7 @@ def _(answer):
 @case("ex-build-digits", "new", points=2)
 def _(answer):
     share = _nearest(answer) / _nearest(real_digits("heldout"))
+    # copies come back from eight bits: near a training digit, not at it
     if share < 0.02:
         raise Mistake("these are the training digits")
     assert share > 0.5, f"your digits are {share:.2f} as far from the training digits as unseen ones; 0.5 is needed"
