@@ -736,7 +736,7 @@ def _(answer, rng):
     off = (got - end).square().mean().sqrt().item()
     if off > 0.05 > (got - world(end, _evenly(1)[-1]).x0).square().mean().sqrt().item():
         raise Mistake("this is x_0; the chain ends at a level with noise, and x at that level was asked for")
-    # 24 steps of any method err: a tenth of what Euler's do, far above rounding
+    # 24 steps of any method err, far above rounding
     assert off < 0.05, f"24 steps end {off:.2g} from where the flow ends; even Euler's method comes nearer"
 
 
