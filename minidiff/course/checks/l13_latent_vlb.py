@@ -393,7 +393,7 @@ def _(answer):
         (torch.ones(BINS), "all bins alike is log variance uniform, the best for Normal latents; these are none"),
         (square, "the best masses go with the root of the mean square, not with the mean square"),
     ):
-        # masses are typed by hand, to three digits or so
+        # looks that learners printed and typed again, with three digits, are still the same mistake
         if torch.allclose(answer / answer.sum(), (wrong / wrong.sum()).to(answer), rtol=1e-3):
             raise Mistake(diagnosis)
     raise AssertionError(f"variance over squared mean is {found:.2f}; below {LIMIT} was asked for")
