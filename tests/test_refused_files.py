@@ -105,7 +105,7 @@ def test_what_is_no_drawing(options, message):
         ({"temperature": NAN}, "temperature must be a finite number >= 0, got nan"),
         ({"sampler": "euler"}, "the sampler is one of ddim, ancestral, heun, got 'euler'"),
         ({"guide": "free"}, "the guide is one of cfg, classifier, clip, adm, got 'free'"),
-        ({"threshold": "soft"}, "the threshold is one of static, none, got 'soft'"),
+        ({"threshold": "soft"}, "the threshold is one of static, dynamic, none, got 'soft'"),
         ({"aug_level": 1.0}, "aug_level is a standard deviation in [0, 1), got 1.0"),
         ({"scale": NAN}, "scale must be a finite number or None, got nan"),
         (

@@ -84,7 +84,9 @@ def test_sample_draws_through_prior_and_decoder(folder, first):
     found = np.load("x.npz")
     systems = [load(name) for name in (first, "unclip-decoder", "unclip-up32")]
     own = {"scale": 1.0} if first == "unclip-ar-prior" else {"levels": 2}
-    stages = list(zip(systems, [own, {"levels": 2, "guide": cfg(2.0)}, {"levels": 2}], strict=True))
+    stages = list(
+        zip(systems, [own, {"levels": 2, "guide": cfg(2.0)}, {"levels": 8}], strict=True)
+    )  # its recipe says 8
     captions = [CAPTIONS[0], CAPTIONS[1], CAPTIONS[0]]
     expected = cascade(stages, 3, sample_generators(0, range(3)), caption=captions)
     assert np.abs(found["arr_0"].astype(int) - to_uint8(expected).permute(0, 2, 3, 1).numpy()).max() <= 1
