@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any
 
 from ..arguments import Count, checked
 from . import exercises
 from .notebook import in_notebook
 from .outcomes import NotAttempted
 
-T = TypeVar("T")
-
 
 @checked
-def attempted(run: Callable[[], T], otherwise: Callable[[], T], note: str) -> T:
+def attempted(run: Callable[[], Any], otherwise: Callable[[], Any], note: str) -> Any:
     """``run()``; or, while an answer that it calls is not written yet, ``otherwise()``, after printing the note.
 
     Args:

@@ -43,7 +43,7 @@ class AutoencoderConfig(UNetConfig):
 
 
 @checked
-class Autoencoder(UNet):
+class CodedUNet(UNet):
     """A U-Net with an encoder of clean pictures beside it; the code joins the time embedding.
 
     In the paper the code scales what the time has scaled and shifted, group norm by group norm; here both are added
@@ -124,7 +124,7 @@ class DiffusionAutoencoder(Diffusion):
         return self.network.code(pictures.to(self.device, self.dtype))
 
 
-@system("diffae", network=Autoencoder, options=DenoiserOptions)
+@system("diffae", network=CodedUNet, options=DenoiserOptions)
 def diffae(network, schedule, options, data) -> DiffusionAutoencoder:
     """Reads the picture that it is to draw."""
     return denoiser(network, schedule, [Code(network.config.code)], options, data, kind=DiffusionAutoencoder)

@@ -224,7 +224,6 @@ TRAIN = {
     "near-data-alone": (_fit(angles=lambda u: 0.5 * u), WITH),
     "gradients-pile-up": (_fit(forget=False), WITH),
     "average-of-the-start": (_fit(keep=lambda k: 0.999), WITH),
-    "sixteen-pictures": (_fit(pick=lambda batch, n, generator: torch.arange(16)), WITH),
     "learns-eps-says-v": (_fit(target=lambda a, s, x0, eps: eps), WITH),
     "noise-drawn-once": (_fit(noise=torch.tensor(0.7)), WITH),
     "no-label-dropped": (_fit(drop=0.0), WITHOUT),
