@@ -24,6 +24,9 @@ BLOCKS = re.compile(
     re.M,
 )  # exercises, code, display maths
 INLINE = re.compile(r"\$[^$]*\$|(?<!\})`[^`]*`|\{(?!cite)[\w:]+\}`[^`]*`|\]\([^)]*\)|\{(?:value|low|high)[^}]*\}")
+CODE = re.compile(r"^(?P<fence> *`{3,})(?!\{math)[\s\S]*?^(?P=fence)`* *$", re.M)
+ROLE = re.compile(r"\{[\w:]+\}`[^`]*`")
+FORMULA = re.compile(rf"{ROLE.pattern}|`[^`]*`|\$\$[\s\S]*?\$\$|\$([^$]*)\$")
 CONVENTIONS = re.compile(
     r"9[59] % (?:\w+ )?(?:interval|bootstrap|band|quantile|chance|level)|% of (?:the|their) (?:bf16 )?peak"
     r"|(?<!\w)\w = \d+\.\d+"  # a setting by its letter
@@ -76,6 +79,17 @@ def _spoken(cell: Cell) -> Iterator[tuple[int, str]]:
             for part in ast.walk(keyword.value):
                 if isinstance(part, ast.Constant) and isinstance(part.value, str):
                     yield cell.line + part.lineno - 1, part.value
+
+
+def hidden_in_formulas(lesson: Lesson) -> Iterator[str]:
+    """Roles between dollars, which a page shows as letters: `` $s = {glue:text}`scale`$ ``."""
+    for cell in lesson.cells:
+        texts = [(cell.line, cell.source)] if cell.kind == "markdown" else _spoken(cell)
+        for start, text in texts:
+            for match in FORMULA.finditer(CODE.sub(lambda code: re.sub(r"[^\n]", " ", code[0]), text)):
+                if role := ROLE.search(match[1] or ""):
+                    line = start + text.count("\n", 0, match.start())
+                    yield f"{lesson.path}:{line}: {role[0]} stands in a formula, where no role is read"
 
 
 def idle_alt_text(lesson: Lesson) -> Iterator[str]:

@@ -55,6 +55,13 @@ LESSON_FAULTS = {
         "    caption: |\n      Off by 0.37.\n",
         "0.37 is typed",
     ),
+    "role in a formula": (
+        prose.hidden_in_formulas,
+        CLASSIFIER,
+        "## Production\n",
+        "## Production\n\nAt $s = {glue:text}`mine`$ it wins, at $s$ {glue:text}`mine` as well.\n",
+        "{glue:text}`mine` stands in a formula",
+    ),
     "alt text": (prose.idle_alt_text, FORWARD, "    alt: ", "    alt: figure # ", "the alt text 'figure' does not"),
 }
 

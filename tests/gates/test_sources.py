@@ -14,7 +14,14 @@ read = functools.cache(lambda: [*lessons.read_all(), *lessons.appendices()])
 
 @pytest.mark.parametrize(
     "gate",
-    [measured.unmeasured, claimed.criteria, claimed.sources, prose.typed, prose.idle_alt_text],
+    [
+        measured.unmeasured,
+        claimed.criteria,
+        claimed.sources,
+        prose.typed,
+        prose.hidden_in_formulas,
+        prose.idle_alt_text,
+    ],
     ids=lambda gate: gate.__name__,
 )
 def test_the_words_and_numbers_of_the_lessons(gate):
