@@ -21,6 +21,7 @@ from minidiff.files import write_atomically
 RECORDS_VARIABLE = "MINIDIFF_RECORDS"
 SEED = 0
 NUMBERS = re.compile(r"[-+−\d.,%\s()\[\]±]{1,32}")  # a number, or one with its interval
+SENTENCE = 60  # characters from which a cell holds a sentence
 
 
 @dataclass
@@ -83,6 +84,9 @@ def finish() -> None:
     run.seconds = round(time.perf_counter() - run.started, 1)
     run.save()
     rows = [claim.row() for claim in run.claims.values()]
+    if not rows:
+        show("This page makes no claim.", "<p>This page makes no claim.</p>")
+        return
     text = "\n".join(f"{row['verdict']:>12}  {row['id']}: {row['measured']}" for row in rows)
     said = lambda row, *keys: " ".join(row[key] for key in keys if row[key] != "–")
     table(
@@ -97,7 +101,7 @@ def finish() -> None:
             ]
             for row in rows
         ],
-        text or "This lesson makes no claim.",
+        text,
     )
 
 
@@ -126,9 +130,9 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], text: str | Non
 
 
 def _cell(text: str) -> str:
-    """A cell of a table; a number and its interval are not broken into lines."""
-    whole = ' style="white-space: nowrap"' if NUMBERS.fullmatch(text) else ""
-    return f"<td{whole}>{html.escape(text)}</td>"
+    """A cell of a table; a number and its interval are not broken into lines, sentences not into single words."""
+    style = "white-space: nowrap" if NUMBERS.fullmatch(text) else "min-width: 14em" if len(text) > SENTENCE else ""
+    return f'<td style="{style}">{html.escape(text)}</td>' if style else f"<td>{html.escape(text)}</td>"
 
 
 def show(text: str, rich: str) -> None:
