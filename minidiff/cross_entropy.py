@@ -51,7 +51,8 @@ def weight(schedule: ContinuousSchedule, t: floats("B"), weighting: Weighting = 
     Args:
         schedule: Variance preserving.
         t: Times.
-        weighting: "ll" g^2 / sigma^2, that of the likelihood; "un" 1, which asks for pictures; "re" g^2, in between.
+        weighting: "ll" g^2 / sigma^2, that of the likelihood; "un" 1, which asks for pictures; "re" g^2, which
+            leans least on nearly clean latents.
     """
     if weighting == "un":
         return torch.ones_like(t, dtype=torch.float64)
