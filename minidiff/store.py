@@ -323,15 +323,14 @@ def begun(recipe: Recipe) -> nn.Module:
 
 def _start(recipe: Recipe) -> Path:
     """Where the weights lie that a recipe goes on from; the message about others says how to make them."""
-    if recipe.start.endswith(".safetensors"):
-        return Path(recipe.start)
-    before = Path(recipe.start).parent.name
-    if not (Path(recipe.start) / "card.json").is_file() and before in available():
-        raise ValueError(
-            f"{recipe.name!r} goes on from {recipe.start}, which is not here: `minidiff train {before} --publish "
-            f"{recipe.start}` makes it; or begin anew with start="
-        )
-    return unchanged(weights_path(recipe.start))
+    if not recipe.start.endswith(".safetensors"):
+        return unchanged(weights_path(recipe.start))
+    path = Path(recipe.start)
+    if not path.is_file():
+        runs = [run for run in path.parts if run in available()]
+        makes = f": `minidiff train {runs[0]}` makes it; or" if runs else ";"
+        raise ValueError(f"{recipe.name!r} goes on from {path}, which is not here{makes} begin anew with start=")
+    return path
 
 
 @checked

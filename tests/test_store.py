@@ -236,5 +236,7 @@ def test_a_recipe_is_changed_where_the_weights_still_fit():
 
 def test_a_recipe_that_goes_on_from_one_that_is_not_here_says_how_to_make_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="`minidiff train glide-relation --publish runs/glide-relation/p"):
-        begun(load_recipe("glide"))
+    with pytest.raises(ValueError, match="`minidiff train glide` makes it; or begin anew"):
+        begun(load_recipe("glide-either"))
+    with pytest.raises(ValueError, match=r"goes on from elsewhere.model\.safetensors, which is not here; begin"):
+        begun(load_recipe("glide-either", ["start=elsewhere/model.safetensors"]))

@@ -4,9 +4,8 @@ Usage: python tools/guidance.py [--out data/guidance.json] [--captions 100]. Row
 it can be interrupted; remove the file when a checkpoint has changed. It holds what the oracle and a CLIP say of every
 single picture, and how well each network denoises; what follows from that is computed by lesson 07, not here.
 
-The weights of controls that nobody draws with are not committed; before, for NAME = glide-pooled, glide-narrow,
-glide-narrow-longer, glide-wide, glide-order, glide-relation and glide-either, in this order:
-minidiff train NAME --publish runs/NAME/published
+The weights of stages of `glide` and of controls that nobody draws with are not committed; before:
+minidiff train glide, minidiff train glide-pooled, minidiff train glide-either.
 """
 
 from __future__ import annotations
@@ -31,8 +30,10 @@ from minidiff.metrics.captions import diversity
 from minidiff.metrics.embedders import embedder
 from minidiff.process import diffuse
 from minidiff.random import randn, sample_generators
+from minidiff.recipes import load_recipe
 from minidiff.store import card, checkpoints, load, weights_path
 from minidiff.systems.draw import draw
+from minidiff.training.checkpoint import load_checkpoint
 
 STEPS, BATCH, JUDGE = 10, 50, "scenes-clip"
 # "placed": the colours are there and stand as the caption says, whatever the shapes
@@ -47,8 +48,8 @@ ROWS = (  # model, guide, scales s; a CLIP guides the model that knows the capti
     ("glide", "scenes-clip", (2.0, 3.0, 5.0)),
     ("glide", "scenes-clip-noisy", (2.0, 3.0, 5.0, 9.0)),
 )
-READERS = tuple(f"glide-{run}" for run in ("pooled", "narrow", "narrow-longer", "wide", "order", "relation", "either"))
-READERS += ("glide",)
+STAGES = tuple(f"glide-{stage}" for stage in load_recipe("glide").before)
+READERS = ("glide-pooled", *STAGES, "glide-either", "glide")
 INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 TURNED = {
     word: other for a, b in INVERSE.items() for word, other in zip(RELATION_WORDS[a], RELATION_WORDS[b], strict=True)
@@ -131,20 +132,27 @@ def misses(model) -> dict[str, list[float]]:
 
 
 def loaded(name: str):
-    """A committed checkpoint, or else what the run of that name published; and the checksum of its file."""
-    model = load(found_as(name))
-    return model, sha256(weights_path(found_as(name)))
+    """A committed checkpoint, or else what a run made; and the checksum of its file."""
+    if name in checkpoints():
+        return load(name), sha256(weights_path(name))
+    return load(str(run_of(name))), sha256(run_of(name) / "last.safetensors")
 
 
-def found_as(name: str) -> str:
-    """What a checkpoint is loaded by."""
-    return name if name in checkpoints() else f"runs/{name}/published"
+def run_of(name: str) -> Path:
+    """The folder of a run that is not committed."""
+    return Path("runs", "glide", name.removeprefix("glide-")) if name in STAGES else Path("runs", name)
 
 
 def trained(name: str) -> dict:
-    """How many pictures a network was shown in its own run, and the seconds of that."""
-    described = card(found_as(name))
-    return {"pictures": described["steps"] * described["recipe"]["training"]["batch"], "seconds": described["seconds"]}
+    """How many pictures a network was shown in its own run or stage, and the seconds of that."""
+    if name in checkpoints():
+        described = card(name)
+        steps, batch = described["steps"], described["recipe"]["training"]["batch"]
+        seconds = described["seconds"] - sum(stage["seconds"] for stage in described["stages"])
+    else:
+        meta = load_checkpoint(run_of(name) / "last.safetensors")[1]
+        steps, batch, seconds = meta["step"], meta["recipe"]["training"]["batch"], round(meta["seconds"])
+    return {"pictures": steps * batch, "seconds": seconds}
 
 
 def row(model, captions: list[str], eye, *how) -> dict:

@@ -48,10 +48,10 @@ def train(recipe, overrides, out, target, cpu, threads, dry_run, gpus, tflops, u
     if threads:
         torch.set_num_threads(threads)
     plan = load_recipe(recipe, overrides)
-    if dry_run:
-        click.echo(report(plan, gpus, tflops, utilisation))
-        return
     folder = Path(out or f"runs/{plan.name}")
+    if dry_run:
+        click.echo("\n\n".join(report(stage, gpus, tflops, utilisation) for stage in plan.stages(folder)))
+        return
     main = int(os.environ.get("RANK", 0)) == 0
     if target and main:
         require_publishable(plan, target)
@@ -80,6 +80,7 @@ def report(plan, gpus: int, tflops: float, utilisation: float) -> str:
     days = counted.days(gpus, tflops * 1e12, utilisation)
     measured = images_per_second(plan, local)
     rows = {
+        "recipe": plan.name,
         "parameters": f"{counted.parameters / 1e6:.2f} M",
         "operations": f"{counted.flops * plan.training.batch / 1e12:.4g} TFLOP a step of {plan.training.batch} images",
         "memory": f"{shared / 1e9:.2f} GB for the state, {counted.activation_bytes * local / 1e9:.2f} GB for the "

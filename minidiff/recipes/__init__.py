@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +91,12 @@ class Recipe:
             ``model.safetensors``; input channels that it lacks start at zero. "" starts from nothing.
         sampling: How it is sampled; None where nothing was published.
         fresh: Parts, such as "network.text", that do not take the weights of the start, or that only the start has.
+        before: Stages that training goes through first, in order, by name: what each has other than this recipe. Each
+            goes on from where the one before it ended, see ``stages``.
 
     Raises:
-        ValueError: for fresh parts without a start, no name, or one that leads out of the folder of runs.
+        ValueError: for fresh parts without a start, no name, or one that leads out of the folder of runs; for a stage
+            that is no mapping, has a start or stages of its own, or is no recipe.
     """
 
     name: str
@@ -106,14 +109,22 @@ class Recipe:
     start: str = ""
     fresh: tuple[str, ...] = ()
     sampling: Sampling | None = None
+    before: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
         if not self.name:
             raise ValueError("a recipe needs a name: its folder and its checkpoint are called by it")
         if Path(self.name).is_absolute() or not {".", ".."}.isdisjoint(self.name.split("/")) or "\0" in self.name:
             raise ValueError(f"a recipe's name is that of a folder below runs, got {self.name!r}")
-        if self.fresh and not self.start:
+        if self.fresh and not (self.start or self.before):
             raise ValueError(f"fresh {list(self.fresh)} without a start: everything begins anew")
+        for stage, changes in self.before.items():
+            if not isinstance(changes, dict):
+                raise ValueError(f"recipe.before.{stage} must be a mapping, got {changes!r}")
+            if own := {"name", "start", "before"} & changes.keys():
+                raise ValueError(f"recipe.before.{stage}: a stage has no {' and no '.join(sorted(own))} of its own")
+        if self.before:
+            self.stages("runs")  # every stage is a recipe
 
     @classmethod
     def from_plain(cls, values: Any) -> Recipe:
@@ -152,6 +163,23 @@ class Recipe:
         plain["system"] = {"name": plain["system"], **plain.pop("options")}
         return plain
 
+    def stages(self, folder: str | Path) -> list[Recipe]:
+        """What is trained, in order: every stage of ``before``, and this recipe without them.
+
+        Args:
+            folder: Of the run; a stage's weights come into a folder in it, called by its name.
+        """
+        plain = self.to_plain() | {"before": {}, "fresh": []}
+        recipes, start = [], self.start
+        for stage, changes in self.before.items():
+            named = {"name": f"{self.name}/{stage}", "start": start}
+            try:
+                recipes.append(Recipe.from_plain(_merged(plain, changes) | named))
+            except ValueError as error:
+                raise ValueError(f"recipe.before.{stage}: {error}") from None
+            start = str(Path(folder) / stage / "model.safetensors")
+        return [*recipes, replace(self, start=start, before={})]
+
     def build(self, empty: bool = False) -> nn.Module:
         """The untrained system.
 
@@ -177,6 +205,16 @@ class _Uninitialised(TorchFunctionMode):
         if getattr(function, "__module__", None) == "torch.nn.init":
             return kwargs["tensor"] if kwargs and "tensor" in kwargs else args[0]
         return function(*args, **(kwargs or {}))
+
+
+def _merged(values: dict, changes: dict) -> dict:
+    """Values with changes, mapping by mapping."""
+    both = {key: _merged(values[key], changes[key]) for key in changes if _deep(values.get(key), changes[key])}
+    return values | changes | both
+
+
+def _deep(value: Any, change: Any) -> bool:
+    return isinstance(value, dict) and isinstance(change, dict)
 
 
 def _options(system: Any) -> dict:

@@ -20,7 +20,7 @@ from ..data.digests import of_set
 from ..data.sets import class_names, fixed_classes, load_dataset, require_classes, require_images, rows
 from ..files import owned
 from ..random import per_sample, sample_generators
-from .checkpoint import save_checkpoint
+from .checkpoint import averaged, export_weights, load_checkpoint, save_checkpoint
 from .ema import EMA
 from .order import Order, batches
 from .parallel import parallel, share_of, whole
@@ -60,7 +60,7 @@ def train(
     cpu: bool = False,
     quiet: bool = False,
 ) -> dict[str, Tensor]:
-    """Train a system from a recipe, or go on from where the folder's checkpoint stands.
+    """Train a system from a recipe, stage by stage, or go on from where the folder's checkpoints stand.
 
     Sample i of step k and its noise depend on the seed, k and i alone: neither on interruptions, so that a run that is
     killed and resumed ends with the same weights, nor on the number of processes, which agree up to the order of sums.
@@ -68,7 +68,8 @@ def train(
     Args:
         recipe: What to train, a ``recipes.Recipe``.
         build: From the recipe to the untrained system.
-        folder: Where checkpoints (``last``, ``previous``) and TensorBoard logs go.
+        folder: Where checkpoints (``last``, ``previous``) and TensorBoard logs go; those of a stage of
+            ``recipe.before`` into a folder in it, with the weights that the next begins with.
         cpu: Stay on the CPU; so do several processes without a GPU, whatever is said here.
         quiet: No progress bar.
 
@@ -87,7 +88,16 @@ def train(
     cpu = cpu or (several and not torch.cuda.is_available())
     accelerator = Accelerator(mixed_precision="no", cpu=cpu)  # a process can have one precision only: ours is per run
     with owned(Path(folder)) if accelerator.is_main_process else nullcontext():
-        return _train(recipe, build, Path(folder), accelerator, quiet)
+        *first, last = recipe.stages(folder)
+        for name, stage in zip(recipe.before, first, strict=True):
+            place = Path(folder) / name
+            _train(stage, build, place, accelerator, quiet)
+            if accelerator.is_main_process:
+                tensors, _ = load_checkpoint(place / "last.safetensors")
+                weights = averaged(tensors, stage.training.ema[0])
+                export_weights(weights, place / "model.safetensors", {"name": stage.name})
+            accelerator.wait_for_everyone()
+        return _train(last, build, Path(folder), accelerator, quiet)
 
 
 def _train(recipe, build, folder: Path, accelerator, quiet: bool) -> dict[str, Tensor]:

@@ -92,6 +92,7 @@ def publish(recipe, system: Trainable, run: str | Path, folder: str | Path) -> d
     require_facts(meta, last)
     if meta["step"] != recipe.training.steps:
         raise ValueError(f"{run} stands at step {meta['step']} of {recipe.training.steps}; finish it first")
+    before = [_told(Path(run) / stage / "last.safetensors") for stage in recipe.before]
     weights = averaged(tensors, recipe.training.ema[0])
     require_fit(weights, system.state_dict(), str(run), f"the network of {recipe.name!r}")
     path = Path(folder) / "model.safetensors"
@@ -113,7 +114,8 @@ def publish(recipe, system: Trainable, run: str | Path, folder: str | Path) -> d
         "steps": meta["step"],
         "data": f"{recipe.data.name}, {len(load_dataset(recipe.data))} training images",
         **({"classes": names} if names else {}),
-        "seconds": round(meta["seconds"]),
+        "seconds": round(meta["seconds"] + sum(stage["seconds"] for stage in before)),
+        **({"stages": before} if before else {}),
         "parameters": sum(p.numel() for p in system.parameters()),
         "megabytes": round(len(files[path]) / 1e6, 2),
         "metrics": metrics,
@@ -123,3 +125,10 @@ def publish(recipe, system: Trainable, run: str | Path, folder: str | Path) -> d
     files[path.with_name("card.json")] = (json.dumps(card, indent=2, allow_nan=False) + "\n").encode()
     write_together(files)
     return card
+
+
+def _told(path: Path) -> dict:
+    """What a card tells of a stage that is finished."""
+    _, meta = load_checkpoint(path)
+    require_facts(meta, path)
+    return {"name": path.parent.name, "steps": meta["step"], "seconds": round(meta["seconds"])}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -282,17 +283,15 @@ def test_guiding_an_upsampler_hides_the_caption_and_keeps_the_picture(x):
 
 
 def test_the_small_recipes_differ_in_how_the_caption_enters_where_embeddings_start_and_what_captions_say():
-    chain = [load_recipe(f"glide{run}") for run in ("-narrow", "-narrow-longer", "-wide", "-order", "-relation", "")]
-    narrow, longer, wide, order, relation, last = chain
+    narrow, longer, wide, order, relation, last = load_recipe("glide").stages("runs/glide")
     pooled, either = load_recipe("glide-pooled"), load_recipe("glide-either")
-    assert [recipe.start for recipe in chain[1:]] == [f"runs/{recipe.name}/published" for recipe in chain[:-1]]
     assert narrow.training == pooled.training and narrow.data == longer.data == wide.data == last.data == pooled.data
     assert not narrow.network.text.pooled and pooled.network.text.pooled and longer.network == narrow.network
-    assert load_recipe("glide-narrow", ["network.text.pooled=true"]).network == pooled.network
-    assert load_recipe("glide-narrow", ["network.text.embedding_std=0.5"]).network == wide.network
+    texts = [dataclasses.asdict(recipe.network.text) for recipe in (narrow, pooled, wide)]
+    assert texts[0] | {"pooled": True} == texts[1] and texts[0] | {"embedding_std": 0.5} == texts[2]
     assert wide.fresh == ("network.text",) and wide.network == order.network == relation.network == last.network
     assert (order.data.reading, relation.data.reading, either.data.reading) == (1, 0.75, 0.5)
-    assert either.start == order.start and either.network == order.network
+    assert either.start == order.start == "runs/glide/wide/model.safetensors" and either.network == order.network
     assert either.training.steps == order.training.steps + relation.training.steps
     assert {recipe.options.level_sampler for recipe in (order, relation, either)} == {"noisiest"}
     assert narrow.system == pooled.system == "glide"
