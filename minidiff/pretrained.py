@@ -227,6 +227,7 @@ _PRESETS = {
         _latent("ldm-ffhq", f"{_LDM}ffhq.zip"),
         _latent("ldm-churches", f"{_LDM}lsun_churches.zip"),
         _latent("ldm-cin256", f"{_LDM}nitro/cin/model.ckpt"),
+        _latent("ldm-txt2img", f"{_LDM}nitro/txt2img-f8-large/model.ckpt"),
         _latent("ldm-inpaint", f"{_LDM}nitro/inpainting/last.ckpt"),
         _latent("ldm-sr", f"{_LDM}sr_bsr.zip"),
         _karlo_diffusers("prior", "prior", "diffusers-prior"),

@@ -16,18 +16,48 @@ from torch import Tensor, nn
 from .diffusers_names import Names, autoencoder_name, latent_unet_name
 
 Naming = Callable[[nn.Module], Names]
-FOLDERS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
-ENDINGS = (".safetensors", ".fp16.safetensors", ".bin", ".fp16.bin")
-TOWER = {  # of a text tower, at transformers
-    "token_embedding": "embeddings.token_embedding",
-    "ln_final": "final_layer_norm",
+FOLDERS = {  # of diffusers, by what is in them
+    "unet": ("unet",),
+    "vae": ("vae", "vqvae"),
+    "text_encoder": ("text_encoder",),
+    "bert": ("bert",),
 }
-BLOCK = {
-    "ln_1": "layer_norm1",
-    "attn.c_proj": "self_attn.out_proj",
-    "ln_2": "layer_norm2",
-    "mlp.c_fc": "mlp.fc1",
-    "mlp.c_proj": "mlp.fc2",
+STEMS = {"text_encoder": ("model", "pytorch_model"), "bert": ("model", "pytorch_model")}
+ENDINGS = (".safetensors", ".fp16.safetensors", ".bin", ".fp16.bin")
+TOWERS = {  # where the parts of a text tower are, by whose names; queries, keys and values lie apart everywhere
+    "transformers": {
+        "token_embedding": "embeddings.token_embedding",
+        "positional_embedding": "embeddings.position_embedding",
+        "ln_1": "encoder.layers.{i}.layer_norm1",
+        "attn.c_qkv": "encoder.layers.{i}.self_attn.{part}_proj",
+        "attn.c_proj": "encoder.layers.{i}.self_attn.out_proj",
+        "ln_2": "encoder.layers.{i}.layer_norm2",
+        "mlp.c_fc": "encoder.layers.{i}.mlp.fc1",
+        "mlp.c_proj": "encoder.layers.{i}.mlp.fc2",
+        "ln_final": "final_layer_norm",
+    },
+    "first release": {  # of latent diffusion, a layer each for attention and perceptron
+        "token_embedding": "token_emb",
+        "positional_embedding": "pos_emb.emb",
+        "ln_1": "attn_layers.layers.{even}.0",
+        "attn.c_qkv": "attn_layers.layers.{even}.1.to_{part}",
+        "attn.c_proj": "attn_layers.layers.{even}.1.to_out",
+        "ln_2": "attn_layers.layers.{odd}.0",
+        "mlp.c_fc": "attn_layers.layers.{odd}.1.net.0.0",
+        "mlp.c_proj": "attn_layers.layers.{odd}.1.net.2",
+        "ln_final": "norm",
+    },
+    "diffusers": {  # the same tower
+        "token_embedding": "embed_tokens",
+        "positional_embedding": "embed_positions",
+        "ln_1": "layers.{i}.self_attn_layer_norm",
+        "attn.c_qkv": "layers.{i}.self_attn.{part}_proj",
+        "attn.c_proj": "layers.{i}.self_attn.out_proj",
+        "ln_2": "layers.{i}.final_layer_norm",
+        "mlp.c_fc": "layers.{i}.fc1",
+        "mlp.c_proj": "layers.{i}.fc2",
+        "ln_final": "layer_norm",
+    },
 }
 BEFORE_2023 = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}  # in diffusers' autoencoders
 
@@ -72,26 +102,21 @@ def autoencoder_before_2023(network: nn.Module) -> Names:
     return {ours: tuple(map(older, theirs)) for ours, theirs in autoencoder_in_diffusers(network).items()}
 
 
-def tower_in_transformers(prefix: str) -> Naming:
-    """Of a text tower at transformers, which keeps queries, keys and values apart."""
+def tower(whose: str, prefix: str) -> Naming:
+    """Of a text tower, by a row of ``TOWERS``, after a prefix."""
 
     def names(network: nn.Module) -> Names:
-        return {name: tuple(f"{prefix}{part}" for part in _tower_parts(name)) for name in network.state_dict()}
+        return {name: tuple(f"{prefix}{part}" for part in _tower_parts(name, whose)) for name in network.state_dict()}
 
     return names
 
 
-def _tower_parts(name: str) -> tuple[str, ...]:
-    if name == "positional_embedding":
-        return ("embeddings.position_embedding.weight",)
-    where, _, kind = name.rpartition(".")
-    if where in TOWER:
-        return (f"{TOWER[where]}.{kind}",)
-    number, layer = where.removeprefix("transformer.resblocks.").split(".", 1)
-    block = f"encoder.layers.{number}"
-    if layer == "attn.c_qkv":
-        return tuple(f"{block}.self_attn.{part}_proj.{kind}" for part in "qkv")
-    return (f"{block}.{BLOCK[layer]}.{kind}",)
+def _tower_parts(name: str, whose: str) -> tuple[str, ...]:
+    where, _, kind = name.rpartition(".") if "." in name else (name, "", "weight")
+    number, layer = where.removeprefix("transformer.resblocks.").split(".", 1) if "." in where else (0, where)
+    theirs, places = TOWERS[whose][layer], {"i": int(number), "even": 2 * int(number), "odd": 2 * int(number) + 1}
+    parts = "qkv" if layer == "attn.c_qkv" else ("",)
+    return tuple(f"{theirs.format(part=part, **places)}.{kind}" for part in parts)
 
 
 def _tower_in_open_clip(name: str) -> str:
@@ -109,11 +134,13 @@ NAMINGS: dict[str, tuple[Naming, ...]] = {
         under(""),
     ),
     "text": (
-        tower_in_transformers("cond_stage_model.transformer.text_model."),
-        tower_in_transformers("cond_stage_model.transformer."),
-        tower_in_transformers("text_encoder.text_model."),
-        tower_in_transformers("text_encoder."),
+        tower("transformers", "cond_stage_model.transformer.text_model."),
+        tower("transformers", "cond_stage_model.transformer."),
+        tower("transformers", "text_encoder.text_model."),
+        tower("transformers", "text_encoder."),
         one_by_one(_tower_in_open_clip),
+        tower("first release", "cond_stage_model.transformer."),
+        tower("diffusers", "bert.model."),
     ),
 }
 
@@ -132,9 +159,9 @@ def tensors_in(source: str | Path, read: Callable[[Path], dict[str, Tensor]]) ->
     if not source.is_dir():
         return read(source)
     found = {}
-    for part, stem in FOLDERS.items():
-        stems = (stem, "pytorch_model") if part == "text_encoder" else (stem,)
-        files = (source / part / f"{stem}{ending}" for stem in stems for ending in ENDINGS)
+    for part, folders in FOLDERS.items():
+        stems = STEMS.get(part, ("diffusion_pytorch_model",))
+        files = (source / name / f"{stem}{end}" for name in folders for stem in stems for end in ENDINGS)
         file = next((file for file in files if file.is_file()), None)
         if file is not None:
             found |= {f"{part}.{name}": tensor for name, tensor in read(file).items()}

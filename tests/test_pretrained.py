@@ -56,6 +56,7 @@ LATENTS = {  # of the U-Nets; autoencoders and text towers: tests/test_stable.py
     "ldm-cin256": "401.4",  # 400.9, and the classes
     "ldm-inpaint": "387.2",
     "ldm-sr": "113.6",
+    "ldm-txt2img": "872.3",
 }
 MILLIONS |= LATENTS | KARLOS | {f"{name}-diffusers": count for name, count in KARLOS.items()}
 GLIDES = {  # what each is told, in the order of its channels

@@ -128,7 +128,7 @@ def original(system, averaged: bool = False) -> dict[str, torch.Tensor]:
     tensors |= {f"model.diffusion_model.{k}": v for k, v in unet.items()}
     if averaged:
         tensors |= {f"model_ema.diffusion_model{k.replace('.', '')}": v + 1 for k, v in unet.items()}
-    text = stable.tower_in_transformers("cond_stage_model.transformer.text_model.")(tower)
+    text = stable.tower("transformers", "cond_stage_model.transformer.text_model.")(tower)
     for name, parts in text.items():
         shares = tower.state_dict()[name].chunk(len(parts))
         tensors |= dict(zip(parts, (share.contiguous() for share in shares), strict=True))

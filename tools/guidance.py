@@ -4,8 +4,8 @@ Usage: python tools/guidance.py [--out data/guidance.json] [--captions 100]. Row
 it can be interrupted; remove the file when a checkpoint has changed. It holds what the oracle and a CLIP say of every
 single picture, and how well each network denoises; what follows from that is computed by lesson 07, not here.
 
-The weights of stages of `glide` and of controls that nobody draws with are not committed; before:
-minidiff train glide, minidiff train glide-pooled, minidiff train glide-either.
+The weights of stages of `glide` and of controls that nobody draws with are not committed; before, for NAME = glide,
+glide-pooled and glide-either, in this order: minidiff train NAME
 """
 
 from __future__ import annotations

