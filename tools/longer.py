@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 
 import torch
@@ -26,7 +27,7 @@ from minidiff.training.publish import HELDOUT, heldout_terms
 SLOWER = 0.25  # of the rate of the recipe, which has ended in a decay: a full one would first undo it
 SEED = 1000  # is added to that of the recipe, so that other samples come in another order
 PASSES = 2  # of each held-out sample, with times and noise of its own
-OLD = "Trained once, to the end of its recipe; whether more training still helps was not measured."
+OPEN = re.compile(r"[;,]? ?whether more( training)? still helps was not measured")  # on cards, until it is
 
 
 def going_on(recipe: Recipe, folder: Path, share: float) -> Recipe:
@@ -86,9 +87,8 @@ def main() -> None:
         if "longer" in card:
             continue
         card["longer"] = compared(path.parent, options.share, options.runs)
-        card["remark"] = card.get("remark", "").replace(OLD, "").strip()
-        if not card["remark"]:
-            del card["remark"]
+        if "remark" in card:
+            card["remark"] = OPEN.sub("", card["remark"])
         write_atomically(path, (json.dumps(card, indent=2, allow_nan=False) + "\n").encode())
         print(name, card["longer"], flush=True)
 

@@ -116,8 +116,14 @@ def checkpoints_table(folder: Path) -> str:
         card = json.loads(path.read_text(encoding="utf-8"))
         facts = {key: _find(card, key) for key in ("data", "parameters", "steps", "seed", "seconds")}
         facts["metrics"] = "; ".join(f"{k} {_plain(v)}" for k, v in (_find(card, "metrics") or {}).items())
+        facts["a tenth more changes the loss by"] = _longer(card.get("longer"))
         rows.append({"checkpoint": f"`{path.parent.name}`"} | {k: escape(_plain(v)) for k, v in facts.items()})
     return table(rows)
+
+
+def _longer(change: Mapping[str, float] | None) -> str | None:
+    """What ``tools/longer.py`` found."""
+    return change and "{change:+.1%} [{low:+.1%}, {high:+.1%}]".format_map(change)
 
 
 def _find(card: Any, key: str) -> Any:

@@ -91,4 +91,7 @@ def test_checkpoints_come_from_their_cards(tmp_path):
     }
     (folder / "card.json").write_text(json.dumps(card | {"metrics": {"accuracy": 0.98765}, "data": "digits"}))
     text = status.checkpoints_table(tmp_path)
-    assert "| `digits` | digits | 1,234,567 | 3,000 | 0 | 1802 | accuracy 0.9877 |" in text
+    assert "| `digits` | digits | 1,234,567 | 3,000 | 0 | 1802 | accuracy 0.9877 | – |" in text
+    card["longer"] = {"change": -0.0123, "low": -0.02, "high": 0.001}
+    (folder / "card.json").write_text(json.dumps(card))
+    assert "| -1.2% \\[-2.0%, +0.1%\\] |" in status.checkpoints_table(tmp_path)
