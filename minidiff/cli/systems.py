@@ -172,7 +172,8 @@ def stages_of(drawing: Drawing, scale: float | None = None) -> list[dict]:
     stages = []
     for i, name in enumerate(drawing.names):
         way = drawing.way(i)
-        own = {name: getattr(way, name) for name in ("steps", "gamma", "scale", "temperature", "aug_level", "threshold")}
+        recorded = ("steps", "gamma", "scale", "temperature", "aug_level", "threshold")
+        own = {name: getattr(way, name) for name in recorded}
         stages.append({"system": name, "sampler": way.sampler or "ddim"} | own)
     stages[drawing.base]["scale"] = scale
     return stages

@@ -99,7 +99,9 @@ def systems(tmp_path_factory):
             },
         ),
     ],
-    ids=["cfg", "spacing", "heun", "temperature", "ancestral", "gamma", "classifier", "adm", "adm ddim5", "adm by ddim"],
+    ids=[
+        "cfg", "spacing", "heun", "temperature", "ancestral", "gamma", "classifier", "adm", "adm ddim5", "adm by ddim",
+    ],
 )  # fmt: skip
 def test_what_is_drawn_is_what_draw_draws(systems, variance, arguments, options, tmp_path):
     system, guide = load(str(systems / variance)), load("digits-classifier")
