@@ -29,7 +29,7 @@ GROUP = r"\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}"
 WORDS = re.compile(rf"\\(?:text|operatorname|mathrm|begin|end|tag|widehat)\*?{GROUP}|\\(?:Normal|E|R|KL)\b")
 INDEX = re.compile(rf"_\s*(?:\\(?:text|mathrm)\s*{GROUP}|{GROUP}|\\[A-Za-z]+|[^\s\\{{])")
 DERIVATIVE = re.compile(
-    r"(?<![\\A-Za-z])d(?=\s*(?:[A-Za-z]|\\(?!sqrt|big|Big|cdot|left|right)[a-z]))|(?<=frac\{)d(?=[\s}])"
+    r"(?<![\\A-Za-z_])d(?=\s*(?:[A-Za-z]|\\(?!sqrt|big|Big|cdot|left|right)[a-z]))|(?<=frac\{)d(?=[\s}])"
 )
 LETTER = re.compile(rf"\\(?P<font>{FONTS})\s*\{{?\s*(?P<fonted>\w+)\s*\}}?|\\(?P<name>[A-Za-z]+)|(?P<plain>[A-Za-z])")
 INLINE = re.compile(r"(?<![\\$])\$([^$\n]+)\$(?!\$)")
@@ -38,7 +38,7 @@ DISPLAY = re.compile(r"\$\$(.*?)\$\$", re.S)
 
 def letters(tex: str) -> set[str]:
     """The letters of a formula, without their indices and decorations: ``x``, ``\\alpha``, ``\\mathcal{L}``."""
-    for pattern in (INDEX, WORDS, DERIVATIVE):
+    for pattern in (DERIVATIVE, INDEX, WORDS):  # while its index stands there, d_c is no derivative
         tex = pattern.sub(" ", tex)
     found = set()
     for match in LETTER.finditer(tex):
@@ -101,7 +101,7 @@ def _anywhere(text: str) -> set[str]:
     own = {line for line, _ in rows(text)}
     kept = "\n".join(line for i, line in enumerate(text.split("\n")) if i not in own)
     formulas = [*DISPLAY.findall(kept), *INLINE.findall(DISPLAY.sub(" ", kept))]
-    return set().union(*(letters(formula.replace("_", " ")) for formula in formulas))
+    return set().union(*(letters(formula.replace("_", ",")) for formula in formulas))
 
 
 def _twice(table: list[tuple[str, set[str]]]) -> Iterator[str]:

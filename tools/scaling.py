@@ -1,9 +1,10 @@
-"""Readers of captions at equal steps: what a frozen language model is worth to a painter (40 minutes of a CPU core).
+"""Readers of captions and widths of painters: what each is worth (80 minutes of a CPU core).
 
-Usage: python tools/scaling.py [--out data/scaling.json]. Every row is the recipe `imagen` with another text encoder,
-which begins with glide's U-Net, trained for some steps and measured. Rows that are finished are not repeated, so it can
-be interrupted. It holds what the oracle says of every single picture and how well each network denoises; what follows
-is computed by lesson 12, not here.
+Usage: python tools/scaling.py [--out data/scaling.json]. A row is the recipe `imagen` with another text encoder, which
+begins with glide's U-Net, trained for some steps and measured. U-Nets of other widths have no such start: the rows
+"from nothing" have none, whatever their width and encoder, and one plan. Rows that are finished are not repeated, so it
+can be interrupted. It holds what the oracle says of every single picture and how well each network denoises; what
+follows is computed by lesson 12, not here.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import time
 from pathlib import Path
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from minidiff.data.captions import judge, parse, plain_captions
 from minidiff.data.oracle import read
@@ -41,6 +43,15 @@ ROWS = {  # name: text encoder
     "MiniLM, 2 layers": "minilm-2",
 }
 TRAINED = 800  # steps
+MIDDLE = "6 layers, 32 channels"
+FROM_NOTHING = {  # name: text encoder, channels, seed of the training
+    MIDDLE: ("minilm", 32, 120),
+    "6 layers, 16 channels": ("minilm", 16, 120),
+    "6 layers, 48 channels": ("minilm", 48, 120),
+    "1 layer, 32 channels": ("minilm-1", 32, 120),
+    f"{MIDDLE}, trained again": ("minilm", 32, 121),
+}
+PLAN = {"steps": 1000, "batch": 32, "warmup": 100, "ema": 0.996}  # of the rows from nothing
 UNSEEN, STEPS, SCALE = 300, 10, 3.0
 TIMES = (0.9, 0.75, 0.6, 0.45)  # noise levels of the denoising errors
 VERDICTS = (
@@ -59,12 +70,15 @@ OTHER_WORDS = dict(
 
 def recipe_of(name: str):
     """The recipe of one row."""
-    encoder = ROWS[name]
+    if name in FROM_NOTHING:
+        encoder, channels, seed = FROM_NOTHING[name]
+        plan = PLAN | {"seed": seed}
+        more = ['start=""', "fresh=[]", f"network.channels={channels}"]
+    else:
+        encoder, plan, more = ROWS[name], {"steps": TRAINED}, []
     width = 64 if encoder == "scenes-clip-strong" else 384
-    return load_recipe(
-        "imagen",
-        [f"data.language={encoder}", f"network.language.width={width}", f"training.steps={TRAINED}"],
-    )
+    more += [f"data.language={encoder}", f"network.language.width={width}"]
+    return load_recipe("imagen", more + [f"training.{key}={value}" for key, value in plan.items()])
 
 
 def sheet() -> tuple[torch.Tensor, list[str]]:
@@ -140,18 +154,25 @@ def row(name: str, folder: Path) -> dict:
         "another's caption": states([captions[-1], *captions[:-1]]),
         "no caption": tuple(torch.zeros_like(part) for part in own),
     }
+    ways = ("the caption", "its colours by other words")
+    if name in FROM_NOTHING:
+        ways = ways[:1]
+        told = {how: told[how] for how in ("the caption", "its relation turned", "another's caption", "no caption")}
     drawn = {}
-    for how in ("the caption", "its colours by other words"):
+    for how in ways:
         noises = sample_generators(0, range(UNSEEN))
         drawn[how] = found(
             captions, draw(system, UNSEEN, guide=cfg(SCALE), levels=STEPS, generator=noises, caption=told[how])
         )
+    with FlopCounterMode(display=False) as counter:
+        reader.text_states(captions)
     count = lambda module: sum(p.numel() for name, p in module.named_parameters() if "visual" not in name)
     return {
         "encoder": recipe.data.language,
         "channels": recipe.network.channels,
         "encoder_parameters": count(reader),
         "parameters": count(system),
+        "encoder_flops": counter.get_total_flops() / UNSEEN,
         "flops": cost(recipe).flops / 3,
         "seconds": round(seconds, 1),
         "verdicts": drawn,
@@ -163,21 +184,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("data/scaling.json"))
     parser.add_argument("--runs", type=Path, default=Path("runs/scaling"))
-    parser.add_argument("--only", choices=ROWS, action="append", help="rows to train and measure; all when left out")
+    every = {name: "rows" for name in ROWS} | {name: "from_nothing" for name in FROM_NOTHING}
+    parser.add_argument("--only", choices=every, action="append", help="rows to train and measure; all when left out")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    plan = load_recipe("imagen", [f"training.steps={TRAINED}"]).training
+    plan = recipe_of(next(iter(ROWS))).training
     facts = {"steps": plan.steps, "batch": plan.batch, "captions": UNSEEN, "drawn_in": STEPS, "scale": SCALE}
+    result = {**facts, "plan": PLAN, "verdicts": VERDICTS, "rows": {}, "from_nothing": {}}
     kept = json.loads(options.out.read_text()) if options.out.exists() else {}
-    rows = kept.get("rows", {})
-    for name in options.only or ROWS:
-        if name in rows:
-            continue
-        begin = time.perf_counter()
-        rows[name] = row(name, options.runs / name.replace(", ", "-").replace(" ", "-"))
-        print(name, f"{time.perf_counter() - begin:.0f} s", flush=True)
-        result = facts | {"verdicts": VERDICTS, "rows": {key: rows[key] for key in ROWS if key in rows}}
-        write_atomically(options.out, (json.dumps(result) + "\n").encode())
+    for name in options.only or every:
+        where = every[name]
+        if name not in kept.setdefault(where, {}):
+            begin = time.perf_counter()
+            kept[where][name] = row(name, options.runs / name.replace(", ", "-").replace(" ", "-"))
+            print(name, f"{time.perf_counter() - begin:.0f} s", flush=True)
+            for part in ("rows", "from_nothing"):
+                result[part] = {key: kept[part][key] for key in every if key in kept.get(part, {})}
+            write_atomically(options.out, (json.dumps(result) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -42,9 +42,9 @@ def sample(context, system, words, count, out, cpu, quiet, **options) -> None:
     themselves), --edit and --mask, --image; see --help-system. Several are drawn in turn; in the npz file a label is
     the class, or the number of the caption. Under torchrun every process draws its share, and the images are the same.
 
-    A preset is sampled as was published. --steps, --sampler, --temperature and --scale change that; with --upsample
-    each may be repeated, the base first, then every enlarger in order. Pictures are kept batch by batch: the same
-    command goes on where it was killed.
+    A preset is sampled as was published. --steps, --sampler, --gamma, --temperature and --scale change that; with
+    --upsample each may be repeated, the base first, then every enlarger in order. Pictures are kept batch by batch:
+    the same command goes on where it was killed.
 
     \b
     Examples:

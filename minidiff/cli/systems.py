@@ -24,7 +24,7 @@ FILE = click.Path(exists=True, dir_okay=False)
 FINITE = Finite()
 STAGES = "(repeat it for enlargers; default: as published, or"
 TEXT_SCALE = 3.0  # where nothing was published: as in GLIDE's example
-PER_STAGE = ("steps", "sampler", "temperature", "scale")
+PER_STAGE = ("steps", "sampler", "gamma", "temperature", "scale")
 KINDS = {"integer": click.INT, "number": click.FLOAT, "text": click.STRING, "file": FILE}
 
 
@@ -58,6 +58,7 @@ def drawing_options(command: Callable) -> Callable:
         click.option("--clip", help="Guide by this CLIP."),
         click.option("--steps", multiple=True, help=f"250, ddim25, fast27, or sections 90,60,60,20,20 {STAGES} 50)."),
         click.option("--sampler", type=click.Choice(SAMPLERS), multiple=True, help=f"Sampler {STAGES} ddim)."),
+        click.option("--gamma", type=FINITE, multiple=True, help="Variance of ancestral steps, 0 (least) to 1 (most)."),
         click.option("--temperature", type=FINITE, multiple=True, help=f"Of the noise at the start {STAGES} 1)."),
         click.option("--prior-scale", type=FINITE, help="Guidance scale of what draws an embedding first."),
         click.option("--upsample", "upsamplers", multiple=True, help="Enlarge by this; repeatable."),
@@ -77,6 +78,7 @@ DRAWING = (
     "clip",
     "steps",
     "sampler",
+    "gamma",
     "temperature",
     "prior_scale",
     "upsamplers",
@@ -170,7 +172,8 @@ def stages_of(drawing: Drawing, scale: float | None = None) -> list[dict]:
     stages = []
     for i, name in enumerate(drawing.names):
         way = drawing.way(i)
-        own = {name: getattr(way, name) for name in ("steps", "scale", "temperature", "aug_level", "threshold")}
+        recorded = ("steps", "gamma", "scale", "temperature", "aug_level", "threshold")
+        own = {name: getattr(way, name) for name in recorded}
         stages.append({"system": name, "sampler": way.sampler or "ddim"} | own)
     stages[drawing.base]["scale"] = scale
     return stages

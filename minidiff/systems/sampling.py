@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..arguments import Finite, NonNegative, checked
+from ..arguments import Finite, NonNegative, Share, checked
 from ..guidance import cfg, dynamic_threshold, static_threshold
-from ..sampler import Sampler, ancestral, ddim, heun
+from ..sampler import Sampler, ancestral, ddim, heun, interpolated
 from ..schedule import read_steps
 
 SAMPLERS = ("ddim", "ancestral", "heun")
@@ -23,6 +23,8 @@ class Sampling:
         steps: "250", "ddim25", "fast27" or sections, see ``schedule.respaced``.
         sampler: "ddim", "heun", or "ancestral", which takes the learned variance where there is one; when left out
             ddim, or what ADM's guide needs.
+        gamma: Of ancestral steps: how far their variance lies from the lower bound, 0, to the upper, 1, see
+            ``sampler.interpolated``; when left out as the sampler has it.
         scale: Scale of classifier-free guidance; when left out nothing was published.
         temperature: Of the noise at the start, see ``systems.draw.draw``.
         aug_level: Standard deviation of the noise in a small image that is enlarged.
@@ -37,6 +39,7 @@ class Sampling:
 
     steps: str = "50"
     sampler: str | None = None
+    gamma: Share | None = None
     scale: Finite | None = None
     temperature: NonNegative = 1.0
     aug_level: float = 0.0
@@ -51,11 +54,15 @@ class Sampling:
             value = getattr(self, name)
             if value is not None and value not in known:
                 raise ValueError(f"the {name} is one of {', '.join(known)}, got {value!r}")
+        if self.gamma is not None and self.sampler != "ancestral":
+            raise ValueError(f"gamma is of the sampler ancestral, and the sampler is {self.sampler or 'ddim'}")
         if not 0 <= self.aug_level < 1:
             raise ValueError(f"aug_level is a standard deviation in [0, 1), got {self.aug_level}")
 
     def sampler_for(self, system, fixed: str = "beta_tilde") -> Sampler:
         """The sampler of a system; ``fixed`` is the reverse variance of ancestral steps where none is learned."""
+        if self.gamma is not None:
+            return interpolated(self.gamma)
         if self.sampler == "ancestral":
             return ancestral("learned" if system.variance == "learned" else fixed)
         return heun() if self.sampler == "heun" else ddim()
@@ -72,6 +79,7 @@ class Sampling:
 
     def __str__(self):
         parts = [f"{self.steps} steps", self.sampler or "ddim"]
+        parts += [f"gamma {self.gamma:g}"] if self.gamma is not None else []
         parts += [f"s = {self.scale:g}"] if self.scale is not None else []
         parts += [f"temperature {self.temperature:g}"] if self.temperature != 1 else []
         parts += [f"noise {self.aug_level:g} in the small picture"] if self.aug_level else []

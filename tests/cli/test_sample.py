@@ -18,7 +18,7 @@ from minidiff.pictures import read_picture
 from minidiff.pixels import to_uint8
 from minidiff.random import sample_generators
 from minidiff.recipes import load_recipe
-from minidiff.sampler import ancestral, ddim, heun
+from minidiff.sampler import ancestral, ddim, heun, interpolated
 from minidiff.store import begun, load
 from minidiff.systems.draw import cascade, draw
 from minidiff.training.loop import train
@@ -71,6 +71,10 @@ def systems(tmp_path_factory):
             ["--steps", 3, "--sampler", "ancestral"],
             lambda log_prob, fixed: {"levels": 3, "sampler": ancestral("beta_tilde" if fixed else "learned")},
         ),
+        (
+            ["--steps", 3, "--sampler", "ancestral", "--gamma", 0.3],
+            lambda log_prob, _: {"levels": 3, "sampler": interpolated(0.3)},
+        ),
         (["--steps", 3, *GUIDED], lambda log_prob, _: {"guide": classifier(log_prob, 2.0), "levels": 3}),
         (
             ["--steps", 3, *GUIDED, "--guide", "adm"],
@@ -95,7 +99,9 @@ def systems(tmp_path_factory):
             },
         ),
     ],
-    ids=["cfg", "spacing", "heun", "temperature", "ancestral", "classifier", "adm", "adm ddim5", "adm by ddim"],
+    ids=[
+        "cfg", "spacing", "heun", "temperature", "ancestral", "gamma", "classifier", "adm", "adm ddim5", "adm by ddim",
+    ],
 )  # fmt: skip
 def test_what_is_drawn_is_what_draw_draws(systems, variance, arguments, options, tmp_path):
     system, guide = load(str(systems / variance)), load("digits-classifier")

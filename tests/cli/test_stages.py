@@ -208,6 +208,8 @@ def test_a_block_is_checked_as_the_others():
         (["--scale", "1", "--scale", "3"], "--scale is named 2 times"),
         (["--temperature", "inf"], "a finite number is accepted"),
         (["--sampler", "euler"], "'euler' is not one of"),
+        (["--gamma", "0.3"], "gamma is of the sampler ancestral, and the sampler is ddim"),
+        (["--sampler", "ancestral", "--gamma", "1.5"], "gamma"),
     ],
 )
 def test_bad_stages(arguments, message, tmp_path):

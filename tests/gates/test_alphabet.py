@@ -73,6 +73,14 @@ def test_a_fault_in_an_alphabet_is_found(course, old, new, message):
     assert message in spoilt(course, old, new)
 
 
+def test_a_letter_with_an_index_is_used_and_no_derivative(course):
+    path = course / "lessons/01_first.md"
+    path.write_text(
+        LESSON.replace("| $s$ | scale |", "| $s$ | scale |\n| $d$ | an error |") + "\nIt is off by $d_c$.\n"
+    )
+    assert letters.problems(course) == []
+
+
 def test_a_lesson_that_has_its_table_waits_no_longer(course, monkeypatch):
     monkeypatch.setattr(letters, "WAITING", {"first"})
     assert "take it out of WAITING" in "\n".join(letters.problems(course))
@@ -84,6 +92,7 @@ def test_a_lesson_that_has_its_table_waits_no_longer(course, monkeypatch):
         (r"\hat x_0 + \alpha_t x'", {"x", r"\alpha"}),
         (r"\operatorname{Var}[x] \mathbf{I} \Normal(0, I)", {"x", r"\mathbf{I}", "I"}),
         (r"\frac{d}{dx} \frac{dy}{dt}, b / d", {"x", "y", "t", "b", "d"}),
+        (r"d_c x - d_\varnothing, \int v_d d x_t", {"d", "x", "v"}),
         (r"\epsilon_\text{weak} + p(x \mid c)", {r"\epsilon", "p", "x", "c"}),
     ],
 )
