@@ -26,7 +26,6 @@ CRITERIA = {
     "exchanged-class-matches-quantiles": ("below 0.2", CHAINS),
     "guided-loss-grows-with-the-square": ("below 0.2", CHAINS),
     "adm-classifier-parameters": ("below 0.005", PARAMETERS),
-    "drop-is-per-sample": ("below 0.1", "five standard errors: 4000 batches know the ratio to 2 %"),
     "adm-64-parameters": ("below 0.005", PARAMETERS),
     "weights-cost-a-divergence-not-the-bound": ("below 4.0", FIXED_BY_THE_CLAIM),
     "sharpening-is-the-samplers": ("above 1.5", FIXED_BY_THE_CLAIM),

@@ -268,7 +268,7 @@ LEARNED_VARIANCE = {
     "floor-as-logarithm": (log_variance_floor_as_logarithm, "last-step", "took it for a logarithm"),
 }
 
-# -- ex-02-ddim-step --------------------------------------------------------------------------------------------------
+# -- ex-02-ddim --------------------------------------------------------------------------------------------------------
 
 
 def step_as_a_linear_map(x_t, x0, t, s, eta, z):
@@ -286,7 +286,7 @@ def step_in_float32(x_t, x0, t, s, eta, z):
 
 def step_in_minidiff(x_t, x0, t, s, eta, z):
     """The sampler's own quiet step, and z."""
-    belief = lambda x, level: Prediction(x, level, x0, "x0")
+    belief = lambda x, level: Prediction(x, level, x0.to(x), "x0")
     quiet = sample(ddim(0.0), belief, [t, s], x_t)
     eps, w = (x_t - t.alpha * x0) / t.sigma, eta * beta_tilde(t, s) ** 0.5
     return quiet - (s.sigma - max(s.sigma**2 - w**2, 0.0) ** 0.5) * eps + w * z
@@ -349,134 +349,191 @@ def step_coarse(x_t, x0, t, s, eta, z):
     return out if x_t.dtype == torch.float64 else out.round(decimals=2)
 
 
-by_w = lambda t, s, eta, low: eta * low**0.5
-DDIM_STEP = {
-    "form-forgot-return": (lambda x_t, x0, t, s, eta, z: None, "form"),
-    "form-flat": (lambda x_t, x0, t, s, eta, z: x_t.flatten(1), "form"),
-    "form-a-pair": (lambda x_t, x0, t, s, eta, z: (x_t, x0), "form"),
-    "form-order": (lambda x0, x_t, t, s, eta: x_t, "form"),
-    "eps-not-divided": (_step(eps=lambda x_t, x0, t, s: x_t - t.alpha * x0), "eta-zero", "did not divide"),
-    "eps-by-variance": (_step(eps=lambda x_t, x0, t, s: (x_t - t.alpha * x0) / t.sigma**2), "eta-zero", "variance"),
-    "eps-without-alpha": (_step(eps=lambda x_t, x0, t, s: (x_t - x0) / t.sigma), "eta-zero", "alpha_t is missing"),
-    "eps-with-alpha-s": (_step(eps=lambda x_t, x0, t, s: (x_t - s.alpha * x0) / t.sigma), "eta-zero", "took alpha_s"),
-    "eps-sign": (_step(eps=lambda x_t, x0, t, s: (t.alpha * x0 - x_t) / t.sigma), "eta-zero", "sign of eps"),
-    "x0-not-scaled": (_step(kept=lambda t, s: 1.0), "eta-zero", "alpha_s is missing"),
-    "x0-by-alpha-t": (_step(kept=lambda t, s: t.alpha), "eta-zero", "you took alpha_t"),
-    "sigma-t": (_step(lambda t, s, eta, low: _root(t.sigma**2 - eta**2 * low)), "eta-zero", "you took sigma_t"),
-    "variance-for-sigma": (_step(lambda t, s, eta, low: s.sigma**2 - eta**2 * low), "eta-zero", "used the variance"),
-    "as-it-came": (lambda x_t, x0, t, s, eta, z: x_t, "eta-zero", "as it came"),
-    "new-noise": (step_z_for_eps, "eta-zero", "in place of the old"),
+def _walk(step, seen=lambda i, n: i, held=False, move=True, at=lambda t, s: t):
+    """A sampler by a rule for one step: ``seen``, the noise of step i; ``held``, the first belief for all; ``at``,
+    where it asks."""
+
+    def sampler(denoiser, levels, x_T, eta, noise):
+        x, first, n = x_T, None, len(levels) - 1
+        for i, (t, s) in enumerate(pairwise(levels)):
+            x0 = denoiser(x, at(t, s)).x0
+            first = x0 if first is None else first
+            new = step(x, first if held else x0, t, s, eta, noise[seen(i, n)])
+            x = new if move else x
+        return new
+
+    return sampler
+
+
+def _asks_twice(denoiser, levels, x_T, eta, noise):
+    """Right, but for a second look at the noise of each step."""
+    twice = lambda x, level: (denoiser(x, level), denoiser(x, level))[0]
+    return _walk(step_as_a_linear_map)(twice, levels, x_T, eta, noise)
+
+
+def ddim_by_eps(*, denoiser, levels, x_T, eta, noise):
+    """What the denoiser says of the noise, not of the picture."""
+    x = x_T
+    for z, t, s in zip(noise, levels[:-1], levels[1:], strict=True):
+        said = denoiser(x=x, level=t)
+        w = eta * beta_tilde(t, s) ** 0.5
+        x = s.alpha * said.x0 + max(s.sigma**2 - w**2, 0.0) ** 0.5 * said.eps + w * z
+    return x
+
+
+RIGHT_STEP = _walk(step_as_a_linear_map)
+DDIM = {
+    "form-forgot-return": (lambda denoiser, levels, x_T, eta, noise: None, "form"),
+    "form-flat": (lambda denoiser, levels, x_T, eta, noise: x_T.flatten(1), "form"),
+    "form-all-steps": (lambda denoiser, levels, x_T, eta, noise: [x_T for _ in levels], "form"),
+    "form-order": (lambda denoiser, levels, x_T, noise: x_T, "form"),
+    "eps-not-divided": (_walk(_step(eps=lambda x_t, x0, t, s: x_t - t.alpha * x0)), "eta-zero", "did not divide"),
+    "eps-by-variance": (
+        _walk(_step(eps=lambda x_t, x0, t, s: (x_t - t.alpha * x0) / t.sigma**2)),
+        "eta-zero",
+        "variance",
+    ),
+    "eps-without-alpha": (
+        _walk(_step(eps=lambda x_t, x0, t, s: (x_t - x0) / t.sigma)),
+        "eta-zero",
+        "alpha_t is missing",
+    ),
+    "eps-with-alpha-s": (
+        _walk(_step(eps=lambda x_t, x0, t, s: (x_t - s.alpha * x0) / t.sigma)),
+        "eta-zero",
+        "took alpha_s",
+    ),
+    "eps-sign": (_walk(_step(eps=lambda x_t, x0, t, s: (t.alpha * x0 - x_t) / t.sigma)), "eta-zero", "sign of eps"),
+    "x0-not-scaled": (_walk(_step(kept=lambda t, s: 1.0)), "eta-zero", "alpha_s is missing"),
+    "x0-by-alpha-t": (_walk(_step(kept=lambda t, s: t.alpha)), "eta-zero", "you took alpha_t"),
+    "sigma-t": (_walk(_step(lambda t, s, eta, low: _root(t.sigma**2 - eta**2 * low))), "eta-zero", "you took sigma_t"),
+    "variance-for-sigma": (
+        _walk(_step(lambda t, s, eta, low: s.sigma**2 - eta**2 * low)),
+        "eta-zero",
+        "used the variance",
+    ),
+    "as-it-came": (_walk(lambda x_t, x0, t, s, eta, z: x_t), "eta-zero", "as it came"),
+    "new-noise": (_walk(step_z_for_eps), "eta-zero", "in place of the old"),
     "always-ancestral": (
-        lambda x_t, x0, t, s, eta, z: step_as_a_linear_map(x_t, x0, t, s, 1.0, z),
+        _walk(lambda x_t, x0, t, s, eta, z: step_as_a_linear_map(x_t, x0, t, s, 1.0, z)),
         "eta-zero",
         "the step of eta = 1",
     ),
-    "z-without-eta": (
-        _step(noise=lambda t, s, eta, low: low**0.5),
-        "eta-zero",
-        "missing in front of z",
-    ),
-    "half-the-noise": (_step(lambda t, s, eta, low: s.sigma / 2), "eta-zero"),
-    "sigma-direction": (_step(lambda t, s, eta, low: s.sigma), "eta-one-is-ancestral", "not by sigma_s"),
+    "z-without-eta": (_walk(_step(noise=lambda t, s, eta, low: low**0.5)), "eta-zero", "missing in front of z"),
+    "half-the-noise": (_walk(_step(lambda t, s, eta, low: s.sigma / 2)), "eta-zero"),
+    "sigma-direction": (_walk(_step(lambda t, s, eta, low: s.sigma)), "eta-one-is-ancestral", "not by sigma_s"),
     "sigma-direction-and-variance": (
-        _step(lambda t, s, eta, low: s.sigma, lambda t, s, eta, low: eta * low),
+        _walk(_step(lambda t, s, eta, low: s.sigma, lambda t, s, eta, low: eta * low)),
         "eta-one-is-ancestral",
         "both",
     ),
     "variance-as-deviation": (
-        _step(lambda t, s, eta, low: _root(s.sigma**2 - (eta * low) ** 2), lambda t, s, eta, low: eta * low),
+        _walk(_step(lambda t, s, eta, low: _root(s.sigma**2 - (eta * low) ** 2), lambda t, s, eta, low: eta * low)),
         "eta-one-is-ancestral",
         "squared it again",
     ),
-    "variance-before-z": (_step(noise=lambda t, s, eta, low: eta * low), "eta-one-is-ancestral", "used the variance"),
+    "variance-before-z": (
+        _walk(_step(noise=lambda t, s, eta, low: eta * low)),
+        "eta-one-is-ancestral",
+        "used the variance",
+    ),
     "beta-for-beta-tilde": (
-        _step(
-            lambda t, s, eta, _: _root(s.sigma**2 - eta**2 * beta(t, s)), lambda t, s, eta, _: eta * beta(t, s) ** 0.5
+        _walk(
+            _step(
+                lambda t, s, eta, _: _root(s.sigma**2 - eta**2 * beta(t, s)),
+                lambda t, s, eta, _: eta * beta(t, s) ** 0.5,
+            )
         ),
         "eta-one-is-ancestral",
         "not beta",
     ),
     "beta-cut-off": (
-        _step(
-            lambda t, s, eta, _: _root(s.sigma**2 - eta**2 * min(beta(t, s), s.sigma**2)),
-            lambda t, s, eta, _: eta * min(beta(t, s), s.sigma**2) ** 0.5,
+        _walk(
+            _step(
+                lambda t, s, eta, _: _root(s.sigma**2 - eta**2 * min(beta(t, s), s.sigma**2)),
+                lambda t, s, eta, _: eta * min(beta(t, s), s.sigma**2) ** 0.5,
+            )
         ),
         "eta-one-is-ancestral",
         "not beta (and",
     ),
     "root-cut-off": (
-        _step(
-            lambda t, s, eta, _: _root(max(s.sigma**2 - eta**2 * beta(t, s), 0.0)),
-            lambda t, s, eta, _: eta * beta(t, s) ** 0.5,
+        _walk(
+            _step(
+                lambda t, s, eta, _: _root(max(s.sigma**2 - eta**2 * beta(t, s), 0.0)),
+                lambda t, s, eta, _: eta * beta(t, s) ** 0.5,
+            )
         ),
         "eta-one-is-ancestral",
         "cutting the root off",
     ),
     "deviations-subtracted": (
-        _step(lambda t, s, eta, low: s.sigma - eta * low**0.5),
+        _walk(_step(lambda t, s, eta, low: s.sigma - eta * low**0.5)),
         "eta-one-is-ancestral",
         "not sigma_s - w",
     ),
     "variances-added": (
-        _step(lambda t, s, eta, low: _root(s.sigma**2 + eta**2 * low)),
+        _walk(_step(lambda t, s, eta, low: _root(s.sigma**2 + eta**2 * low))),
         "eta-one-is-ancestral",
         "has a minus",
     ),
     "root-forgotten": (
-        _step(lambda t, s, eta, low: s.sigma**2 - eta**2 * low if eta else s.sigma),
+        _walk(_step(lambda t, s, eta, low: s.sigma**2 - eta**2 * low if eta else s.sigma)),
         "eta-one-is-ancestral",
         "root is missing",
     ),
-    "z-forgotten": (_step(noise=lambda t, s, eta, low: 0.0), "eta-one-is-ancestral", "z is missing"),
+    "z-forgotten": (_walk(_step(noise=lambda t, s, eta, low: 0.0)), "eta-one-is-ancestral", "z is missing"),
     "eta-ignored": (
-        lambda x_t, x0, t, s, eta, z: step_as_a_linear_map(x_t, x0, t, s, 0.0, z),
+        _walk(lambda x_t, x0, t, s, eta, z: step_as_a_linear_map(x_t, x0, t, s, 0.0, z)),
         "eta-one-is-ancestral",
         "has no effect",
     ),
-    "z-subtracted": (_step(noise=lambda t, s, eta, low: -eta * low**0.5), "eta-one-is-ancestral"),
+    "z-subtracted": (_walk(_step(noise=lambda t, s, eta, low: -eta * low**0.5)), "eta-one-is-ancestral"),
     "eta-on-the-variance": (
-        _step(lambda t, s, eta, low: _root(s.sigma**2 - eta * low), lambda t, s, eta, low: (eta * low) ** 0.5),
+        _walk(_step(lambda t, s, eta, low: _root(s.sigma**2 - eta * low), lambda t, s, eta, low: (eta * low) ** 0.5)),
         "eta-between",
         "scales the standard deviation",
     ),
     "eta-missing-in-the-root": (
-        _step(lambda t, s, eta, low: _root(s.sigma**2 - low) if eta else s.sigma),
+        _walk(_step(lambda t, s, eta, low: _root(s.sigma**2 - low) if eta else s.sigma)),
         "eta-between",
         "eta is missing in the root",
     ),
     "eta-not-squared-in-the-root": (
-        _step(lambda t, s, eta, low: _root(s.sigma**2 - eta * low)),
+        _walk(_step(lambda t, s, eta, low: _root(s.sigma**2 - eta * low))),
         "eta-between",
         "must be squared in the root",
     ),
     "any-eta-is-one": (
-        lambda x_t, x0, t, s, eta, z: step_as_a_linear_map(x_t, x0, t, s, math.ceil(eta), z),
+        _walk(lambda x_t, x0, t, s, eta, z: step_as_a_linear_map(x_t, x0, t, s, math.ceil(eta), z)),
         "eta-between",
         "the step of eta = 1",
     ),
     "eta-one-alone": (
-        lambda x_t, x0, t, s, eta, z: step_as_a_linear_map(x_t, x0, t, s, math.floor(eta), z),
+        _walk(lambda x_t, x0, t, s, eta, z: step_as_a_linear_map(x_t, x0, t, s, math.floor(eta), z)),
         "eta-between",
         "the step of eta = 0",
     ),
-    "steps-mixed": (step_mixed, "eta-between", "you mixed the steps"),
-    "eta-squared": (
-        lambda x_t, x0, t, s, eta, z: step_as_a_linear_map(x_t, x0, t, s, eta**2, z),
-        "eta-between",
-    ),
+    "steps-mixed": (_walk(step_mixed), "eta-between", "you mixed the steps"),
+    "eta-squared": (_walk(lambda x_t, x0, t, s, eta, z: step_as_a_linear_map(x_t, x0, t, s, eta**2, z)), "eta-between"),
     "last-level-keeps-noise": (
-        _step(lambda t, s, eta, low: _root(max(s.sigma, 0.01) ** 2 - eta**2 * low)),
+        _walk(_step(lambda t, s, eta, low: _root(max(s.sigma, 0.01) ** 2 - eta**2 * low))),
         "last-step",
     ),
     "preserving-root": (
-        _step(lambda t, s, eta, low: _root(max(1 - s.alpha**2 - eta**2 * low, 0.0))),
+        _walk(_step(lambda t, s, eta, low: _root(max(1 - s.alpha**2 - eta**2 * low, 0.0)))),
         "any-levels",
         "does not hold here",
     ),
-    "preserving-only": (step_preserving_only, "any-levels", "wherever it stands"),
-    "step-of-alphas": (step_of_alphas, "any-levels", "needs alpha^2 + sigma^2 = 1"),
-    "divides-by-alpha": (step_by_alpha, "any-levels"),
-    "coarse-in-float32": (step_coarse, "in-float32"),
+    "preserving-only": (_walk(step_preserving_only), "any-levels", "wherever it stands"),
+    "step-of-alphas": (_walk(step_of_alphas), "any-levels", "needs alpha^2 + sigma^2 = 1"),
+    "divides-by-alpha": (_walk(step_by_alpha), "any-levels"),
+    "coarse-in-float32": (_walk(step_coarse), "in-float32"),
+    "noise-from-the-end": (_walk(step_as_a_linear_map, lambda i, n: n - 1 - i), "whole-chain", "from the end"),
+    "one-noise": (_walk(step_as_a_linear_map, lambda i, n: 0), "whole-chain", "the first for all"),
+    "belief-held": (_walk(step_as_a_linear_map, held=True), "whole-chain", "ask the denoiser again"),
+    "never-moves": (_walk(step_as_a_linear_map, move=False), "whole-chain"),
+    "asks-twice": (_asks_twice, "asks-once-a-step"),
 }
 
 # -- ex-02-rotation ---------------------------------------------------------------------------------------------------
@@ -861,11 +918,14 @@ RIGHT = {
         "powers-in-float32": log_variance_by_powers,
         "loop": log_variance_in_a_loop,
     },
-    "ex-02-ddim-step": {
-        "linear-map": step_as_a_linear_map,
-        "minidiff": step_in_minidiff,
-        "float32": step_in_float32,
-        "loop": step_in_a_loop,
+    "ex-02-ddim": {
+        "linear map": RIGHT_STEP,
+        "minidiff": _walk(step_in_minidiff),
+        "float32": _walk(step_in_float32),
+        "loop": _walk(step_in_a_loop),
+        "eps, by keywords": lambda denoiser, levels, x_T, eta, noise: ddim_by_eps(
+            denoiser=denoiser, levels=levels, x_T=x_T, eta=eta, noise=noise
+        ),
     },
     "ex-02-rotation": {
         "complex": rotation_of_complex_numbers,
@@ -896,7 +956,7 @@ RIGHT = {
 MUTANTS = {
     "ex-02-reverse-variance": REVERSE_VARIANCE,
     "ex-02-learned-variance": LEARNED_VARIANCE,
-    "ex-02-ddim-step": DDIM_STEP,
+    "ex-02-ddim": DDIM,
     "ex-02-rotation": ROTATION,
     "ex-02-heun": HEUN,
     "ex-02-steps": STEPS,

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import torch
 
-from minidiff.course.checks.l03_classifier_guidance import guided_moments, overshoot_of, tilted_moments
-from minidiff.exact import GaussianMixtureDenoiser
-from minidiff.guidance import classifier_guidance, grad_log_prob
+from minidiff.guidance import grad_log_prob
 from minidiff.prediction import Prediction
 from minidiff.process import beta, beta_tilde, posterior_mean, transition
 from minidiff.random import rand, randn
-from minidiff.sampler import ddim, sample
-from minidiff.schedule import DATA, NoiseLevel, cosine_schedule
+from minidiff.schedule import DATA, NoiseLevel
 
 # -- ex-03-tilted-step ------------------------------------------------------------------------------------------------
 
@@ -127,80 +125,122 @@ TILTED_STEP = {
     ),
 }
 
-# -- ex-03-shift-ratio ------------------------------------------------------------------------------------------------
+# -- ex-03-adm ---------------------------------------------------------------------------------------------------------
 
 
-def ratio_by_moving_x0(noisier, cleaner, variance):
-    """Push x_0 by what the gradient 1 makes of it and watch the mean."""
-    one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
-    moved = posterior_mean(zero, one * noisier.sigma**2 / noisier.alpha, noisier, cleaner)
-    return moved / variance
+def adm_of_the_package(denoiser, gradient, scale, levels, x_T, noise):
+    """minidiff's own sampler, fed the noise of each step by a generator that draws nothing else."""
+    x = x_T
+    for t, r, z in zip(levels[:-1], levels[1:], noise, strict=True):
+        mean, sigma = posterior_mean(x, denoiser(x, t).x0, t, r), beta(t, r)
+        x = mean + sigma * scale * gradient(x, t) + (sigma**0.5 * z if r.sigma else 0)
+    return x
 
 
-def ratio_in_float32(noisier, cleaner, variance):
-    a_t, s_t, a_r, s_r = (np.float32(v) for v in (noisier.alpha, noisier.sigma, cleaner.alpha, cleaner.sigma))
-    return (a_r / a_t * s_t**2 - a_t / a_r * s_r**2) / np.float32(variance)
+def adm_by_coefficients(*, denoiser, gradient, scale, levels, x_T, noise):
+    """The mean as factors of x_t and eps-hat, as DDPM prints it, for any levels."""
+    x = x_T.clone()
+    for i in range(len(levels) - 1):
+        t, r = levels[i], levels[i + 1]
+        scaled, variance = transition(r, t)
+        eps = denoiser(x=x, level=t).eps
+        mean = (x - variance / t.sigma * eps) / scaled
+        x = mean + variance * scale * gradient(x=x, level=t)
+        if r.sigma:
+            x = x + math.sqrt(variance) * noise[i]
+    return x
 
 
-def ratio_in_minidiff(noisier, cleaner, variance):
-    scale, step = transition(cleaner, noisier)
-    return step / scale / variance
+def adm_in_float32(denoiser, gradient, scale, levels, x_T, noise):
+    x = x_T.float()
+    for i, (t, r) in enumerate(pairwise(levels)):
+        step = np.float32(t.sigma**2 - (t.alpha / r.alpha * r.sigma) ** 2)
+        pushed = denoiser(x, t).x0.float() + scale * step * t.sigma**2 / (r.alpha * step) * gradient(x, t).float()
+        x = posterior_mean(x, pushed, t, r) + (float(step) ** 0.5 * noise[i].float() if r.sigma > 0 else 0)
+    return x
 
 
-def _ratio(change):
-    """A wrong answer: ``change`` of (t, r, Sigma, beta, alpha_r / alpha_t)."""
-    return lambda noisier, cleaner, variance: change(
-        noisier, cleaner, variance, beta(noisier, cleaner), cleaner.alpha / noisier.alpha
-    )
+def _adm(shift=lambda v, g, s, ratio: v * s * g, spread=math.sqrt, at="x_t", variance=beta, last=0.0, seen=None):
+    """ADM's sampler with changes; ``at`` says where the gradient is taken, ``seen`` which noise a step gets."""
+
+    def sampler(denoiser, gradient, scale, levels, x_T, noise):
+        x, n = x_T, len(levels) - 1
+        for i, (t, r) in enumerate(pairwise(levels)):
+            mean, sigma = posterior_mean(x, denoiser(x, t).x0, t, r), variance(t, r)
+            where = {"x_t": (x, t), "mean": (mean, r if r.sigma else t), "mean, t": (mean, t), "x_t, r": (x, r)}[at]
+            g = gradient(*where) if where[1].sigma else gradient(x, t)
+            x = mean + shift(sigma, g, scale, r.alpha / t.alpha)
+            x = x + spread(sigma) * noise[seen(i, n) if seen else i] * (1.0 if r.sigma else last)
+        return x
+
+    return sampler
 
 
 def _kept(level):
-    return NoiseLevel(level.alpha, math.sqrt(1 - level.alpha**2) if level.alpha < 1 else level.sigma, 0)
+    if level.alpha in (0.0, 1.0):
+        return level
+    return NoiseLevel(level.alpha, math.sqrt(1 - level.alpha**2), level.time)
 
 
-ONE, MEASURED = "one-over-root-one-minus-beta", "measured-on-a-mixture"
-SHIFT_RATIO = {
-    "form-forgot-return": (lambda noisier, cleaner, variance: None, "form"),
-    "form-pair": (lambda noisier, cleaner, variance: (1.0, variance), "form"),
-    "form-other-names": (lambda t, r, variance: ratio_in_minidiff(t, r, variance), "form"),
-    "upside-down": (_ratio(lambda t, r, v, b, a: v / (a * b)), ONE, "other way round"),
-    "alpha-forgotten": (_ratio(lambda t, r, v, b, a: b / v), ONE, "is missing"),
-    "alpha-bar-for-alpha": (_ratio(lambda t, r, v, b, a: a**2 * b / v), ONE, "you squared"),
-    "alpha-upside-down": (_ratio(lambda t, r, v, b, a: b / (a * v)), ONE, "other way round"),
-    "all-the-noise": (_ratio(lambda t, r, v, b, a: a * t.sigma**2 / v), ONE, "all the noise"),
-    "sigma-not-scaled": (
-        _ratio(lambda t, r, v, b, a: a * (t.sigma**2 - r.sigma**2) / v),
-        ONE,
-        "before it is subtracted",
+def _preserving_only(denoiser, gradient, scale, levels, x_T, noise):
+    return _adm()(denoiser, gradient, scale, [_kept(level) for level in levels], x_T, noise)
+
+
+def _of_alphas(t, r):
+    """Wrong where the variance is not preserved."""
+    return 1 - (t.alpha / r.alpha) ** 2
+
+
+ONE, LAST, WHOLE = "one-step", "the-last-step-is-a-mean", "whole-chain"
+ADM = {
+    "form-forgot-return": (lambda denoiser, gradient, scale, levels, x_T, noise: None, "form"),
+    "form-all-steps": (
+        lambda denoiser, gradient, scale, levels, x_T, noise: torch.stack([x_T for _ in levels]),
+        "form",
     ),
-    "deviations-subtracted": (
-        _ratio(lambda t, r, v, b, a: a * (t.sigma - r.sigma / a) ** 2 / v),
-        ONE,
-        "not deviations",
+    "form-prediction": (lambda denoiser, gradient, scale, levels, x_T, noise: denoiser(x_T, levels[0]), "form"),
+    "no-sigma": (_adm(lambda v, g, s, a: s * g), ONE, "you left Sigma out"),
+    "deviation": (_adm(lambda v, g, s, a: v**0.5 * s * g), ONE, "the standard deviation where the variance"),
+    "sign": (_adm(lambda v, g, s, a: -v * s * g), ONE, "the sign is wrong"),
+    "no-scale": (_adm(lambda v, g, s, a: v * g), ONE, "scale is missing"),
+    "w-for-s": (_adm(lambda v, g, s, a: v * (1 + s) * g), ONE, "you used 1 + s"),
+    "not-guided": (_adm(lambda v, g, s, a: 0 * g), ONE, "nothing is guided"),
+    "score-shift": (_adm(lambda v, g, s, a: a * v * s * g), ONE, "this is the score shift"),
+    "beta-tilde": (_adm(variance=beta_tilde), ONE, "you took beta-tilde"),
+    "variance-of-noise": (_adm(spread=lambda v: v), ONE, "you multiplied by the variance"),
+    "no-noise": (_adm(spread=lambda v: 0.0), ONE, "the noise is missing"),
+    "at-the-mean": (_adm(at="mean"), ONE, "the paper's line"),
+    "at-the-mean-level-t": (_adm(at="mean, t"), ONE, "you took the gradient at the mean"),
+    "at-level-r": (_adm(at="x_t, r"), ONE, "you asked about level r"),
+    "half-the-noise": (_adm(spread=lambda v: v**0.5 / 2), ONE),
+    "all-the-noise": (_adm(variance=lambda t, r: t.sigma**2), ONE),
+    "noise-at-the-end": (_adm(last=1.0), LAST, "without noise"),
+    "end-not-shifted": (
+        lambda denoiser, gradient, scale, levels, x_T, noise: _adm()(
+            denoiser,
+            lambda x, t: gradient(x, t) * (t is not levels[-2] or levels[-1].sigma > 0),
+            scale,
+            levels,
+            x_T,
+            noise,
+        ),
+        LAST,
+        "is shifted, too",
     ),
-    "distance": (_ratio(lambda t, r, v, b, a: a * b), ONE, "the distance that the mean moves"),
-    "minus": (_ratio(lambda t, r, v, b, a: -a * b / v), ONE),
-    "always-beta": (_ratio(lambda t, r, v, b, a: a), MEASURED, "you took beta"),
-    "times-sigma": (_ratio(lambda t, r, v, b, a: a if v == b else a * b * v), MEASURED, "you multiplied"),
-    "root-of-sigma": (_ratio(lambda t, r, v, b, a: a if v == b else a * b / v**0.5), MEASURED, "took its root"),
-    "sigma-squared": (_ratio(lambda t, r, v, b, a: a if v == b else a * b / v**2), MEASURED, "you squared it"),
-    "no-sigma": (_ratio(lambda t, r, v, b, a: a if v == b else a * b), MEASURED, "it is missing"),
-    "beta-tilde": (
-        _ratio(lambda t, r, v, b, a: a if v == b else a * beta_tilde(t, r) / v),
-        MEASURED,
-        "not by beta-tilde",
+    "a-little-noise-at-the-end": (_adm(last=0.1), LAST),
+    "noise-from-the-end": (_adm(seen=lambda i, n: n - 1 - i), WHOLE, "from the end"),
+    "one-noise": (_adm(seen=lambda i, n: 0), WHOLE, "the first for all"),
+    "two-steps-at-most": (
+        lambda denoiser, gradient, scale, levels, x_T, noise: _adm()(
+            denoiser, gradient, scale, levels if len(levels) < 4 else [*levels[:2], levels[-1]], x_T, noise
+        ),
+        WHOLE,
     ),
-    "at-least-one": (_ratio(lambda t, r, v, b, a: max(a * b / v, 0.9 * a)), MEASURED),
-    "preserving-only": (
-        _ratio(lambda t, r, v, b, a: a * beta(_kept(t), _kept(r)) / v),
-        "any-levels",
-        "does not hold here",
-    ),
-    "step-of-alphas": (_ratio(lambda t, r, v, b, a: a * (1 - 1 / a**2) / v), "any-levels", "holds only where"),
-    "nothing-at-clean-data": (_ratio(lambda t, r, v, b, a: a * b / v if r.sigma else 0.0), "any-levels"),
+    "preserving-only": (_preserving_only, "any-levels", "does not hold here"),
+    "variance-of-alphas": (_adm(variance=lambda t, r: max(_of_alphas(t, r), 1e-9)), "any-levels"),
 }
 
-# -- ex-03-acceptance -------------------------------------------------------------------------------------------------
+# -- ex-03-acceptance --------------------------------------------------------------------------------------------------
 
 
 def accept_by_powers(world, x, label, scale):
@@ -271,266 +311,254 @@ ACCEPTANCE = {
     "never-quite-one": (_accept(lambda log_p, s: (max(s - 1, 1e-3) * log_p).exp()), "unlikely-points"),
 }
 
-# -- ex-03-overshoot --------------------------------------------------------------------------------------------------
+# -- ex-03-land --------------------------------------------------------------------------------------------------------
 
 
-def overshoot_by_drawing():
-    """Samples on both sides: DDIM, and rejection."""
-    world, generator = GaussianMixtureDenoiser(torch.tensor([[-1.0], [1.0]]), 1.0), torch.Generator().manual_seed(1)
-    guided = classifier_guidance(world, world.classifier(1), 4.0)
-    made = sample(ddim(), guided, cosine_schedule().levels(150), randn((10000, 1), generator, torch.float64))
-    drawn = world.sample(60000, generator, 1)
-    wanted = drawn[rand((60000,), generator, torch.float64) < accept_by_powers(world, drawn, 1, 4.0)]
-    return (made.mean() - wanted.mean()) / wanted.std()
+def _ode(score, gradient, scale_of, levels, x):
+    """DDIM with guided scores; the scale may depend on the level."""
+    for t, r in pairwise(levels):
+        slope = score(x, t) + scale_of(t) * gradient(x, t)
+        x = r.alpha * (x + t.sigma**2 * slope) / t.alpha - r.sigma * t.sigma * slope
+    return x
 
 
-def overshoot_by_runge_kutta():
-    """dx / d phi = -sin(phi) (tanh(alpha x) + 2 s p(0 | x)) from equally likely noise; the tilted density on a grid."""
-    sigmoid = lambda u: 1 / (1 + np.exp(-u))
-    slope = lambda x, phi: -np.sin(phi) * (np.tanh(np.cos(phi) * x) + 8 * sigmoid(-2 * np.cos(phi) * x))
-    x = torch.special.ndtri((torch.arange(401).double() + 0.5) / 401).numpy()
-    for phi, h in ((math.pi / 2 * (1 - i / 100), -math.pi / 200) for i in range(100)):
-        k1 = slope(x, phi)
-        k2 = slope(x + h / 2 * k1, phi + h / 2)
-        k3 = slope(x + h / 2 * k2, phi + h / 2)
-        x = x + h / 6 * (k1 + 2 * k2 + 2 * k3 + slope(x + h * k3, phi + h))
-    grid = np.linspace(-8, 8, 3201)
-    weight = (np.exp(-((grid - 1) ** 2) / 2) + np.exp(-((grid + 1) ** 2) / 2)) * sigmoid(2 * grid) ** 4
-    mean = np.average(grid, weights=weight)
-    return (x.mean() - mean) / np.sqrt(np.average((grid - mean) ** 2, weights=weight))
+def _walk(score, gradient, scale, x, generator, n=75, rate=0.06, noise=1.0):
+    """Langevin's walk at t = 0."""
+    for _ in range(n):
+        z = randn(x.shape, generator, x.dtype)
+        x = x + rate * (score(x, DATA) + scale * gradient(x, DATA)) + noise * math.sqrt(2 * rate) * z
+    return x
 
 
-IN, RIGHT_OVERSHOOT = "in-standard-deviations", overshoot_of()
-(MADE, MADE_STD), (TILTED, TILTED_STD) = guided_moments(4.0), tilted_moments(4.0)
-OVERSHOOT = {
-    "form-function": (overshoot_by_runge_kutta, "form"),
-    "form-samples": (torch.full((4,), RIGHT_OVERSHOOT), "form"),
-    "form-text": ("1.05", "form"),
-    "gap-not-in-deviations": (MADE - TILTED, IN, "gap of the means itself"),
-    "in-deviations-of-the-made": ((MADE - TILTED) / MADE_STD, IN, "deviations of the guided samples"),
-    "from-the-conditional": (MADE - 1, IN, "distance from p(x | 1)"),
-    "from-the-mean-of-the-conditional": ((MADE - 1) / TILTED_STD, IN, "mean of p(x | 1)"),
-    "tilted-minus-guided": (-RIGHT_OVERSHOOT, IN, "sign is wrong"),
-    "tilted-by-five": (overshoot_of(tilted=5.0), IN, "you tilted by s = 5"),
-    "tilted-by-three": (overshoot_of(tilted=3.0), IN, "you tilted by s = 3"),
-    "guided-by-five": (overshoot_of(guided=5.0), IN, "guided by s = 5"),
-    "w-for-s": (overshoot_of(5.0, 5.0), IN, "you used 1 + s"),
-    "scale-3": (overshoot_of(3.0, 3.0), IN, "you used s - 1"),
-    "not-guided": (overshoot_of(guided=0.0), IN, "not guided"),
-    "bayes-alone": (overshoot_of(guided=1.0), IN, "guided by s = 1"),
-    "ancestral": (overshoot_of(name="ancestral"), IN, "ancestral sampler"),
-    "no-overshoot": (0.0, IN),
-    "just-outside": (RIGHT_OVERSHOOT + 0.045, IN),
+def land_from_the_class(score, gradient, scale, levels, x_T, seed):
+    x = _ode(score, gradient, lambda level: 1.0, levels, x_T)
+    return _walk(score, gradient, scale, x, torch.Generator().manual_seed(seed))
+
+
+def land_from_the_guided_chain(*, score, gradient, scale, levels, x_T, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = _ode(score, gradient, lambda level: 1.0 if level.sigma > level.alpha else scale, levels, x_T)
+    return _walk(score, gradient, scale, x, generator, 75, 0.06).float()
+
+
+def land_by_weights(score, gradient, scale, levels, x_T, seed):
+    """Metropolis: log p(x) + s log p(c|x) is the integral of its gradient along each short step."""
+    generator = torch.Generator().manual_seed(seed)
+    x = _ode(score, gradient, lambda level: 1.0, levels, x_T)
+    slope = lambda y: score(y, DATA) + scale * gradient(y, DATA)
+    here, rate = slope(x), 0.12
+    for _ in range(78):
+        y = x + rate * here + math.sqrt(2 * rate) * randn(x.shape, generator, x.dtype)
+        there = slope(y)
+        gain = ((here + there) / 2 * (y - x)).sum(1)  # log density of y over that of x, by the trapezium
+        back, forth = ((a - b - rate * g).square().sum(1) for a, b, g in ((x, y, there), (y, x, here)))
+        kept = rand((len(x),), generator, x.dtype).log() < gain + (forth - back) / (4 * rate)
+        x, here = torch.where(kept[:, None], y, x), torch.where(kept[:, None], there, here)
+    return x
+
+
+def _guided_chain(scale_of):
+    return lambda score, gradient, scale, levels, x_T, seed: _ode(
+        score, gradient, lambda level: scale_of(level, scale), levels, x_T
+    )
+
+
+def _then_walk(**change):
+    """From the class, a walk with changes; ``to`` says which scale it is given."""
+    to = change.pop("to", lambda scale: scale)
+    seed_of = change.pop("seed_of", lambda seed: seed)
+
+    def land(score, gradient, scale, levels, x_T, seed):
+        generator = torch.Generator()
+        number = seed_of(seed)
+        generator.seed() if number is None else generator.manual_seed(number)
+        x = _ode(score, gradient, lambda level: 1.0, levels, x_T)
+        return _walk(score, gradient, to(scale), x, generator, **change)
+
+    return land
+
+
+NEARER, LANDS = "nearer-than-the-guided-chain", "lands"
+LAND = {
+    "form-one-number": (lambda score, gradient, scale, levels, x_T, seed: x_T.mean(), "form"),
+    "form-forgot-return": (lambda score, gradient, scale, levels, x_T, seed: None, "form"),
+    "form-other-names": (
+        lambda score, pull, s, levels, x_T, seed: land_from_the_class(score, pull, s, levels, x_T, seed),
+        "form",
+    ),
+    "many-calls": (_then_walk(n=400), "in-the-budget"),
+    "not-seeded": (_then_walk(seed_of=lambda seed: None), "the-seed-decides", "the same seed gave two"),
+    "guided-chain": (_guided_chain(lambda level, s: s), NEARER),
+    "the-class": (_guided_chain(lambda level, s: 1.0), NEARER),
+    "not-guided": (_guided_chain(lambda level, s: 0.0), NEARER),
+    "ascent": (_then_walk(noise=0.0), NEARER),
+    "walk-to-the-class": (_then_walk(to=lambda scale: 1.0), NEARER),
+    "walk-of-no-data": (
+        lambda score, gradient, scale, levels, x_T, seed: _walk(
+            score, gradient, scale, x_T, torch.Generator().manual_seed(seed), noise=2.4
+        ),
+        NEARER,
+    ),
+    "gentler": (_guided_chain(lambda level, s: 1 + (s - 1) / 8), LANDS),
+    "in-an-interval": (_guided_chain(lambda level, s: 1.0 if level.sigma > level.alpha else s), LANDS),
+    "short-walk": (_then_walk(n=8), LANDS),
+    "one-power-more": (_then_walk(to=lambda scale: scale + 1), LANDS),
+    "too-little-noise": (_then_walk(noise=0.8), LANDS),
+    "bell": (
+        lambda score, gradient, scale, levels, x_T, seed: (
+            (x := land_from_the_class(score, gradient, scale, levels, x_T, seed)).mean() + x.std() * x_T
+        ),
+        "two-humps",
+    ),
 }
 
-# -- ex-03-class-gradient ---------------------------------------------------------------------------------------------
+# -- ex-03-guide -------------------------------------------------------------------------------------------------------
 
 
 def _autograd(function, x):
     with torch.enable_grad():
-        x = x.detach().requires_grad_()
+        x = x.detach().clone().requires_grad_()
         return torch.autograd.grad(function(x), x)[0]
 
 
-def _right_gradient(world, x, level, label):
-    return _autograd(lambda y: world.classifier(label)(y, level).sum(), x)
+def _right_gradient(classifier, label, x, level):
+    return _autograd(lambda y: classifier.classifier(label)(y, level).sum(), x)
 
 
-def gradient_by_scores(world, x, level, label):
-    return world(x, level, label).score - world(x, level).score
+def guide_through_x0(denoiser, classifier, label, scale):
+    """By the package's gradient, on x_0."""
 
-
-def gradient_in_a_loop(world, x, level, label):
-    of_one = lambda one: _autograd(lambda y: world.log_prob_label(y, level)[0, label], one[None])
-    return torch.cat([of_one(one) for one in x])
-
-
-def gradient_in_float32(world, x, level, label):
-    return grad_log_prob(world.classifier(label), x.float(), level)
-
-
-@torch.enable_grad()
-def gradient_backward(world, x, level, label):
-    x = x.clone().requires_grad_(True)
-    log_p = world.classifier(label)(x=x, level=level)
-    log_p.backward(torch.ones_like(log_p))
-    return x.grad
-
-
-def _through_p(world, x, level, label, floor=0.0):
-    return _autograd(lambda y: (world.classifier(label)(y, level).exp() + floor).log().sum(), x)
-
-
-def gradient_without_enable(world, x, level, label):
-    x = x.detach().requires_grad_()
-    return torch.autograd.grad(world.classifier(label)(x, level).sum(), x)[0]
-
-
-def gradient_zero_without_grad(world, x, level, label):
-    """Gives up where nothing is recorded."""
-    return _right_gradient(world, x, level, label) if torch.is_grad_enabled() else torch.zeros_like(x)
-
-
-def _first_alone(world, x, level, label):
-    return _right_gradient(world, x[:1], level, label).expand_as(x)
-
-
-def _first_three(world, x, level, label):
-    return torch.cat([_right_gradient(world, x[:3], level, label), torch.zeros_like(x[3:])])
-
-
-def _normalised(world, x, level, label):
-    out = _right_gradient(world, x, level, label)
-    return out / out.norm(dim=-1, keepdim=True)
-
-
-SCORES, OWN = "difference-of-scores", "each-sample-its-own"
-CLASS_GRADIENT = {
-    "form-forgot-return": (lambda world, x, level, label: None, "form"),
-    "form-tuple": (lambda world, x, level, label: (x, x), "form"),
-    "form-log-p": (lambda world, x, level, label: world.classifier(label)(x, level), "form"),
-    "gradient-of-p": (
-        lambda world, x, level, label: _autograd(lambda y: world.classifier(label)(y, level).exp().sum(), x),
-        SCORES,
-        "not its logarithm",
-    ),
-    "gradient-of-log-joint": (
-        lambda world, x, level, label: _autograd(lambda y: world.log_prob(y, level, label).sum(), x),
-        SCORES,
-        "log p(x_t | c)",
-    ),
-    "unconditional": (lambda world, x, level, label: world(x, level).score, SCORES, "does not know the class"),
-    "descent": (lambda world, x, level, label: -_right_gradient(world, x, level, label), SCORES, "sign is wrong"),
-    "shift-of-eps": (
-        lambda world, x, level, label: -level.sigma * _right_gradient(world, x, level, label),
-        SCORES,
-        "shift of eps",
-    ),
-    "times-sigma": (
-        lambda world, x, level, label: level.sigma * _right_gradient(world, x, level, label),
-        SCORES,
-        "without a factor sigma",
-    ),
-    "clean-classifier": (
-        lambda world, x, level, label: _autograd(lambda y: world.classifier(label)(y, DATA).sum(), x),
-        SCORES,
-        "told how noisy",
-    ),
-    "classifier-of-the-denoised": (
-        lambda world, x, level, label: _autograd(lambda y: world.classifier(label)(world(y, level).x0, DATA).sum(), x),
-        SCORES,
-        "opinion about its mean",
-    ),
-    "zero": (lambda world, x, level, label: 0 * x, SCORES, "this is zero"),
-    "another-class": (lambda world, x, level, label: _right_gradient(world, x, level, (label + 1) % 3), SCORES),
-    "label-zero-is-none": (
-        lambda world, x, level, label: gradient_by_scores(world, x, level, label or None),
-        SCORES,
-        "this is zero",
-    ),
-    "normalised": (_normalised, SCORES),
-    "mean-over-batch": (
-        lambda world, x, level, label: _autograd(lambda y: world.classifier(label)(y, level).mean(), x),
-        OWN,
-        "averaged log p",
-    ),
-    "sum-of-all": (
-        lambda world, x, level, label: _right_gradient(world, x, level, label).sum(0).expand_as(x),
-        OWN,
-        "their sum",
-    ),
-    "mean-of-all": (
-        lambda world, x, level, label: _right_gradient(world, x, level, label).mean(0).expand_as(x),
-        OWN,
-        "their mean",
-    ),
-    "first-for-all": (_first_alone, OWN, "first one's"),
-    "three-at-most": (_first_three, OWN),
-    "no-enable-grad": (gradient_without_enable, "under-no-grad", "torch.enable_grad()"),
-    "nothing-under-no-grad": (gradient_zero_without_grad, "under-no-grad"),
-    "through-p": (_through_p, "unlikely-class", "never go through p"),
-    "log-p-cut-off": (
-        lambda world, x, level, label: _through_p(world, x, level, label, 1e-30),
-        "unlikely-class",
-        "is not cut off",
-    ),
-    "gradient-cut-off": (
-        lambda world, x, level, label: _right_gradient(world, x, level, label).clamp(-100, 100),
-        "unlikely-class",
-    ),
-}
-
-# -- ex-03-guide ------------------------------------------------------------------------------------------------------
-
-
-def _guide(shift, sigma_of=lambda level, x: level.like(x)[1]):
-    """A guide that adds shift(sigma, s, g) to eps."""
-
-    def guide(denoiser, gradient, scale):
-        def guided(x, level):
-            prediction = denoiser(x, level)
-            return prediction.with_eps(prediction.eps + shift(sigma_of(level, x), scale, gradient(x, level)))
-
-        return guided
-
-    return guide
-
-
-_right_guide = _guide(lambda sigma, s, g: -sigma * s * g)
-
-
-def guide_through_x0(denoiser, gradient, scale):
     def guided(x, level):
         asked, (alpha, sigma) = denoiser(x=x, level=level), level.like(x)
-        return asked.with_x0(asked.x0 + scale * sigma**2 / alpha * gradient(x=x, level=level))
+        pull = grad_log_prob(classifier.classifier(label), x, level)
+        return asked.with_x0(asked.x0 + scale * sigma**2 / alpha * pull)
 
     return guided
 
 
-def guide_the_score(denoiser, gradient, scale):
+def guide_the_score(*, denoiser, classifier, label, scale):
+    """By ``backward``, on the score."""
+
+    @torch.enable_grad()
+    def pull(x, level):
+        x = x.clone().requires_grad_(True)
+        log_p = classifier.classifier(label)(x=x, level=level)
+        log_p.backward(torch.ones_like(log_p))
+        return x.grad
+
     def guided(x, level):
         asked = denoiser(x, level)
-        return asked.replace(value=asked.score + scale * gradient(x, level=level), kind="score")
+        return asked.replace(value=asked.score + scale * pull(x, level), kind="score")
 
-    return guided
+    return lambda x, level: guided(x=x, level=level)
 
 
-def guide_in_float32(denoiser, gradient, scale):
+def guide_in_float32(denoiser, classifier, label, scale):
     def guided(x, level):
         asked, sigma = denoiser(x.float(), level), level.like(x.float())[1]
-        return asked.with_eps(asked.eps - scale * sigma * gradient(x.float(), level).float())
+        return asked.with_eps(asked.eps - scale * sigma * grad_log_prob(classifier.classifier(label), x.float(), level))
 
     return guided
 
 
-def guide_one_by_one(denoiser, gradient, scale):
+def guide_one_by_one(denoiser, classifier, label, scale):
+    """A gradient for each sample by itself, at its own level."""
+
     def guided(x, level):
         asked, eps = denoiser(x, level), []
-        sigmas = torch.as_tensor(level.sigma, dtype=torch.float64).expand(len(x)).tolist()
-        for e, sigma, g in zip(asked.eps, sigmas, gradient(x, level), strict=True):
-            eps.append(e - scale * sigma * g)
+        each = lambda value: torch.as_tensor(value).expand(len(x)).tolist()
+        parts = zip(x, asked.eps, each(level.alpha), each(level.sigma), each(label), strict=True)
+        for one, said, alpha, sigma, wanted in parts:
+            of_one = classifier.classifier(wanted)
+            at = NoiseLevel(alpha, sigma, 0)
+            eps.append(said - scale * sigma * _autograd(lambda y, c=of_one, at=at: c(y, at)[0], one[None])[0])
         return asked.with_eps(torch.stack(eps))
 
     return guided
 
 
-def _on_x0(amount):
-    """A guide that adds amount(sigma) times the gradient to x_0."""
+def guide_by_scores(denoiser, classifier, label, scale):
+    """No derivative at all: where the classifier is an exact world, its two scores differ by the gradient."""
 
-    def guide(denoiser, gradient, scale):
+    def guided(x, level):
+        asked = denoiser(x, level)
+        return asked.with_eps((1 - scale) * asked.eps + scale * classifier(x, level, label).eps)
+
+    return guided
+
+
+def _guide(
+    shift=lambda sigma, s, g: -sigma * s * g, sigma_of=lambda level, x: level.like(x)[1], gradient=_right_gradient
+):
+    """A guide that adds shift(sigma, s, g) to eps."""
+
+    def guide(denoiser, classifier, label, scale):
         def guided(x, level):
-            asked = denoiser(x, level)
-            return asked.with_x0(asked.x0 + amount(level.like(x)[1]) * scale * gradient(x, level))
+            prediction = denoiser(x, level)
+            g = gradient(classifier, label, x, level)
+            return prediction.with_eps(prediction.eps + shift(sigma_of(level, x), scale, g))
 
         return guided
 
     return guide
 
 
-def _anew(denoiser, gradient, scale):
+_right_guide = _guide()
+
+
+def _by(log_p):
+    """A guide that differentiates ``log_p(classifier, label, y, level)``, summed, instead."""
+    return _guide(
+        gradient=lambda classifier, label, x, level: _autograd(lambda y: log_p(classifier, label, y, level), x)
+    )
+
+
+def _pulled(change):
+    """A guide whose gradient is ``change`` of the right one."""
+    return _guide(gradient=lambda *asked: change(_right_gradient(*asked)))
+
+
+def _without_enable(classifier, label, x, level):
+    x = x.detach().requires_grad_()
+    return torch.autograd.grad(classifier.classifier(label)(x, level).sum(), x)[0]
+
+
+def _nothing_under_no_grad(classifier, label, x, level):
+    return _right_gradient(classifier, label, x, level) if torch.is_grad_enabled() else torch.zeros_like(x)
+
+
+def _first_three(classifier, label, x, level):
+    label = label if isinstance(label, int) else label[:3]
+    at = level if isinstance(level.sigma, float) else NoiseLevel(level.alpha[:3], level.sigma[:3], level.time[:3])
+    return torch.cat([_right_gradient(classifier, label, x[:3], at), torch.zeros_like(x[3:])])
+
+
+def _first_label(classifier, label, x, level):
+    return _right_gradient(classifier, int(torch.as_tensor(label).reshape(-1)[0]), x, level)
+
+
+def _of_p(floor):
+    return lambda classifier, label, y, level: (classifier.classifier(label)(y, level).exp() + floor).log().sum()
+
+
+def _on_x0(amount):
+    """A guide that adds amount(sigma) times the gradient to x_0."""
+
+    def guide(denoiser, classifier, label, scale):
+        def guided(x, level):
+            asked = denoiser(x, level)
+            pull = _right_gradient(classifier, label, x, level)
+            return asked.with_x0(asked.x0 + amount(level.like(x)[1]) * scale * pull)
+
+        return guided
+
+    return guide
+
+
+def _anew(denoiser, classifier, label, scale):
     def guided(x, level):
-        eps = denoiser(x, level).eps - level.like(x)[1] * scale * gradient(x, level)
-        return Prediction(x, level, eps, "eps")
+        right = _right_guide(denoiser, classifier, label, scale)(x, level)
+        return Prediction(x, level, right.eps, "eps")
 
     return guided
 
@@ -538,26 +566,27 @@ def _anew(denoiser, gradient, scale):
 def _of_eps(change):
     """A guide whose eps is change(eps, sigma g, s)."""
 
-    def guide(denoiser, gradient, scale):
+    def guide(denoiser, classifier, label, scale):
         def guided(x, level):
             asked = denoiser(x, level)
-            return asked.with_eps(change(asked.eps, level.like(x)[1] * gradient(x, level), scale))
+            shift = level.like(x)[1] * _right_gradient(classifier, label, x, level)
+            return asked.with_eps(change(asked.eps, shift, scale))
 
         return guided
 
     return guide
 
 
-def _forgets_x(denoiser, gradient, scale):
+def _forgets_x(denoiser, classifier, label, scale):
     def guided(x, level):
-        right = _right_guide(denoiser, gradient, scale)(x, level)
+        right = _right_guide(denoiser, classifier, label, scale)(x, level)
         return right.replace(x=torch.zeros_like(x), value=right.eps, kind="eps")
 
     return guided
 
 
-def _other_fraction(denoiser, gradient, scale):
-    return lambda x, level: _right_guide(denoiser, gradient, scale)(x, level).replace(fraction=0 * x)
+def _other_fraction(denoiser, classifier, label, scale):
+    return lambda x, level: _right_guide(denoiser, classifier, label, scale)(x, level).replace(fraction=0 * x)
 
 
 def _alpha(level, x):
@@ -570,15 +599,17 @@ _last_axis = lambda level, x: level.sigma
 _at_most_one = lambda level, x: torch.as_tensor(level.like(x)[1]).clamp(max=1)
 _of_alpha = lambda level, x: (1 - torch.as_tensor(level.like(x)[0]) ** 2).clamp(min=0).sqrt()
 minus = lambda sigma, s, g: -sigma * s * g
-BAYES = "scale-1-is-conditional"
+BAYES, OWN = "scale-1-is-conditional", "each-sample-its-own"
 GUIDE = {
-    "form-forgot-return": (lambda denoiser, gradient, scale: lambda x, level: None, "form"),
-    "form-forgot-to-return-guided": (lambda denoiser, gradient, scale: None, "form"),
+    "form-forgot-return": (lambda denoiser, classifier, label, scale: lambda x, level: None, "form"),
+    "form-forgot-to-return-guided": (lambda denoiser, classifier, label, scale: None, "form"),
     "form-eps": (
-        lambda denoiser, gradient, scale: lambda x, level: _right_guide(denoiser, gradient, scale)(x, level).eps,
+        lambda denoiser, classifier, label, scale: (
+            lambda x, level: _right_guide(denoiser, classifier, label, scale)(x, level).eps
+        ),
         "form",
     ),
-    "form-called-at-once": (lambda denoiser, gradient, scale: torch.zeros(3, 2), "form"),
+    "form-called-at-once": (lambda denoiser, classifier, label, scale: torch.zeros(3, 2), "form"),
     "plus-sign": (_guide(lambda sigma, s, g: sigma * s * g), BAYES, "is subtracted"),
     "no-sigma": (_guide(lambda sigma, s, g: -s * g), BAYES, "comes with a factor sigma"),
     "added-without-sigma": (_guide(lambda sigma, s, g: s * g), BAYES, "you added the gradient itself"),
@@ -594,6 +625,37 @@ GUIDE = {
     "in-its-place": (_of_eps(lambda eps, shift, s: -s * shift), BAYES, "you put it in its place"),
     "shift-of-eps-for-x0": (_on_x0(lambda sigma: -sigma), BAYES, "shift of eps given to x_0"),
     "shift-of-score-for-x0": (_on_x0(lambda sigma: 1.0), BAYES, "shift of the score given to x_0"),
+    "gradient-of-p": (
+        _by(lambda classifier, label, y, level: classifier.classifier(label)(y, level).exp().sum()),
+        BAYES,
+        "not its logarithm",
+    ),
+    "clean-classifier": (
+        _by(lambda classifier, label, y, level: classifier.classifier(label)(y, DATA).sum()),
+        BAYES,
+        "told how noisy",
+    ),
+    "classifier-of-the-denoised": (
+        _by(lambda classifier, label, y, level: classifier.classifier(label)(classifier(y, level).x0, DATA).sum()),
+        BAYES,
+        "opinion about its mean",
+    ),
+    "gradient-of-log-joint": (
+        _by(lambda classifier, label, y, level: classifier.log_prob(y, level, label).sum()),
+        BAYES,
+    ),
+    "another-class": (
+        _guide(gradient=lambda classifier, label, x, level: _right_gradient(classifier, (label + 1) % 3, x, level)),
+        BAYES,
+    ),
+    "label-zero-is-none": (
+        _guide(
+            gradient=lambda classifier, label, x, level: _right_gradient(classifier, label, x, level) * (label != 0)
+        ),
+        BAYES,
+        "nothing is guided",
+    ),
+    "normalised": (_pulled(lambda g: g / g.norm(dim=-1, keepdim=True)), BAYES),
     "half": (_guide(lambda sigma, s, g: -sigma * s * g / 2), BAYES),
     "ignores-scale": (_guide(lambda sigma, s, g: -sigma * g), "any-scale", "no effect"),
     "scale-squared": (_guide(lambda sigma, s, g: -sigma * s**2 * g), "any-scale", "you squared the scale"),
@@ -601,6 +663,29 @@ GUIDE = {
     "scales-the-whole": (_of_eps(lambda eps, shift, s: s * (eps - shift)), "any-scale", "multiplied the whole"),
     "scales-the-denoiser": (_of_eps(lambda eps, shift, s: s * eps - shift), "any-scale", "not what the denoiser says"),
     "scale-cut-off": (_guide(lambda sigma, s, g: -sigma * min(s, 1.5) * g), "any-scale"),
+    "mean-over-batch": (
+        _by(lambda classifier, label, y, level: classifier.classifier(label)(y, level).mean()),
+        OWN,
+        "averaged log p",
+    ),
+    "sum-of-all": (_pulled(lambda g: g.sum(0).expand_as(g)), OWN, "their sum"),
+    "mean-of-all": (_pulled(lambda g: g.mean(0).expand_as(g)), OWN, "their mean"),
+    "first-for-all": (_pulled(lambda g: g[:1].expand_as(g)), OWN, "first one's"),
+    "three-at-most": (_guide(gradient=_first_three), OWN),
+    "first-label-for-all": (_guide(gradient=_first_label), "a-label-for-each-sample", "the first one's for all"),
+    "one-label-alone": (
+        _guide(
+            gradient=lambda classifier, label, x, level: _right_gradient(
+                classifier, int(torch.as_tensor(label).reshape(-1)[-1]), x, level
+            )
+        ),
+        "a-label-for-each-sample",
+    ),
+    "no-enable-grad": (_guide(gradient=_without_enable), "under-no-grad", "torch.enable_grad()"),
+    "nothing-under-no-grad": (_guide(gradient=_nothing_under_no_grad), "under-no-grad"),
+    "through-p": (_by(_of_p(0.0)), "unlikely-class", "never go through p"),
+    "log-p-cut-off": (_by(_of_p(1e-30)), "unlikely-class", "is not cut off"),
+    "gradient-cut-off": (_pulled(lambda g: g.clamp(-100, 100)), "unlikely-class"),
     "first-sigma-for-all": (_guide(minus, _first), "one-level-per-sample", "the first for all"),
     "mean-sigma-for-all": (_guide(minus, _mean_sigma), "one-level-per-sample", "their mean"),
     "along-the-last-axis": (_guide(minus, _last_axis), "one-level-per-sample", "along the last axis"),
@@ -619,10 +704,12 @@ RIGHT = {
         "float32": tilted_in_float32,
         "quadrature": tilted_by_quadrature,
     },
-    "ex-03-shift-ratio": {
-        "moving-x0": ratio_by_moving_x0,
-        "minidiff": ratio_in_minidiff,
-        "float32": ratio_in_float32,
+    "ex-03-adm": {
+        "minidiff": adm_of_the_package,
+        "coefficients, by keywords": lambda denoiser, gradient, scale, levels, x_T, noise: adm_by_coefficients(
+            denoiser=denoiser, gradient=gradient, scale=scale, levels=levels, x_T=x_T, noise=noise
+        ),
+        "through x_0, float32": adm_in_float32,
     },
     "ex-03-acceptance": {
         "bayes": accept_by_bayes,
@@ -630,31 +717,28 @@ RIGHT = {
         "one-by-one": accept_one_by_one,
         "float32": accept_in_float32,
     },
-    "ex-03-overshoot": {
-        "drawn": overshoot_by_drawing(),
-        "runge-kutta": overshoot_by_runge_kutta(),
-        "float32": torch.tensor([RIGHT_OVERSHOOT], dtype=torch.float32),
-        "rounded": round(RIGHT_OVERSHOOT, 2),
-    },
-    "ex-03-class-gradient": {
-        "scores": gradient_by_scores,
-        "loop": gradient_in_a_loop,
-        "backward": gradient_backward,
-        "float32": gradient_in_float32,
+    "ex-03-land": {
+        "from the class": land_from_the_class,
+        "from a guided chain, float32": lambda score, gradient, scale, levels, x_T, seed: land_from_the_guided_chain(
+            score=score, gradient=gradient, scale=scale, levels=levels, x_T=x_T, seed=seed
+        ),
+        "metropolis": land_by_weights,
     },
     "ex-03-guide": {
         "through-x0": guide_through_x0,
-        "score": guide_the_score,
+        "score": lambda denoiser, classifier, label, scale: guide_the_score(
+            denoiser=denoiser, classifier=classifier, label=label, scale=scale
+        ),
         "float32": guide_in_float32,
         "one-by-one": guide_one_by_one,
+        "scores": guide_by_scores,
     },
 }
 
 MUTANTS = {
     "ex-03-tilted-step": TILTED_STEP,
-    "ex-03-shift-ratio": SHIFT_RATIO,
+    "ex-03-adm": ADM,
     "ex-03-acceptance": ACCEPTANCE,
-    "ex-03-overshoot": OVERSHOOT,
-    "ex-03-class-gradient": CLASS_GRADIENT,
+    "ex-03-land": LAND,
     "ex-03-guide": GUIDE,
 }

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
 import torch
 
-from minidiff.course.checks.l04_classifier_free_guidance import PRIOR, measure_spread, promised_spread
+from minidiff.course.checks.l04_classifier_free_guidance import PRIOR, guided_error, measure_spread, promised_spread
 from minidiff.exact import GaussianMixtureDenoiser
-from minidiff.guidance import classifier_free
+from minidiff.guidance import classifier_free, static_threshold
 from minidiff.prediction import Prediction
+from minidiff.process import diffuse
 from minidiff.random import randn
 from minidiff.sampler import ddim, sample
-from minidiff.schedule import NoiseLevel, vp_schedule
+from minidiff.schedule import NoiseLevel, cosine_schedule, vp_schedule
 
 # -- ex-04-average ----------------------------------------------------------------------------------------------------
 
@@ -177,34 +179,40 @@ SCALE = {
     ),
 }
 
-# -- ex-04-drop -------------------------------------------------------------------------------------------------------
+# -- ex-04-loss --------------------------------------------------------------------------------------------------------
 
 
-def drop_by_keeping(labels, probability, seed):
-    kept = torch.full((len(labels),), 1.0 - probability).bernoulli(generator=torch.Generator().manual_seed(seed))
-    return (labels + 1) * kept.long() - 1
-
-
-def drop_in_a_loop(labels, probability, seed):
+def loss_by_bernoulli(model, x0, labels, level, probability, seed):
     generator = torch.Generator().manual_seed(seed)
-    return [-1 if torch.rand((), generator=generator) < probability else int(label) for label in labels]
+    kept = torch.full((len(labels),), 1.0 - probability).bernoulli(generator=generator).long()
+    eps = torch.randn(x0.shape, generator=generator).to(x0)
+    alpha, sigma = level.like(x0)
+    said = model(x=alpha * x0 + sigma * eps, level=level, label=(labels + 1) * kept - 1).eps
+    return torch.nn.functional.mse_loss(said, eps)
 
 
-def drop_in_float64(*, labels, probability, seed):
-    u = torch.rand(len(labels), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    return labels.clone().masked_fill_(u >= 1 - probability, -1)
+def loss_in_a_loop(*, model, x0, labels, level, probability, seed):
+    """A coin and noise for one picture after the other."""
+    generator = torch.Generator().manual_seed(seed)
+    eps = torch.stack([torch.randn(one.shape, generator=generator, dtype=torch.float64) for one in x0])
+    told = [-1 if torch.rand((), generator=generator) < probability else int(label) for label in labels]
+    said = model(diffuse(x0, level, eps), level, torch.tensor(told)).eps
+    return float(sum((a - b).square().mean() for a, b in zip(said, eps, strict=True)) / len(x0))
 
 
-def drop_with_the_global_generator(labels, probability, seed):
+def loss_in_float32(model, x0, labels, level, probability, seed):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return labels.where(torch.rand_like(labels, dtype=torch.float32) >= probability, torch.tensor(-1))
+        told = labels.where(torch.rand(len(labels)) >= probability, torch.tensor(-1))
+        eps = torch.randn_like(x0.float())
+    (alpha, sigma), x = level.like(eps), x0.float()
+    return (model(alpha * x + sigma * eps, level, told).eps.float() - eps).pow(2).mean()
 
 
-def _drop(probability_of=lambda p: p, null=-1, once=False, seed_of=lambda seed: seed):
-    """Labels dropped where a uniform number is below probability_of(p)."""
+def _hide(probability_of=lambda p: p, null=-1, once=False, seed_of=lambda seed: seed):
+    """Labels hidden where a uniform number is below probability_of(p)."""
 
-    def drop(labels, probability, seed):
+    def hide(labels, probability, seed):
         generator = torch.Generator()
         if (number := seed_of(seed)) is None:
             generator.seed()
@@ -213,7 +221,7 @@ def _drop(probability_of=lambda p: p, null=-1, once=False, seed_of=lambda seed: 
         u = torch.rand(1 if once else len(labels), generator=generator)
         return torch.where((u < probability_of(probability)).expand(len(labels)), null, labels)
 
-    return drop
+    return hide
 
 
 def _first_part(labels, probability, seed):
@@ -237,109 +245,191 @@ def _random_class(labels, probability, seed):
     return torch.where(u < probability, other, labels)
 
 
-def _spares_0(labels, probability, seed):
-    return torch.where(labels > 0, _drop()(labels, probability, seed), labels)
+def _spares(label):
+    return lambda labels, probability, seed: torch.where(labels == label, label, _hide()(labels, probability, seed))
 
 
 def _all_if_one(labels, probability, seed):
-    return torch.full_like(labels, -1) if len(labels) == 1 else _drop()(labels, probability, seed)
+    return torch.full_like(labels, -1) if len(labels) == 1 else _hide()(labels, probability, seed)
 
 
-DROP = {
-    "form-floats": (lambda labels, probability, seed: _drop()(labels, probability, seed).double(), "form"),
-    "form-mask": (
-        lambda labels, probability, seed: (
-            torch.rand(len(labels), generator=torch.Generator().manual_seed(seed)) < probability
-        ),
-        "form",
+def _like(level, x):
+    return level.like(x)
+
+
+_hidden = _hide()
+
+
+def _loss(
+    hide=_hidden,
+    mix=lambda a, s, x, eps: a * x + s * eps,
+    off=lambda said, eps, x0, x: (said - eps).square().mean(),
+    noise=torch.randn,
+    noise_seed=lambda seed: seed + 1,
+    parts=_like,
+    told=lambda level: level,
+):
+    """A loss that hides with ``hide``, mixes picture and noise with ``mix``, and measures with ``off``."""
+
+    def loss(model, x0, labels, level, probability, seed):
+        generator = torch.Generator().manual_seed(noise_seed(seed))
+        eps = noise(x0.shape, generator=generator, dtype=x0.dtype)
+        alpha, sigma = parts(level, x0)
+        x = mix(alpha, sigma, x0, eps)
+        said = model(x, told(level), hide(labels, probability, seed)).eps
+        return off(said, eps, x0, x)
+
+    return loss
+
+
+def _two_passes(model, x0, labels, level, probability, seed):
+    """Asks for both and chooses."""
+    eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed), dtype=x0.dtype)
+    x, hidden = diffuse(x0, level, eps), _hide()(labels, probability, seed) == -1
+    pick = hidden.view(-1, *[1] * (x0.ndim - 1))
+    said = torch.where(pick, model(x, level, -torch.ones_like(labels)).eps, model(x, level, labels).eps)
+    return (said - eps).square().mean()
+
+
+_first_level = lambda level, x: (torch.as_tensor(v).reshape(-1)[0] for v in level.like(x))
+_of_alpha = lambda level, x: (level.like(x)[0], (1 - torch.as_tensor(level.like(x)[0]) ** 2).clamp(min=0).sqrt())
+_mean = lambda change: _loss(off=lambda said, eps, x0, x: change(said, eps))
+NULL, SEED, OWN, ENDS = "null-is-no-class", "the-seed-decides", "each-sample-its-own", "all-or-nothing-at-the-ends"
+SHOWN, MEAN = "shown-the-noisy-picture", "mean-of-squares"
+LOSS = {
+    "form-each-picture": (_loss(off=lambda said, eps, x0, x: (said - eps).square().mean((1, 2, 3))), "form"),
+    "form-forgot-return": (lambda model, x0, labels, level, probability, seed: None, "form"),
+    "form-another-name": (lambda model, x0, labels, level, p, seed: _loss()(model, x0, labels, level, p, seed), "form"),
+    "label-0-for-null": (_loss(_hide(null=0)), NULL, "label 0 for the null"),
+    "one-class-too-many": (_loss(_hide(null=4)), NULL, "number of classes"),
+    "another-class": (_loss(_random_class), NULL, "another class"),
+    "minus-two": (_loss(_hide(null=-2)), NULL),
+    "hides-none": (_loss(lambda labels, probability, seed: labels), NULL),
+    "two-passes": (_two_passes, NULL),
+    "seed-ignored": (_loss(_hide(seed_of=lambda seed: None)), SEED, "gave other hidden labels"),
+    "one-seed-for-all": (_loss(_hide(seed_of=lambda seed: 0)), SEED, "the very same hidden labels"),
+    "always-the-first": (_loss(_first_part), SEED, "the very same hidden labels"),
+    "one-noise": (_loss(noise_seed=lambda seed: 0), SEED, "the very same noise"),
+    "noise-not-seeded": (_loss(noise_seed=lambda seed: int(torch.randint(10**6, ()))), SEED, "gave other noise"),
+    "once-for-the-batch": (_loss(_hide(once=True)), OWN, "once for the whole batch"),
+    "the-same-number": (_loss(_same_number), OWN, "the same number"),
+    "in-pairs": (_loss(_pairs), OWN),
+    "keeps-with-p": (_loss(_hide(lambda p: 1 - p)), "rate", "you kept a label"),
+    "half-the-rate": (_loss(_hide(lambda p: p / 2)), "rate"),
+    "always-a-tenth": (_loss(_hide(lambda p: 0.1)), "rate"),
+    "spares-label-0": (_loss(_spares(0)), "rate", "does not look at the label"),
+    "spares-the-last-label": (_loss(_spares(3)), "rate", "does not look at the label"),
+    "never-certain": (_loss(_hide(lambda p: min(max(p, 0.02), 0.98))), ENDS),
+    "batch-of-one": (_loss(_all_if_one), ENDS),
+    "clean": (_loss(mix=lambda a, s, x, eps: x), SEED, "the very same noise"),
+    "noise-alone": (_loss(mix=lambda a, s, x, eps: eps), SHOWN, "without a picture in it"),
+    "noise-in-full": (_loss(mix=lambda a, s, x, eps: a * x + eps), SHOWN, "added in full"),
+    "not-fainter": (_loss(mix=lambda a, s, x, eps: x + s * eps), SHOWN, "not made fainter"),
+    "swapped": (_loss(mix=lambda a, s, x, eps: s * x + a * eps), SHOWN, "are swapped"),
+    "variances": (_loss(mix=lambda a, s, x, eps: a**2 * x + s**2 * eps), SHOWN, "variances for standard deviations"),
+    "variance-of-noise": (_loss(mix=lambda a, s, x, eps: a * x + s**2 * eps), SHOWN, "the noise has the variance"),
+    "minus": (_loss(mix=lambda a, s, x, eps: s * eps - a * x), SHOWN),
+    "uniform": (_loss(noise=torch.rand), SHOWN, "uniform numbers"),
+    "another-level-told": (_loss(told=lambda level: vp_schedule().level(0.9)), SHOWN),
+    "compared-with-x0": (_loss(off=lambda said, eps, x0, x: (said - x0).square().mean()), MEAN, "with x_0"),
+    "compared-with-x-t": (_loss(off=lambda said, eps, x0, x: (said - x).square().mean()), MEAN, "with x_t"),
+    "sum": (_mean(lambda said, eps: (said - eps).square().sum()), MEAN, "added up the squares"),
+    "sum-of-a-picture": (
+        _mean(lambda said, eps: (said - eps).square().flatten(1).sum(1).mean()),
+        MEAN,
+        "pixels of a picture",
     ),
-    "form-kept-ones-alone": (
-        lambda labels, probability, seed: labels[_drop()(labels, 0.5, seed) >= 0][:3],
-        "form",
-    ),
-    "form-another-name": (lambda labels, p, seed: _drop()(labels, p, seed), "form"),
-    "label-0-for-null": (_drop(null=0), "null-is-no-class", "label 0 for the null"),
-    "one-class-too-many": (_drop(null=4), "null-is-no-class", "number of classes"),
-    "another-class": (_random_class, "null-is-no-class", "another class"),
-    "minus-two": (_drop(null=-2), "null-is-no-class"),
-    "drops-none": (lambda labels, probability, seed: labels, "null-is-no-class"),
-    "seed-ignored": (_drop(seed_of=lambda seed: None), "the-seed-decides", "the same seed gave two"),
-    "one-seed-for-all": (_drop(seed_of=lambda seed: 0), "the-seed-decides", "makes no difference"),
-    "always-the-first": (_first_part, "the-seed-decides", "makes no difference"),
-    "once-for-the-batch": (_drop(once=True), "each-sample-its-own", "once for the whole batch"),
-    "the-same-number": (_same_number, "each-sample-its-own", "the same number"),
-    "in-pairs": (_pairs, "each-sample-its-own"),
-    "keeps-with-p": (_drop(lambda p: 1 - p), "rate", "you kept a label"),
-    "half-the-rate": (_drop(lambda p: p / 2), "rate"),
-    "always-a-tenth": (_drop(lambda p: 0.1), "rate"),
-    "p-squared": (_drop(lambda p: p * p), "rate"),
-    "spares-label-0": (_spares_0, "rate", "does not look at the label"),
-    "spares-the-last-label": (
-        lambda labels, probability, seed: torch.where(labels == 3, labels, _drop()(labels, probability, seed)),
-        "rate",
-        "does not look at the label",
-    ),
-    "never-certain": (_drop(lambda p: min(max(p, 0.02), 0.98)), "all-or-nothing-at-the-ends"),
-    "batch-of-one": (_all_if_one, "all-or-nothing-at-the-ends"),
+    "root": (_mean(lambda said, eps: (said - eps).square().mean().sqrt()), MEAN, "the root of the mean"),
+    "absolute": (_mean(lambda said, eps: (said - eps).abs().mean()), MEAN, "absolute values"),
+    "half": (_mean(lambda said, eps: (said - eps).square().mean() / 2), MEAN, "half of it"),
+    "square-of-the-mean": (_mean(lambda said, eps: (said - eps).mean().square()), MEAN),
+    "first-level-for-all": (_loss(parts=_first_level), "a-level-for-each-picture"),
+    "sigma-of-alpha": (_loss(parts=_of_alpha), "a-level-for-each-picture"),
 }
 
-# -- ex-04-guide ------------------------------------------------------------------------------------------------------
+# -- ex-04-guide -------------------------------------------------------------------------------------------------------
 
 
-def guide_in_one_pass(model, label, scale):
-    """Both halves in one batch, combined as x_0."""
+def _both(model, x, level, label):
+    """(conditional, null) predictions in one pass; the null for the second."""
+    told = torch.as_tensor(label).reshape(-1).expand(len(x))
+    both = model(torch.cat([x, x]), level.repeat(2), torch.cat([told, torch.full((len(x),), -1)]))
+    return both.chunk(2, level)
+
+
+def guide_x0(model, label, scale, bound):
+    """Both halves combined as x_0."""
 
     def guided(x, level):
-        label_c = torch.as_tensor(label).reshape(-1).expand(len(x))
-        both = model(torch.cat([x, x]), level, torch.cat([label_c, torch.full((len(x),), -1)]))
-        c, u = both.chunk(2, level)
-        return c.with_x0((1 - scale) * u.x0 + scale * c.x0)
+        if scale == 1:
+            c = model(x, level, label)
+            x0 = c.x0
+        else:
+            c, u = _both(model, x, level, label)
+            x0 = (1 - scale) * u.x0 + scale * c.x0
+        return c.with_x0(x0 if bound is None else torch.clip(x0, -bound, bound))
 
     return guided
 
 
-def guide_the_score(model, label, scale):
-    def guided(x, level):
-        c, u = (model(x=x, level=level, label=told) for told in (label, None))
-        return Prediction(x, level, u.score + scale * (c.score - u.score), "score")
-
-    return guided
-
-
-def guide_by_w(*, model, label, scale):
-    """(1 + w) v_c - w v_null."""
+def guide_null_first(*, model, label, scale, bound):
+    """(null, conditional), by w: (1 + w) v_c - w v_null; the bound by minimum and maximum."""
     w = scale - 1
 
     def guided(*, x, level):
-        c, u = model(x, level, label).v, model(x, level, None).v
-        return Prediction(x, level, (1 + w) * c - w * u, "v")
+        labels = torch.as_tensor(label).expand(len(x))
+        if w == 0:
+            c = model(x=x, level=level, label=labels)
+            guided_v = c.v
+        else:
+            both = model(
+                x=torch.cat([x, x]), level=level.repeat(2), label=torch.cat([-torch.ones_like(labels), labels])
+            )
+            u, c = both.chunk(2, level)
+            guided_v = (1 + w) * c.v - w * u.v
+        out = Prediction(x, level, guided_v, "v", fraction=c.fraction)
+        if bound is None:
+            return out
+        return out.with_x0(out.x0.minimum(torch.tensor(bound)).maximum(torch.tensor(-bound)))
 
     return lambda x, level: guided(x=x, level=level)
 
 
-def guide_in_float32(model, label, scale):
+def guide_in_float32(model, label, scale, bound):
     def guided(x, level):
-        c, u = model(x.float(), level, label).eps, model(x.float(), level, None).eps
-        return Prediction(x, level, torch.lerp(u, c, float(scale)).to(x), "eps")
+        x = x.float()
+        if scale == 1.0:
+            c = model(x, level, label)
+            out = c
+        else:
+            c, u = _both(model, x, level, label)
+            out = c.with_eps(torch.lerp(u.eps.float(), c.eps.float(), float(scale)))
+        return out if bound is None else static_threshold(lambda x, level: out, -bound, bound)(x, level)
 
     return guided
 
 
-def _guide(combine):
-    """A guided model that combines (c, u, s) into eps."""
+def _right(c, u, s):
+    return u + s * (c - u)
 
-    def guide(model, label, scale):
+
+def _guide(combine=_right, after=None, halves=_both, of="c"):
+    """A guided model that combines (c, u, s) into eps; ``after(prediction, bound)`` keeps x_0 inside."""
+
+    def guide(model, label, scale, bound):
         def guided(x, level):
-            c, u = model(x, level, label), model(x, level, None)
-            return c.with_eps(combine(c.eps, u.eps, scale))
+            if scale == 1 and combine is _right and halves is _both:
+                c = u = model(x, level, label)
+            else:
+                c, u = halves(model, x, level, label)
+            out = (c if of == "c" else u).with_eps(combine(c.eps, u.eps, scale))
+            if bound is None:
+                return out
+            return (after or (lambda p, b: p.with_x0(p.x0.clamp(-b, b))))(out, bound)
 
         return guided
 
     return guide
-
-
-def _right(c, u, s):
-    return u + s * (c - u)
 
 
 def _channels(n):
@@ -347,48 +437,65 @@ def _channels(n):
     return _guide(lambda c, u, s: torch.cat([_right(c, u, s)[:, :n], c[:, n:]], 1))
 
 
-def _thresholded(model, label, scale):
+def _early(model, label, scale, bound, late=False, always=False):
+    """Thresholds the halves; ``late``: the result, too; ``always``: at 1 where no bound is given."""
+
     def guided(x, level):
-        c, u = model(x, level, label).x0.clamp(-1, 1), model(x, level, None).x0.clamp(-1, 1)
-        return model(x, level, label).with_x0(u + scale * (c - u))
+        c, u = _both(model, x, level, label)
+        b = 1.0 if bound is None and always else bound
+        if b is None:
+            return c.with_eps(_right(c.eps, u.eps, scale))
+        x0 = _right(c.x0.clamp(-b, b), u.x0.clamp(-b, b), scale)
+        return c.with_x0(x0.clamp(-b, b) if late else x0)
 
     return guided
 
 
-def _clamped_after(low=-1, high=1):
-    def guide(model, label, scale):
-        def guided(x, level):
-            c, u = model(x, level, label), model(x, level, None)
-            return c.with_x0((u.x0 + scale * (c.x0 - u.x0)).clamp(low, high))
-
-        return guided
-
-    return guide
+def _always(limit):
+    """Thresholds at a limit of its own."""
+    return lambda model, label, scale, bound: _guide()(model, label, scale, limit)
 
 
-def _first_label(model, label, scale):
-    return _guide(_right)(model, int(torch.as_tensor(label).reshape(-1)[0]), scale)
+def _first_label(model, label, scale, bound):
+    return _guide()(model, int(torch.as_tensor(label).reshape(-1)[0]), scale, bound)
 
 
-def _truth_of_a_label(model, label, scale):
-    told = label if isinstance(label, torch.Tensor) else label or None
-    return _guide(_right)(model, told, scale)
+def _truth_of_a_label(model, label, scale, bound):
+    told = label if isinstance(label, torch.Tensor) else label or -1
+    return _guide()(model, told, scale, bound)
 
 
-def _in_half_precision(model, label, scale):
-    guided = _guide(_right)(model, label, scale)
-    return lambda x, level: guided(x, level) if x.dtype == torch.float64 else guided(x.half().float(), level)
+def _in_half_precision(model, label, scale, bound):
+    guided = _guide()(model, label, scale, bound)
+    return lambda x, level: guided(x, level).replace(
+        value=guided(x, level).eps.half().to(x) if x.dtype == torch.float32 else guided(x, level).eps, kind="eps"
+    )
 
 
+def _two_passes(model, label, scale, bound):
+    halves = lambda model, x, level, label: (model(x, level, label), model(x, level, None))
+    return _guide(halves=halves)(model, label, scale, bound)
+
+
+def _one_level(model, x, level, label):
+    """Takes the first level for all."""
+    first = NoiseLevel(*(float(torch.as_tensor(v).reshape(-1)[0]) for v in (level.alpha, level.sigma, level.time)))
+    return _both(model, x, first, label)
+
+
+def _always_both(model, label, scale, bound):
+    return _guide(lambda c, u, s: u + s * (c - u))(model, label, scale, bound)
+
+
+BOUND = "guide-first-then-bound"
 GUIDE = {
-    "form-forgot-return": (lambda model, label, scale: None, "form"),
-    "form-inner-return": (lambda model, label, scale: lambda x, level: None, "form"),
-    "form-tensor": (
-        lambda model, label, scale: lambda x, level: _guide(_right)(model, label, scale)(x, level).eps,
+    "form-forgot-return": (lambda model, label, scale, bound: lambda x, level: None, "form"),
+    "form-eps": (
+        lambda model, label, scale, bound: lambda x, level: _guide()(model, label, scale, bound)(x, level).eps,
         "form",
     ),
     "form-not-a-function": (
-        lambda model, label, scale: model(torch.zeros(1, 4, 1, 2), vp_schedule().level(0.5), label),
+        lambda model, label, scale, bound: model(torch.zeros(1, 4, 1, 2), vp_schedule().level(0.5), label),
         "form",
     ),
     "minus": (_guide(lambda c, u, s: u - s * (c - u)), "scale-1-is-conditional", "difference is subtracted"),
@@ -396,6 +503,13 @@ GUIDE = {
     "swapped-halves": (_guide(lambda c, u, s: c + s * (u - c)), "scale-1-is-conditional", "halves are swapped"),
     "ignores-the-label": (_guide(lambda c, u, s: u), "scale-1-is-conditional", "unconditional prediction, whatever s"),
     "half-way": (_guide(lambda c, u, s: u + s * (c - u) / 2), "scale-1-is-conditional"),
+    "thresholds-after": (_always(1.0), "scale-1-is-conditional", "thresholded the result"),
+    "thresholds-before": (
+        lambda model, label, scale, bound: _early(model, label, scale, bound, always=True),
+        "scale-1-is-conditional",
+        "thresholded the halves",
+    ),
+    "wider-threshold": (_always(1.2), "scale-1-is-conditional"),
     "sign": (_guide(lambda c, u, s: s * c + (s - 1) * u), "scale-0-is-unconditional", "weights that sum to 2 s - 1"),
     "ignores-the-scale": (_guide(lambda c, u, s: c), "scale-0-is-unconditional", "right at s = 1 alone"),
     "scale-0-as-none": (
@@ -405,9 +519,6 @@ GUIDE = {
     ),
     "channels-3": (_channels(3), "scale-0-is-unconditional", "channels :3"),
     "label-0-as-none": (_truth_of_a_label, "label-0-is-a-label", "took it for none"),
-    "thresholds-before": (_thresholded, "no-threshold-inside", "thresholded the halves"),
-    "thresholds-after": (_clamped_after(), "no-threshold-inside", "thresholded the result"),
-    "wider-threshold": (_clamped_after(-1.5, 1.5), "no-threshold-inside"),
     "never-beyond-conditional": (
         _guide(lambda c, u, s: u + min(s, 1.0) * (c - u)),
         "scale-4-extrapolates",
@@ -422,107 +533,33 @@ GUIDE = {
     "channels-4": (_channels(4), "any-number-of-channels"),
     "half-precision": (_in_half_precision, "any-number-of-channels"),
     "first-label-for-all": (_first_label, "a-label-for-each-sample", "the first one's for all"),
-}
-
-# -- ex-04-threshold --------------------------------------------------------------------------------------------------
-
-
-def threshold_by_minimum(x0_cond, x0_uncond, scale):
-    one = torch.ones((), dtype=x0_cond.dtype)
-    return torch.minimum(torch.maximum(scale * x0_cond + (1 - scale) * x0_uncond, -one), one)
-
-
-def threshold_in_numpy(*, x0_cond, x0_uncond, scale):
-    return np.clip(x0_uncond.numpy() + scale * (x0_cond - x0_uncond).numpy(), -1, 1)
-
-
-def threshold_in_float32(x0_cond, x0_uncond, scale):
-    return torch.lerp(x0_uncond.float(), x0_cond.float(), float(scale)).clamp_(-1, 1)
-
-
-def threshold_in_a_loop(x0_cond, x0_uncond, scale):
-    pairs = zip(x0_cond.flatten().tolist(), x0_uncond.flatten().tolist(), strict=True)
-    return torch.tensor([max(-1.0, min(1.0, u + scale * (c - u))) for c, u in pairs]).view_as(x0_cond)
-
-
-def _early(c, u, s):
-    return (1 - s) * u.clamp(-1, 1) + s * c.clamp(-1, 1)
-
-
-THRESHOLD = {
-    "form-forgot-return": (lambda x0_cond, x0_uncond, scale: None, "form"),
-    "form-mean": (lambda x0_cond, x0_uncond, scale: (x0_cond - x0_uncond).mean(), "form"),
-    "form-mask": (lambda x0_cond, x0_uncond, scale: x0_cond.abs() < 1, "form"),
-    "w-for-s": (
-        lambda x0_cond, x0_uncond, scale: (x0_cond + scale * (x0_cond - x0_uncond)).clamp(-1, 1),
-        "straight-where-nothing-saturates",
-        "you used w where s belongs",
+    "first-level-for-all": (_guide(halves=_one_level), "a-level-for-each-sample"),
+    "no-bound": (_guide(after=lambda p, b: p), BOUND, "nothing keeps x_0 inside"),
+    "bound-before": (
+        lambda model, label, scale, bound: _early(model, label, scale, bound, late=True),
+        BOUND,
+        "before guiding, which changes",
     ),
-    "swapped-halves": (
-        lambda x0_cond, x0_uncond, scale: (x0_cond + scale * (x0_uncond - x0_cond)).clamp(-1, 1),
-        "straight-where-nothing-saturates",
-        "halves are swapped",
+    "bound-before-alone": (_early, BOUND, "and nothing keeps the result"),
+    "bound-of-one": (_guide(after=lambda p, b: p.with_x0(p.x0.clamp(-1, 1))), BOUND, "you took 1"),
+    "from-zero": (_guide(after=lambda p, b: p.with_x0(p.x0.clamp(0, b))), BOUND, "not [0, bound]"),
+    "tanh": (_guide(after=lambda p, b: p.with_x0(b * (p.x0 / b).tanh())), BOUND, "tanh does not"),
+    "noise-clamped": (_guide(after=lambda p, b: p.with_eps(p.eps.clamp(-b, b))), BOUND, "you clamped the noise"),
+    "from-above-alone": (_guide(after=lambda p, b: p.with_x0(p.x0.clamp(max=b))), BOUND),
+    "divided-by-the-largest": (
+        _guide(after=lambda p, b: p.with_x0(p.x0 * b / p.x0.abs().amax((1, 2, 3), keepdim=True).clamp(min=b))),
+        BOUND,
     ),
-    "minus": (
-        lambda x0_cond, x0_uncond, scale: (x0_uncond - scale * (x0_cond - x0_uncond)).clamp(-1, 1),
-        "straight-where-nothing-saturates",
-        "is subtracted",
-    ),
-    "conditional-alone": (
-        lambda x0_cond, x0_uncond, scale: x0_cond.clamp(-1, 1),
-        "straight-where-nothing-saturates",
-        "not guided",
-    ),
-    "tanh": (
-        lambda x0_cond, x0_uncond, scale: _right(x0_cond, x0_uncond, scale).tanh(),
-        "straight-where-nothing-saturates",
-        "tanh does not",
-    ),
-    "from-0-to-1": (
-        lambda x0_cond, x0_uncond, scale: _right(x0_cond, x0_uncond, scale).clamp(0, 1),
-        "straight-where-nothing-saturates",
-        "not [0, 1]",
-    ),
-    "always-divided": (
-        lambda x0_cond, x0_uncond, scale: (g := _right(x0_cond, x0_uncond, scale)) / g.abs().max(),
-        "straight-where-nothing-saturates",
-    ),
-    "threshold-first": (
-        lambda x0_cond, x0_uncond, scale: _early(x0_cond, x0_uncond, scale),
-        "stays-inside",
-        "and nothing keeps",
-    ),
-    "no-threshold": (
-        lambda x0_cond, x0_uncond, scale: _right(x0_cond, x0_uncond, scale),
-        "stays-inside",
-        "nothing keeps the result",
-    ),
-    "from-above-alone": (
-        lambda x0_cond, x0_uncond, scale: _right(x0_cond, x0_uncond, scale).clamp(max=1),
-        "stays-inside",
-    ),
-    "threshold-twice": (
-        lambda x0_cond, x0_uncond, scale: _early(x0_cond, x0_uncond, scale).clamp(-1, 1),
-        "guide-first",
-        "before guiding",
-    ),
-    "dynamic": (
-        lambda x0_cond, x0_uncond, scale: (
-            (g := _right(x0_cond, x0_uncond, scale)) / g.abs().amax((1, 2, 3), keepdim=True).clamp(min=1)
+    "prediction-anew": (
+        lambda model, label, scale, bound: (
+            lambda x, level: Prediction(x, level, _guide()(model, label, scale, bound)(x, level).eps, "eps")
         ),
-        "guide-first",
-        "divided by its largest",
+        "keeps-the-learned-variance",
+        "variance is lost",
     ),
-    "one-threshold-for-the-batch": (
-        lambda x0_cond, x0_uncond, scale: (g := _right(x0_cond, x0_uncond, scale)) / g.abs().max().clamp(min=1),
-        "guide-first",
-    ),
-    "folds-back": (
-        lambda x0_cond, x0_uncond, scale: (
-            (_right(x0_cond, x0_uncond, scale) + 1).remainder(4).sub(2).abs().neg().add(1)
-        ),
-        "guide-first",
-    ),
+    "variance-of-the-null": (_guide(of="u"), "keeps-the-learned-variance", "of the null half"),
+    "two-passes": (_two_passes, "one-pass"),
+    "both-at-1": (_always_both, "one-pass"),
 }
 
 # -- ex-04-spread -----------------------------------------------------------------------------------------------------
@@ -570,6 +607,63 @@ SPREAD = {
     "stochastic-beta-tilde": (measure_spread(3.0, "beta_tilde"), "in-units-of-the-class", "beta-tilde"),
     "tilted": (promised_spread(), "in-units-of-the-class", "does not sample"),
     "too-few-steps": (0.66, "in-units-of-the-class"),
+}
+
+# -- ex-04-share -------------------------------------------------------------------------------------------------------
+
+
+def share_by_search(scale):
+    """The expected error of a table, on a grid."""
+    return min((k / 50 for k in range(1, 50)), key=lambda share: guided_error(share, scale))
+
+
+def share_by_lagrange(scale):
+    """s^2 V_c / (1 - r) + (s - 1)^2 V_null / r is smallest at r : 1 - r = (s - 1) sqrt(V_null) : s sqrt(V_c)."""
+    odds = 1.28 * (scale - 1) / scale
+    return torch.tensor([odds / (1 + odds)], dtype=torch.float32)
+
+
+@cache
+def _errors_of_tables(tables=6, n=2**14, cells=24):
+    """Mean squared errors of the two kinds of row, from tables that are drawn."""
+    world = GaussianMixtureDenoiser(torch.tensor([[-1.2], [0.2], [1.1]]), 0.04, [0.4, 0.3, 0.3], [0, 1, 1])
+    level, generator = cosine_schedule().level(0.5), torch.Generator().manual_seed(0)
+    edges = torch.linspace(-1.6, 1.6, cells + 1, dtype=torch.float64)
+    middle = ((edges[1:] + edges[:-1]) / 2)[:, None]
+    found = torch.zeros(2)
+    for _ in range(tables):
+        for kind, labels in enumerate(((0, 1), (None,))):
+            for label in labels:
+                p = {0: 0.4, 1: 0.6, None: 1.0}[label]
+                x0 = world.sample(round(n * p), generator, label)
+                x = diffuse(x0, level, randn(x0.shape, generator, torch.float64))[:, 0]
+                cell = torch.bucketize(x, edges) - 1
+                inside = (cell >= 0) & (cell < cells)
+                total, count = (torch.bincount(cell[inside], w, cells) for w in (x0[inside, 0], None))
+                error = (total / count.clamp(min=1) - world(middle, level, label).x0[:, 0]).square()
+                for asked in (0, 1) if label is None else (label,):
+                    weight = world.log_prob(middle, level, asked).exp()
+                    found[kind] += {0: 0.4, 1: 0.6}[asked] * ((weight * error).sum() / weight.sum()).item()
+    return found / tables
+
+
+def share_by_drawing(scale):
+    told, plain = _errors_of_tables().tolist()
+    grid = np.linspace(0.02, 0.98, 97)
+    return float(grid[np.argmin(scale**2 * told / (1 - grid) + (scale - 1) ** 2 * plain / grid)])
+
+
+SHARE = {
+    "form-text": (lambda scale: "a tenth", "form"),
+    "form-forgot-return": (lambda scale: None, "form"),
+    "form-many": (lambda scale: [0.1, 0.2], "form"),
+    "as-published": (lambda scale: 0.1, "gentle"),
+    "a-fifth": (lambda scale: 0.2, "gentle"),
+    "all": (lambda scale: 1.0, "gentle"),
+    "minus-one-over-s": (lambda scale: 1 - 1 / scale**3, "gentle"),
+    "half-of-it": (lambda scale: share_by_search(scale) / 2, "gentle"),
+    "gentle-for-all": (lambda scale: min(share_by_search(scale), 0.3), "loud"),
+    "as-much-as-the-step": (lambda scale: share_by_search(scale) if scale < 2 else 1 - 1 / scale, "loud"),
 }
 
 # -- ex-04-unbiased ---------------------------------------------------------------------------------------------------
@@ -689,30 +783,29 @@ RIGHT = {
         "two points": scale_by_two_points,
         "tensor": scale_as_a_tensor,
     },
-    "ex-04-drop": {
-        "bernoulli": drop_by_keeping,
-        "loop": drop_in_a_loop,
-        "float64": lambda labels, probability, seed: drop_in_float64(labels=labels, probability=probability, seed=seed),
-        "global generator": drop_with_the_global_generator,
+    "ex-04-loss": {
+        "bernoulli": loss_by_bernoulli,
+        "loop, by keywords": lambda model, x0, labels, level, probability, seed: loss_in_a_loop(
+            model=model, x0=x0, labels=labels, level=level, probability=probability, seed=seed
+        ),
+        "float32, global generator": loss_in_float32,
     },
     "ex-04-guide": {
-        "one pass": guide_in_one_pass,
-        "score": guide_the_score,
-        "w, v": lambda model, label, scale: guide_by_w(model=model, label=label, scale=scale),
-        "float32": guide_in_float32,
-    },
-    "ex-04-threshold": {
-        "minimum": threshold_by_minimum,
-        "numpy": lambda x0_cond, x0_uncond, scale: threshold_in_numpy(
-            x0_cond=x0_cond, x0_uncond=x0_uncond, scale=scale
+        "x_0": guide_x0,
+        "null first, v": lambda model, label, scale, bound: guide_null_first(
+            model=model, label=label, scale=scale, bound=bound
         ),
-        "float32": threshold_in_float32,
-        "loop": threshold_in_a_loop,
+        "float32": guide_in_float32,
     },
     "ex-04-spread": {
         "drawn": spread_by_drawing(),
         "by hand": spread_by_hand(),
         "tensor": torch.tensor([RIGHT_SPREAD], dtype=torch.float32),
+    },
+    "ex-04-share": {
+        "search": share_by_search,
+        "lagrange": share_by_lagrange,
+        "drawn": share_by_drawing,
     },
     "ex-04-unbiased": {
         "float32": posterior_in_float32,
@@ -724,9 +817,9 @@ RIGHT = {
 MUTANTS = {
     "ex-04-average": AVERAGE,
     "ex-04-scale": SCALE,
-    "ex-04-drop": DROP,
+    "ex-04-loss": LOSS,
     "ex-04-guide": GUIDE,
-    "ex-04-threshold": THRESHOLD,
     "ex-04-spread": SPREAD,
+    "ex-04-share": SHARE,
     "ex-04-unbiased": UNBIASED,
 }

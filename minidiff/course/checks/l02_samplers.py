@@ -27,6 +27,7 @@ from minidiff.course.forms import call, integer, number, several, taking, tensor
 from minidiff.course.outcomes import Mistake
 from minidiff.denoiser import Denoiser
 from minidiff.exact import GaussianDenoiser, GaussianMixtureDenoiser
+from minidiff.prediction import Prediction
 from minidiff.process import beta, beta_tilde, posterior_mean, transition
 from minidiff.sampler import ddim, heun, sample
 from minidiff.schedule import DATA, NoiseLevel, cosine_schedule
@@ -242,21 +243,35 @@ def _(answer, rng):
         expect(answer(output, t, DATA, floor), _between(f, floor, t.sigma**2), say, wrong)
 
 
-# -- ex-02-ddim-step --------------------------------------------------------------------------------------------------
+# -- ex-02-ddim --------------------------------------------------------------------------------------------------------
 
 
 def _given(rng: Generator, pair: Pair, eta: float, *shape: int) -> dict:
-    """The arguments of ``ddim_step``."""
+    """What one step sees."""
     (t, s), x0, eps = pair, normal(rng, *shape), normal(rng, *shape)
     return {"x_t": t.alpha * x0 + t.sigma * eps, "x0": x0, "t": t, "s": s, "eta": eta, "z": normal(rng, *shape)}
 
 
+def _ddim_chain(rng: Generator, steps: int, *shape: int) -> dict:
+    """Arguments of a whole chain, on a mixture."""
+    world = GaussianMixtureDenoiser(normal(rng, 3, *shape[1:]), 0.2)
+    levels = [cosine_schedule().level(0.9 - 0.75 * i / steps) for i in range(steps)] + [DATA]
+    noise = normal(rng, steps, *shape)
+    return {"denoiser": world, "levels": levels, "x_T": normal(rng, *shape), "eta": 0.6, "noise": noise}
+
+
 exercise(
-    "ex-02-ddim-step",
-    name="ddim_step",
+    "ex-02-ddim",
+    name="ddim_sample",
     lesson=LESSON,
-    form=call(tensor("x_t"), lambda rng: _given(rng, preserving_pair(rng), 0.5, 2, 3, 2, 2)),
+    form=call(tensor("x_T"), lambda rng: _ddim_chain(rng, 3, 2, 3, 2, 2)),
 )
+
+
+def _stepped(answer, x_t: Tensor, x0: Tensor, t: NoiseLevel, s: NoiseLevel, eta: float, z: Tensor) -> Tensor:
+    """What an answer makes of a chain of one step, whose denoiser says x0."""
+    says = taking("x level", lambda x, level: Prediction(x, level, x0.to(x), "x0"))
+    return answer(says, [t, s], x_t, eta, z[None])
 
 
 def _remixed(given: dict, direction: float, noise: float) -> Tensor:
@@ -276,7 +291,7 @@ def _right_step(given: dict, eta: float | None = None) -> Tensor:
     return _remixed(given, _root(max(given["s"].sigma ** 2 - variance, 0.0)), _root(variance))
 
 
-@case("ex-02-ddim-step", "eta-zero")
+@case("ex-02-ddim", "eta-zero")
 def _(answer, rng):
     given = _given(rng, preserving_pair(rng), 0.0, 3, 2, 2, 2)
     x_t, x0, t, s, _, z = given.values()
@@ -299,10 +314,10 @@ def _(answer, rng):
         "eta is missing in front of z": _remixed(given, s.sigma, _root(beta_tilde(t, s))),
     }
     say = "at eta = 0: the same x_0 and eps, remixed at the level s"
-    expect(answer(*given.values()), _right_step(given), say, wrong)
+    expect(_stepped(answer, **given), _right_step(given), say, wrong)
 
 
-@case("ex-02-ddim-step", "eta-one-is-ancestral")
+@case("ex-02-ddim", "eta-one-is-ancestral")
 def _(answer, rng):
     given = _given(rng, preserving_pair(rng), 1.0, 3, 2, 2, 2)
     x_t, x0, t, s, _, z = given.values()
@@ -332,10 +347,10 @@ def _(answer, rng):
         "eta has no effect: this is the step of eta = 0": _right_step(given, 0.0),
     }
     say = "at eta = 1 this must be a draw of q(x_s|x_t,x_0): its mean, and z times the root of beta-tilde"
-    expect(answer(*given.values()), posterior_mean(x_t, x0, t, s) + low**0.5 * z, say, wrong)
+    expect(_stepped(answer, **given), posterior_mean(x_t, x0, t, s) + low**0.5 * z, say, wrong)
 
 
-@case("ex-02-ddim-step", "eta-between")
+@case("ex-02-ddim", "eta-between")
 def _(answer, rng):
     for eta in (uniform(rng, 0.3, 0.45), uniform(rng, 0.55, 0.7)):
         given = _given(rng, preserving_pair(rng), eta, 3, 2, 2, 2)
@@ -357,19 +372,19 @@ def _(answer, rng):
             ),
         }
         say = f"eta = {eta:.2f}: with w = eta sqrt(beta-tilde) the variance of x_s given x_0 stays sigma_s^2"
-        expect(answer(*given.values()), _right_step(given), say, wrong)
+        expect(_stepped(answer, **given), _right_step(given), say, wrong)
 
 
-@case("ex-02-ddim-step", "last-step")
+@case("ex-02-ddim", "last-step")
 def _(answer, rng):
     for t in (preserving_pair(rng)[1], exploding_pair(rng)[1]):
         for eta in (0.0, 0.5, 1.0):
             given = _given(rng, (t, DATA), eta, 2, 1, 2, 2)
             say = "a step to clean data returns x_0 itself, whatever eta"
-            expect(answer(*given.values()), given["x0"], say, atol=1e-6)
+            expect(_stepped(answer, **given), given["x0"], say, atol=1e-6)
 
 
-@case("ex-02-ddim-step", "any-levels")
+@case("ex-02-ddim", "any-levels")
 def _(answer, rng):
     pure = NoiseLevel(0.0, 1.0, 1), preserving_pair(rng)[0]
     for t, s in (general_pair(rng), exploding_pair(rng), pure):
@@ -383,14 +398,55 @@ def _(answer, rng):
                 low = eta**2 * (1 - (t.alpha / s.alpha) ** 2) * s.sigma**2 / t.sigma**2
                 wrong[STEP_ONLY] = _remixed(given, _root(s.sigma**2 - low), _root(low))
             say = f"wrong at eta = {eta:.2f}, {_levels_shown(t, s)}"
-            expect(answer(*given.values()), _right_step(given), say, wrong)
+            expect(_stepped(answer, **given), _right_step(given), say, wrong)
 
 
-@case("ex-02-ddim-step", "in-float32")
+@case("ex-02-ddim", "in-float32")
 def _(answer, rng):
     given = _given(rng, preserving_pair(rng), 0.8, 1, 3, 2, 2)
     given = {k: v.float() if isinstance(v, Tensor) else v for k, v in given.items()}
-    expect(answer(*given.values()), _right_step(given), "wrong for one picture in float32")
+    expect(_stepped(answer, **given), _right_step(given), "wrong for one picture in float32")
+
+
+def _walked(given: dict, noise: Tensor | None = None, held: bool = False) -> Tensor:
+    """The chain, step by step; ``held``: every step believes what the first was told."""
+    x, first, noise = given["x_T"], None, given["noise"] if noise is None else noise
+    for (t, s), z in zip(pairwise(given["levels"]), noise, strict=True):
+        x0 = given["denoiser"](x, t).x0
+        first = x0 if first is None else first
+        step = {"x_t": x, "x0": first if held else x0, "t": t, "s": s, "eta": given["eta"], "z": z}
+        x = _right_step(step)
+    return x
+
+
+@case("ex-02-ddim", "whole-chain", points=2)
+def _(answer, rng):
+    for steps, shape in ((4, (3, 1, 2, 2)), (7, (1, 2, 1, 2))):
+        given = _ddim_chain(rng, steps, *shape)
+        noise = given["noise"]
+        wrong = {
+            "step i takes noise[i]; you took them from the end": lambda g=given, z=noise: _walked(g, z.flip(0)),
+            "each step has noise of its own; you took the first for all": lambda g=given, z=noise: _walked(
+                g, z[:1].expand_as(z)
+            ),
+            "ask the denoiser again at every step: its answer changes with x_t": lambda g=given: _walked(g, held=True),
+        }
+        say = f"a chain of {steps} steps on x of shape {shape} ends elsewhere"
+        expect(answer(*given.values()), _walked(given), say, wrong)
+
+
+@case("ex-02-ddim", "asks-once-a-step")
+def _(answer, rng):
+    given, asked = _ddim_chain(rng, 5, 2, 1, 2, 2), []
+
+    def denoiser(x, level):
+        asked.append(level.sigma)
+        return given["denoiser"](x, level)
+
+    answer(*(given | {"denoiser": taking("x level", denoiser)}).values())
+    sigmas = [level.sigma for level in given["levels"][:-1]]
+    assert len(asked) == len(sigmas), f"5 steps ask the denoiser 5 times, not {len(asked)}"
+    expect(torch.tensor(asked), torch.tensor(sigmas), "a step asks at the noisier of its two levels")
 
 
 # -- ex-02-rotation ---------------------------------------------------------------------------------------------------

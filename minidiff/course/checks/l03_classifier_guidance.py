@@ -1,9 +1,9 @@
-"""Checks of lesson 03: a classifier's gradient, the guided denoiser, tilted steps and tilted densities."""
+"""Checks of lesson 03: tilted steps and densities, the guided denoiser, ADM's sampler, and one that lands."""
 
 from __future__ import annotations
 
 import math
-from functools import cache
+from itertools import pairwise
 
 import torch
 from torch import Generator, Tensor
@@ -23,11 +23,10 @@ from minidiff.course.exercises import case, exercise
 from minidiff.course.forms import call, number, prediction, several, taking, tensor
 from minidiff.course.outcomes import Mistake
 from minidiff.exact import GaussianMixtureDenoiser
-from minidiff.guidance import classifier_guidance, grad_log_prob
+from minidiff.guidance import grad_log_prob
 from minidiff.prediction import Prediction
-from minidiff.process import beta, beta_tilde, diffuse, posterior_mean
-from minidiff.sampler import ancestral, heun, sample
-from minidiff.schedule import DATA, NoiseLevel, cosine_schedule, linear_schedule
+from minidiff.process import beta_tilde, diffuse
+from minidiff.schedule import DATA, NoiseLevel, cosine_schedule
 
 LESSON = "03_classifier_guidance"
 
@@ -152,75 +151,135 @@ def _(answer, rng):
     expect(answer(*tilt.values()), _brute_force(*tilt.values()), say, wrong)
 
 
-# -- ex-03-shift-ratio ------------------------------------------------------------------------------------------------
+# -- ex-03-adm ---------------------------------------------------------------------------------------------------------
+
+STEPS = 4
+
+
+def _steps(rng: Generator) -> list[NoiseLevel]:
+    """A chain of levels from noise to data that is not even in time."""
+    times = 0.9 - 0.75 * (torch.rand(STEPS - 1, generator=rng, dtype=torch.float64).cumsum(0) / STEPS)
+    return [cosine_schedule().level(t) for t in (0.9, *times.tolist())] + [DATA]
+
+
+def _chain_of(rng: Generator, levels: list[NoiseLevel], *shape: int, n: int = 3) -> dict:
+    world = _world(rng, *shape)
+    given = {"denoiser": taking("x level", world), "gradient": taking("x level", _of_class(world)), "scale": 2.5}
+    x_T = levels[0].alpha * world.sample(n, rng) + levels[0].sigma * normal(rng, n, *shape)
+    return given | {"levels": levels, "x_T": x_T, "noise": normal(rng, len(levels) - 1, n, *shape)}
+
+
+def _of_class(world: GaussianMixtureDenoiser, label: int = 1):
+    return lambda x, level: _gradient(world, x, level, label)
+
 
 exercise(
-    "ex-03-shift-ratio",
-    name="shift_ratio",
+    "ex-03-adm",
+    name="adm_sample",
     lesson=LESSON,
-    form=call(
-        number(),
-        lambda rng: dict(zip(("noisier", "cleaner"), preserving_pair(rng), strict=True)) | {"variance": 0.3},
-    ),
+    form=call(tensor("x_T"), lambda rng: _chain_of(rng, _steps(rng), 2)),
 )
 
 
-@case("ex-03-shift-ratio", "one-over-root-one-minus-beta")
+def _moments(given: dict, x: Tensor, t: NoiseLevel, r: NoiseLevel) -> tuple[Tensor, float]:
+    """Mean and variance beta of the unguided step, from the product of q(x_r | x_0) and q(x_t | x_r)."""
+    x0, scale = given["denoiser"](x, t).x0, t.alpha / r.alpha
+    variance = t.sigma**2 - scale**2 * r.sigma**2
+    if not r.sigma:
+        return r.alpha * x0, variance
+    precision = 1 / r.sigma**2 + scale**2 / variance
+    return (r.alpha * x0 / r.sigma**2 + scale * x / variance) / precision, variance
+
+
+def _adm(given: dict, shift=lambda v, g, s: v * s * g, spread=math.sqrt, last=0.0, fresh=True) -> Tensor:
+    """The chain, with changes: how the mean is shifted, what multiplies the noise, how much of it at the end."""
+    x, (*_, end) = given["x_T"], given["levels"]
+    for (t, r), z in zip(pairwise(given["levels"]), given["noise"], strict=True):
+        mean, variance = _moments(given, x, t, r)
+        x = mean + shift(variance, given["gradient"](x, t), given["scale"])
+        x = x + fresh * spread(variance) * z * (last if r is end and not r.sigma else 1.0)
+    return x
+
+
+@case("ex-03-adm", "one-step", points=2)
 def _(answer, rng):
-    times = torch.randint(300, 1000, (2,), generator=rng).tolist()
-    for t, r in (preserving_pair(rng), *((linear_schedule().level(u), linear_schedule().level(u - 1)) for u in times)):
-        ratio, b = r.alpha / t.alpha, beta(t, r)
+    for pair in (preserving_pair(rng), [cosine_schedule().level(t) for t in (uniform(rng, 0.7, 0.8), 0.5)]):
+        t, r = pair
+        given = _chain_of(rng, list(pair), 2)
+        x, s, gradient, (z,) = given["x_T"], given["scale"], given["gradient"], given["noise"]
+        (mean, variance), ratio = _moments(given, x, t, r), r.alpha / t.alpha
+        g, tilde = gradient(x, t), beta_tilde(t, r)
+        noise = variance**0.5 * z
         wrong = {
-            "this is the ratio the other way round: mean shift over score shift": 1 / ratio,
-            "alpha_r / alpha_t is missing": 1.0,
-            "alpha is the square root of alpha-bar: you squared alpha_r / alpha_t": ratio**2,
-            "beta is the variance of the step from r to t; you took sigma_t^2, all the noise": ratio * t.sigma**2 / b,
-            "sigma_r^2 is scaled by (alpha_t / alpha_r)^2 before it is subtracted": (
-                ratio * (t.sigma**2 - r.sigma**2) / b
-            ),
-            "variances are subtracted, not deviations": ratio * (t.sigma - r.sigma / ratio) ** 2 / b,
-            "this is the distance that the mean moves; the ratio was asked for": ratio * b,
+            "you left Sigma out: a shift by the bare gradient does not even vanish as the step does": mean
+            + s * g
+            + noise,
+            "you used the standard deviation where the variance belongs in the shift": mean
+            + variance**0.5 * s * g
+            + noise,
+            "the mean moves to where the class is more likely: the sign is wrong": mean - variance * s * g + noise,
+            "the scale is missing": mean + variance * g + noise,
+            "you used 1 + s where s belongs": mean + variance * (1 + s) * g + noise,
+            "nothing is guided": mean + noise,
+            "this is the score shift, which moves the mean by alpha_r / alpha_t more": mean
+            + ratio * variance * s * g
+            + noise,
+            "Sigma is beta here, in the shift and in the noise; you took beta-tilde": mean
+            + tilde * s * g
+            + tilde**0.5 * z,
+            "Sigma is beta here; the shift has beta-tilde": mean + tilde * s * g + noise,
+            "Sigma is beta here; the noise has beta-tilde": mean + variance * s * g + tilde**0.5 * z,
+            "noise has the standard deviation sqrt(Sigma); you multiplied by the variance": mean
+            + variance * s * g
+            + variance * z,
+            "the noise is missing": mean + variance * s * g,
+            "you took the gradient at the mean, and at level r: that is the paper's line; x_t and t are asked for": mean
+            + variance * s * gradient(mean, r)
+            + noise,
+            "you took the gradient at the mean; x_t is asked for": mean + variance * s * gradient(mean, t) + noise,
+            "you asked about level r; x_t belongs to level t": mean + variance * s * gradient(x, r) + noise,
+            "x_0-hat takes the mean's place": given["denoiser"](x, t).x0 + variance * s * g + noise,
         }
-        say = "with Sigma = beta the ratio is alpha_r / alpha_t = 1 / sqrt(1 - beta) = {right}, not {got}"
-        expect(answer(t, r, b), ratio, say, wrong)
+        say = "one step, which does not end at clean data, must give mu + Sigma s g + sqrt(Sigma) z"
+        expect(answer(**given), mean + variance * s * g + noise, say, wrong)
 
 
-@case("ex-03-shift-ratio", "measured-on-a-mixture")
+@case("ex-03-adm", "the-last-step-is-a-mean")
 def _(answer, rng):
-    for share in (None, uniform(rng, 0.3, 0.6), uniform(rng, 1.5, 2.5)):
-        world, (t, r) = _world(rng, 2), preserving_pair(rng)
-        variance = share * beta(t, r) if share else beta_tilde(t, r)
-        x = _noisy(rng, world, t, 6)
-        moved = posterior_mean(x, world(x, t, 1).x0, t, r) - posterior_mean(x, world(x, t).x0, t, r)
-        shift = variance * _gradient(world, x, t, 1)
-        right, by_beta = (moved * shift).sum() / (shift * shift).sum(), r.alpha / t.alpha
+    given = _chain_of(rng, [_levels(rng)[0], DATA], 2)
+    wrong = {
+        "where the step ends at clean data the mean itself is wanted, without noise": _adm(given, last=1.0),
+        "in the last step the mean is shifted, too": _moments(given, given["x_T"], *given["levels"])[0],
+    }
+    expect(answer(**given), _adm(given), "wrong for the step that ends at clean data", wrong)
+
+
+@case("ex-03-adm", "whole-chain")
+def _(answer, rng):
+    for shape, n in (((2,), 3), ((2, 1, 2), 1)):
+        given = _chain_of(rng, _steps(rng), *shape, n=n)
+        backwards = given | {"noise": given["noise"].flip(0)}
+        first = given | {"noise": given["noise"][:1].expand_as(given["noise"])}
         wrong = {
-            "Sigma is what is given; you took beta": by_beta,
-            "the ratio is divided by Sigma; it is missing": by_beta * beta(t, r),
-            "the ratio is divided by Sigma; you multiplied": by_beta * beta(t, r) * variance,
-            "Sigma is a variance already; you took its root": by_beta * beta(t, r) / math.sqrt(variance),
-            "Sigma is a variance already; you squared it": by_beta * beta(t, r) / variance**2,
-            "the shift of the mean is by beta, not by beta-tilde": by_beta * beta_tilde(t, r) / variance,
+            "step i takes noise[i]; you took them from the end": lambda b=backwards: _adm(b),
+            "each step has noise of its own; you took the first for all": lambda f=first: _adm(f),
         }
-        name = f"Sigma = {variance:.3g}" if share else "Sigma = beta-tilde"
-        expect(answer(t, r, variance), right.item(), f"on a mixture with {name} it is {{right}}, not {{got}}", wrong)
+        say = f"a chain of {STEPS} steps on x of shape {(n, *shape)} ends elsewhere"
+        expect(answer(**given), _adm(given), say, wrong)
 
 
-@case("ex-03-shift-ratio", "any-levels")
+@case("ex-03-adm", "any-levels")
 def _(answer, rng):
-    step_only = "beta is sigma_t^2 - (alpha_t / alpha_r)^2 sigma_r^2; 1 - (alpha_t / alpha_r)^2 holds only where "
-    last = [(level, DATA) for level in (preserving_pair(rng)[1], exploding_pair(rng)[1])]
-    for t, r in (general_pair(rng), exploding_pair(rng), *last):
-        ratio, variance = r.alpha / t.alpha, uniform(rng, 0.2, 0.8)
-        wrong = {step_only + "the variance is preserved": (ratio - 1 / ratio) / variance}
-        if t.alpha < 1 and r.sigma:
-            wrong[PRESERVING] = ratio * beta(preserved(t), preserved(r)) / variance
+    for pair in (general_pair(rng), exploding_pair(rng)):
+        t, r = pair
+        given = _chain_of(rng, [t, r, DATA], 2)
+        kept = given | {"levels": [preserved(t) if t.alpha < 1 else t, preserved(r) if r.alpha < 1 else r, DATA]}
+        wrong = {PRESERVING: lambda k=kept: _adm(k)} if t.alpha < 1 else {}
         shown = f"alpha = {t.alpha:.3g} and {r.alpha:.3g}, sigma = {t.sigma:.3g} and {r.sigma:.3g}"
-        say = f"at {shown} it is {{right}}, not {{got}}"
-        expect(answer(t, r, variance), ratio * beta(t, r) / variance, say, wrong)
+        expect(answer(**given), _adm(given), f"wrong at {shown}", wrong)
 
 
-# -- ex-03-acceptance -------------------------------------------------------------------------------------------------
+# -- ex-03-acceptance --------------------------------------------------------------------------------------------------
 
 exercise(
     "ex-03-acceptance",
@@ -281,161 +340,108 @@ def _(answer, rng):
     expect(answer(world, x, 2, 3.0), torch.zeros(2), "where p(c | x) vanishes hardly anything is kept at s = 3")
 
 
-# -- ex-03-overshoot --------------------------------------------------------------------------------------------------
+# -- ex-03-land --------------------------------------------------------------------------------------------------------
 
-exercise("ex-03-overshoot", name="overshoot", lesson=LESSON, form=number())
-# Ten thousand guided draws and forty thousand tilted ones leave it uncertain by 0.010; the nearest mistake differs by
-# 0.067. So the tolerance is four times the one and well below the other; a mistake is named within half of it.
-WITHIN = 0.04
-
-
-def _line() -> GaussianMixtureDenoiser:
-    """N(-1, 1) and N(1, 1), two classes."""
-    return GaussianMixtureDenoiser(torch.tensor([[-1.0], [1.0]]), 1.0)
+POINTS, CALLS = 600, 120
+# Of a deviation: the guided chain is 0.8 to 1.2 away, Langevin's walk 0.03 to 0.08; a bell of the right mean and width
+# 0.12 to 0.15 from the two humps.
+NEARER, LANDED, OF_HUMPS = 0.45, 0.12, 0.1
 
 
-@cache
-def guided_moments(scale: float, name: str = "heun") -> tuple[float, float]:
-    """Mean and standard deviation of guided samples; the chain starts from quantiles, so nothing is drawn by Heun."""
-    world, levels = _line(), cosine_schedule().levels(100)
-    n, sampler = (301, heun()) if name == "heun" else (3001, ancestral())
-    start = torch.special.ndtri((torch.arange(n, dtype=torch.float64) + 0.5) / n)[:, None]
-    guided = classifier_guidance(world, world.classifier(1), scale)
-    out = sample(sampler, guided, levels, levels[0].sigma * start, Generator().manual_seed(0))
-    return out.mean().item(), out.std().item()
+def _two_bells(rng: Generator) -> GaussianMixtureDenoiser:
+    """Two classes on the line that overlap, one bell each."""
+    centre = uniform(rng, 0.8, 1.2)
+    return GaussianMixtureDenoiser(torch.tensor([[-centre], [centre]]), uniform(rng, 0.8, 1.2))
 
 
-@cache
-def tilted_moments(scale: float) -> tuple[float, float]:
-    """Mean and standard deviation of p(x) p(1 | x)^s, summed over a grid."""
-    grid = torch.linspace(-9, 9, 6001, dtype=torch.float64)[:, None]
-    weight = (_line().log_prob(grid, DATA) + scale * _line().classifier(1)(grid, DATA)).softmax(0)
-    mean = (weight * grid[:, 0]).sum()
-    return mean.item(), (weight * (grid[:, 0] - mean) ** 2).sum().sqrt().item()
+def _two_humps(rng: Generator) -> GaussianMixtureDenoiser:
+    """The second class has two humps, of which the tilt prefers the outer one."""
+    means = torch.tensor([[-1.2], [0.2], [uniform(rng, 1.8, 1.85)]])
+    return GaussianMixtureDenoiser(means, 0.3, [2.0, 1.0, 1.0], [0, 1, 1])
 
 
-def overshoot_of(guided: float = 4.0, tilted: float = 4.0, name: str = "heun") -> float:
-    """Guided mean minus tilted mean in deviations of the tilted density, each at its scale."""
-    mean, deviation = tilted_moments(tilted)
-    return (guided_moments(guided, name)[0] - mean) / deviation
+def _landing(rng: Generator, world: GaussianMixtureDenoiser, n: int = POINTS) -> dict:
+    """Arguments: the exact score and gradient, a chain of forty steps, and noise to start from."""
+    score = lambda x, level: grad_log_prob(world.log_prob, x, level)
+    gradient = lambda x, level: grad_log_prob(world.classifier(1), x, level)
+    given = {"score": taking("x level", score), "gradient": taking("x level", gradient), "scale": uniform(rng, 3, 5)}
+    return given | {"levels": cosine_schedule().levels(40), "x_T": normal(rng, n, 1), "seed": 7}
 
-
-@case("ex-03-overshoot", "in-standard-deviations")
-def _(answer):
-    right, (mean, deviation), (centre, spread) = overshoot_of(), guided_moments(4.0), tilted_moments(4.0)
-    wrong = {
-        "this is the gap of the means itself; divide it by the tilted density's standard deviation": mean - centre,
-        "this is in deviations of the guided samples; the tilted density's were asked for": (mean - centre) / deviation,
-        "this is the distance from p(x | 1); that from p(x) p(1 | x)^4 was asked for": mean - 1,
-        "this is the distance from the mean of p(x | 1); p(x) p(1 | x)^4 has another": (mean - 1) / spread,
-        "the sign is wrong: guided minus tilted was asked for": -right,
-        "p(x | 1) already holds one power of p(1 | x): you tilted by s = 5": overshoot_of(tilted=5.0),
-        "you tilted by s = 3; guidance had s = 4": overshoot_of(tilted=3.0),
-        "you guided by s = 5 and tilted by s = 4": lambda: overshoot_of(guided=5.0),
-        "this is what s = 5 does: you used 1 + s where s belongs": lambda: overshoot_of(5.0, 5.0),
-        "this is what s = 3 does: you used s - 1 where s belongs": lambda: overshoot_of(3.0, 3.0),
-        "these samples are not guided": lambda: overshoot_of(guided=0.0),
-        "these samples are guided by s = 1": lambda: overshoot_of(guided=1.0),
-        "this is what the ancestral sampler gives; Heun's method or DDIM was asked for": lambda: overshoot_of(
-            name="ancestral"
-        ),
-    }
-    say = "{got} is not what a chain of 100 steps gives; more samples?"
-    if not abs(answer - right) <= WITHIN:  # nan is not
-        expect(answer, right, say, wrong, rtol=0, atol=WITHIN / 2)
-
-
-# -- ex-03-class-gradient ---------------------------------------------------------------------------------------------
 
 exercise(
-    "ex-03-class-gradient",
-    name="class_gradient",
+    "ex-03-land",
+    name="land",
     lesson=LESSON,
-    form=call(
-        tensor("x"),
-        lambda rng: {"world": _world(rng, 2), "x": normal(rng, 3, 2), "level": _levels(rng)[1], "label": 1},
-    ),
+    form=call(tensor("x_T"), lambda rng: _landing(rng, _two_bells(rng), 5)),
 )
 
 
-@case("ex-03-class-gradient", "difference-of-scores")
+def off_target(x: Tensor, world: GaussianMixtureDenoiser, scale: float) -> float:
+    """How far points have to be moved to lie as p(x) p(1 | x)^s does, on average, in its standard deviations."""
+    grid = torch.linspace(-9, 9, 9001, dtype=torch.float64)[:, None]
+    weight = (world.log_prob(grid, DATA) + scale * world.classifier(1)(grid, DATA)).softmax(0)
+    share = (torch.arange(len(x), dtype=torch.float64) + 0.5) / len(x)
+    wanted = grid[torch.searchsorted(weight.cumsum(0), share).clamp(max=9000), 0]
+    mean = weight @ grid[:, 0]
+    return ((x.flatten().sort()[0] - wanted).abs().mean() / (weight @ (grid[:, 0] - mean).square()).sqrt()).item()
+
+
+@case("ex-03-land", "in-the-budget", points=0)
 def _(answer, rng):
-    world = _world(rng, 2)
-    for label, level in enumerate(_levels(rng)):
-        x = _noisy(rng, world, level, 4)
-        right, sigma, of_label = _gradient(world, x, level, label), level.sigma, world.classifier(label)
-        wrong = {
-            "this is the gradient of log p(x_t | c); the classifier's own part leaves log p(x_t) out": (
-                world(x, level, label).score
-            ),
-            "this is the gradient of log p(x_t), which does not know the class": world(x, level).score,
-            "you differentiated p(c | x_t), not its logarithm": of_label(x, level).exp()[:, None] * right,
-            "the sign is wrong: the gradient points to where the class is more likely": -right,
-            "this is the shift of eps; the gradient itself was asked for": -sigma * right,
-            "the gradient was asked for, without a factor sigma": sigma * right,
-            "you asked about clean pictures; the classifier must be told how noisy x_t is": (
-                grad_log_prob(lambda y, _, of_label=of_label: of_label(y, DATA), x, level)
-            ),
-            "p_t(c | x_t) is the mean opinion about what x_t hides, not the opinion about its mean x_0-hat": (
-                grad_log_prob(lambda y, at, of_label=of_label: of_label(world(y, at).x0, DATA), x, level)
-            ),
-            "nothing depends on x here: this is zero": 0 * x,
-        }
-        got = torch.cat([answer(world, one[None], level, label) for one in x])
-        expect(got, right, f"label {label}: the gradient must equal score(x_t | c) - score(x_t), by Bayes' rule", wrong)
+    given, calls = _landing(rng, _two_bells(rng), 5), {"score": 0, "gradient": 0}
+
+    def counted(name):
+        def function(x, level):
+            calls[name] += 1
+            return given[name](x, level)
+
+        return taking("x level", function)
+
+    answer(**given | {name: counted(name) for name in calls})
+    for name, count in calls.items():
+        assert count <= CALLS, f"`{name}` was asked {count} times; at most {CALLS} are allowed"
 
 
-@case("ex-03-class-gradient", "each-sample-its-own")
+@case("ex-03-land", "the-seed-decides", points=0)
 def _(answer, rng):
-    for shape, dtype in (((2,), torch.float64), ((2, 1, 2), torch.float32)):
-        world, level = _world(rng, *shape), _levels(rng)[1]
-        x = _noisy(rng, world, level, 5)
-        right = _gradient(world, x, level, 2)
-        wrong = {
-            "you averaged log p over the batch before differentiating, so guidance fades as the batch grows": right / 5,
-            "each sample has its own gradient; this is their sum": right.sum(0).expand_as(x),
-            "each sample has its own gradient; this is their mean": right.mean(0).expand_as(x),
-            "each sample has its own gradient; this is the first one's": right[0].expand_as(x),
-        }
-        say = f"a sample's gradient must not depend on its batch; x has shape {tuple(x.shape)}, {str(dtype)[6:]}"
-        expect(answer(world, x.to(dtype), level, 2), right, say, wrong)
+    given = _landing(rng, _two_bells(rng), 5)
+    if not torch.equal(answer(**given), answer(**given)):
+        raise Mistake("the same seed gave two results: draw from torch.Generator().manual_seed(seed)")
 
 
-@case("ex-03-class-gradient", "under-no-grad")
+def _lands(answer, rng: Generator, world: GaussianMixtureDenoiser, within: float) -> None:
+    given = _landing(rng, world)
+    off = off_target(answer(**given), world, given["scale"])
+    say = f"at s = {given['scale']:.2f} the points are {off:.2f} standard deviations off on average; {within} is wanted"
+    assert off <= within, say
+
+
+@case("ex-03-land", "nearer-than-the-guided-chain")
 def _(answer, rng):
-    world, level = _world(rng, 2), _levels(rng)[1]
-    x = _noisy(rng, world, level, 3)
-    try:
-        with torch.no_grad():
-            got = answer(world, x, level, 0)
-    except RuntimeError as error:
-        raise Mistake("it fails under torch.no_grad(), where samplers call it: use torch.enable_grad()") from error
-    expect(got, _gradient(world, x, level, 0), "under torch.no_grad() it gives something else")
+    _lands(answer, rng, _two_bells(rng), NEARER)
 
 
-@case("ex-03-class-gradient", "unlikely-class")
+@case("ex-03-land", "lands", points=2)
 def _(answer, rng):
-    (world, x), level = _far_world(rng), NoiseLevel(1.0, 0.05, 0)
-    wrong = {
-        "p(c | x_t) is zero in floating point here; differentiate log p, never go through p": x * math.nan,
-        "log p is not cut off: where a class is unlikely its gradient is needed most": 0 * x,
-    }
-    say = "wrong where the class is very unlikely"
-    expect(answer(world, x, level, 2), _gradient(world, x, level, 2), say, wrong)
+    _lands(answer, rng, _two_bells(rng), LANDED)
 
 
-# -- ex-03-guide ------------------------------------------------------------------------------------------------------
+@case("ex-03-land", "two-humps")
+def _(answer, rng):
+    _lands(answer, rng, _two_humps(rng), OF_HUMPS)
 
 
-def _asked(world: GaussianMixtureDenoiser, label: int = 1) -> dict:
-    """A denoiser that also predicts its variance, and the gradient of a class."""
+# -- ex-03-guide -------------------------------------------------------------------------------------------------------
+
+
+def _asked(world: GaussianMixtureDenoiser, label=1) -> dict:
+    """A denoiser that also predicts its variance, a classifier, and a class."""
     denoiser = lambda x, level: world(x, level).replace(fraction=x.sigmoid())
-    gradient = lambda x, level: _gradient(world, x, level, label)
-    return {"denoiser": taking("x level", denoiser), "gradient": taking("x level", gradient)}
+    return {"denoiser": taking("x level", denoiser), "classifier": world, "label": label}
 
 
-def _guided(answer, world: GaussianMixtureDenoiser, scale: float, x: Tensor, level: NoiseLevel) -> Prediction:
-    return answer(*_asked(world).values(), scale)(x, level)
+def _guided(answer, world: GaussianMixtureDenoiser, scale: float, x: Tensor, level: NoiseLevel, label=1) -> Prediction:
+    return answer(*_asked(world, label).values(), scale)(x, level)
 
 
 exercise(
@@ -449,35 +455,48 @@ exercise(
 )
 
 
-@case("ex-03-guide", "scale-1-is-conditional")
+def _misled(world: GaussianMixtureDenoiser, x: Tensor, level: NoiseLevel, label: int) -> dict[str, Tensor]:
+    """Diagnosis -> the noise at s = 1 that this mistake predicts."""
+    asked, gradient, (alpha, sigma) = world(x, level), _gradient(world, x, level, label), (level.alpha, level.sigma)
+    eps, of_label = asked.eps, world.classifier(label)
+    by = lambda log_p: eps - sigma * grad_log_prob(log_p, x, level)
+    return {
+        "the sign is wrong: eps is -sigma times the score, so the gradient is subtracted": eps + sigma * gradient,
+        "you subtracted the gradient itself; eps = -sigma score, so it comes with a factor sigma": eps - gradient,
+        "you added the gradient itself; eps = -sigma score, so sigma times it is subtracted": eps + gradient,
+        "you used the variance where the standard deviation belongs": eps - sigma**2 * gradient,
+        "you took alpha for sigma": eps - alpha * gradient,
+        "sigma^2 / alpha belongs to the shift of x_0; eps is shifted by -sigma": eps - sigma**2 / alpha * gradient,
+        "you used 1 + s where s belongs: at s = 1 the gradient counts once": eps - 2 * sigma * gradient,
+        "at s = 1 the gradient counts, once; here nothing is guided": eps,
+        "the gradient is added to what the denoiser says; you put it in its place": -sigma * gradient,
+        "this is the shift of eps given to x_0": asked.with_x0(asked.x0 - sigma * gradient).eps,
+        "this is the shift of the score given to x_0": asked.with_x0(asked.x0 + gradient).eps,
+        "you differentiated p(c | x_t), not its logarithm": eps - sigma * of_label(x, level).exp()[:, None] * gradient,
+        "you asked about clean pictures; the classifier must be told how noisy x_t is": by(
+            lambda y, _: of_label(y, DATA)
+        ),
+        "p_t(c | x_t) is the mean opinion about what x_t hides, not the opinion about its mean x_0-hat": by(
+            lambda y, at: of_label(world(y, at).x0, DATA)
+        ),
+    }
+
+
+@case("ex-03-guide", "scale-1-is-conditional", points=2)
 def _(answer, rng):
     world = _world(rng, 2)
-    for level in _levels(rng):
+    for label, level in enumerate(_levels(rng)):
         x = _noisy(rng, world, level, 4)
-        asked, gradient, (alpha, sigma) = world(x, level), _gradient(world, x, level, 1), (level.alpha, level.sigma)
-        eps = asked.eps
-        wrong = {
-            "the sign is wrong: eps is -sigma times the score, so the gradient is subtracted": eps + sigma * gradient,
-            "you subtracted the gradient itself; eps = -sigma score, so it comes with a factor sigma": eps - gradient,
-            "you added the gradient itself; eps = -sigma score, so sigma times it is subtracted": eps + gradient,
-            "you used the variance where the standard deviation belongs": eps - sigma**2 * gradient,
-            "you took alpha for sigma": eps - alpha * gradient,
-            "sigma^2 / alpha belongs to the shift of x_0; eps is shifted by -sigma": eps - sigma**2 / alpha * gradient,
-            "you used 1 + s where s belongs: at s = 1 the gradient counts once": eps - 2 * sigma * gradient,
-            "at s = 1 the gradient counts, once; here nothing is guided": eps,
-            "the gradient is added to what the denoiser says; you put it in its place": -sigma * gradient,
-            "this is the shift of eps given to x_0": asked.with_x0(asked.x0 - sigma * gradient).eps,
-            "this is the shift of the score given to x_0": asked.with_x0(asked.x0 + gradient).eps,
-        }
-        say = "at s = 1 the guided denoiser must be the conditional one"
-        expect(_guided(answer, world, 1.0, x, level).eps, world(x, level, 1).eps, say, wrong)
+        got = torch.cat([_guided(answer, world, 1.0, one[None], level, label).eps for one in x])
+        say = f"label {label}: at s = 1 the guided denoiser must be the conditional one"
+        expect(got, world(x, level, label).eps, say, _misled(world, x, level, label))
 
 
 @case("ex-03-guide", "any-scale")
 def _(answer, rng):
     for scale in (uniform(rng, 2, 4), 0.0):
         world, level = _world(rng, 2), _levels(rng)[1]
-        x = _noisy(rng, world, level, 4)
+        x = _noisy(rng, world, level, 1)
         eps, conditional = world(x, level).eps, world(x, level, 1).eps
         along = lambda s, eps=eps, conditional=conditional: eps + s * (conditional - eps)
         wrong = {
@@ -489,6 +508,57 @@ def _(answer, rng):
         }
         say = f"s = {scale:.2f} must shift eps {scale:.2f} times as far as s = 1"
         expect(_guided(answer, world, scale, x, level).eps, along(scale), say, wrong)
+
+
+@case("ex-03-guide", "each-sample-its-own")
+def _(answer, rng):
+    for shape, dtype in (((2,), torch.float64), ((2, 1, 2), torch.float32)):
+        world, level = _world(rng, *shape), _levels(rng)[1]
+        x = _noisy(rng, world, level, 5)
+        eps, own = world(x, level).eps, _gradient(world, x, level, 2)
+        by = lambda gradient, eps=eps, sigma=level.sigma: eps - sigma * gradient
+        wrong = {
+            "you averaged log p over the batch before differentiating, so guidance fades as the batch grows": by(
+                own / 5
+            ),
+            "each sample has its own gradient; this is their sum": by(own.sum(0).expand_as(x)),
+            "each sample has its own gradient; this is their mean": by(own.mean(0).expand_as(x)),
+            "each sample has its own gradient; this is the first one's": by(own[0].expand_as(x)),
+        }
+        say = f"what is said of a sample must not depend on its batch; x has shape {tuple(x.shape)}, {str(dtype)[6:]}"
+        expect(_guided(answer, world, 1.0, x.to(dtype), level, 2).eps, by(own), say, wrong)
+
+
+@case("ex-03-guide", "a-label-for-each-sample")
+def _(answer, rng):
+    labels, world, level = torch.tensor([0, 2, 1, 0])[torch.randperm(4, generator=rng)], _world(rng, 2), _levels(rng)[1]
+    x = _noisy(rng, world, level, 4)
+    wrong = {"each sample has its own label; you took the first one's for all": world(x, level, int(labels[0])).eps}
+    say = "the labels of a batch may differ"
+    expect(_guided(answer, world, 1.0, x, level, labels).eps, world(x, level, labels).eps, say, wrong)
+
+
+@case("ex-03-guide", "under-no-grad")
+def _(answer, rng):
+    world, level = _world(rng, 2), _levels(rng)[1]
+    x = _noisy(rng, world, level, 3)
+    try:
+        with torch.no_grad():
+            got = _guided(answer, world, 1.0, x, level, 0).eps
+    except RuntimeError as error:
+        raise Mistake("it fails under torch.no_grad(), where samplers call it: use torch.enable_grad()") from error
+    expect(got, world(x, level, 0).eps, "under torch.no_grad() it gives something else")
+
+
+@case("ex-03-guide", "unlikely-class")
+def _(answer, rng):
+    (world, x), level = _far_world(rng), NoiseLevel(math.sqrt(1 - 0.05**2), 0.05, 0)
+    wrong = {
+        "p(c | x_t) is zero in floating point here; differentiate log p, never go through p": x * math.nan,
+        "log p is not cut off: where a class is unlikely its gradient is needed most": world(x, level).eps,
+    }
+    say = "wrong where the class is very unlikely"
+    expect(_guided(answer, world, 1.0, x, level, 2).eps, world(x, level, 2).eps, say, wrong)
 
 
 @case("ex-03-guide", "one-level-per-sample")

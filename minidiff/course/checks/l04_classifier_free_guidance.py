@@ -1,4 +1,4 @@
-"""Checks of lesson 04: spellings of the scale, the guided model, dropped labels, and what guidance does to a spread."""
+"""Checks of lesson 04: spellings of the scale, a loss with hidden labels, the guided model, and how many to hide."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from minidiff.course.forms import call, number, prediction, taking, tensor
 from minidiff.course.outcomes import Mistake
 from minidiff.exact import GaussianMixtureDenoiser
 from minidiff.guidance import classifier_free, grad_log_prob
+from minidiff.prediction import Prediction
 from minidiff.process import diffuse
 from minidiff.sampler import ancestral, heun, sample
 from minidiff.schedule import DATA, NoiseLevel, cosine_schedule
@@ -68,7 +69,6 @@ def _averaged(scores: Tensor, weights: Tensor) -> Tensor:
 def _(answer, rng):
     world, level = _world(rng, size=0.7), _middle(rng)
     x = _noisy(rng, world, level)
-    scores = torch.stack([world(x, level, c).score.flatten(1) for c in range(3)], 1)
     scores = torch.stack([world(x, level, c).score.flatten(1) for c in range(3)], 1)
     log_probs = world.log_prob_label(x, level)
     probs = log_probs.exp()
@@ -178,88 +178,176 @@ def _(answer, rng):
     _converts(answer, rng, ON_UNCONDITIONAL, ON_CONDITIONAL)
 
 
-# -- ex-04-drop -------------------------------------------------------------------------------------------------------
+# -- ex-04-loss --------------------------------------------------------------------------------------------------------
 
 CLASSES = 4
-exercise(
-    "ex-04-drop",
-    name="drop_labels",
-    lesson=LESSON,
-    form=call(tensor("labels"), lambda rng: {"labels": _labels(rng, 6), "probability": 0.3, "seed": 5}),
-)
 
 
 def _labels(rng: Generator, n: int) -> Tensor:
     return torch.randint(CLASSES, (n,), generator=rng)
 
 
-def _dropped(answer, rng: Generator, p: float, batches: int, n: int) -> tuple[Tensor, Tensor]:
-    """(n,) labels, and (batches, n) what the answer makes of them with a seed for each batch."""
-    labels, seeds = _labels(rng, n), torch.randint(10**6, (batches,), generator=rng).tolist()
-    return labels, torch.stack([answer(labels, p, seed) for seed in seeds])
+def _batch(rng: Generator, n: int = 6, shape: tuple[int, ...] = (1, 2, 2), level: NoiseLevel | None = None) -> dict:
+    """Arguments, with a network that says one and the same noise whatever it sees."""
+    given = {"model": _says(0.1 * torch.ones(n, *shape, dtype=torch.float64), []), "x0": normal(rng, n, *shape)}
+    return given | {"labels": _labels(rng, n), "level": level or _middle(rng), "probability": 0.3, "seed": 5}
 
 
-@case("ex-04-drop", "null-is-no-class", points=0)
+def _says(eps: Tensor, seen: list):
+    """A network that says this noise and writes down what it is shown."""
+
+    def model(x, level, label):
+        seen.append((x, level, label))
+        return Prediction(x, level, eps.to(x), "eps")
+
+    return taking("x level label", model)
+
+
+def _watched(answer, given: dict, eps: Tensor | None = None) -> tuple[float, Tensor, NoiseLevel, Tensor]:
+    """The loss, and what the network was shown: x, level, label."""
+    seen = []
+    eps = torch.zeros_like(given["x0"]) if eps is None else eps
+    loss = answer(**given | {"model": _says(eps, seen)})
+    assert seen, "the network was not asked"
+    assert len(seen) == 1, f"the network was asked {len(seen)} times; one pass is enough, with a label for each picture"
+    return loss, *seen[0]
+
+
+def _noise(given: dict, x: Tensor) -> Tensor:
+    alpha, sigma = given["level"].like(given["x0"])
+    return (x - alpha * given["x0"]) / sigma
+
+
+exercise("ex-04-loss", name="loss", lesson=LESSON, form=call(number(), _batch))
+
+
+@case("ex-04-loss", "null-is-no-class", points=0)
 def _(answer, rng):
-    labels, got = _dropped(answer, rng, uniform(rng, 0.4, 0.6), 20, 256)
-    put = got[got != labels].unique().tolist()
-    assert put, "no label of 5120 was dropped"
+    given = _batch(rng, 64, (1, 1, 1)) | {"probability": uniform(rng, 0.4, 0.6)}
+    shown = [_watched(answer, given | {"seed": seed})[3] for seed in range(20)]
+    for told in shown:
+        assert isinstance(told, Tensor) and told.shape == given["labels"].shape, "a label for each picture is wanted"
+    put = torch.cat([told[told != given["labels"]] for told in shown]).unique().tolist()
+    assert put, "no label of 1280 was hidden"
     if put == [0]:
         raise Mistake("you wrote label 0 for the null: the network would learn that nothing asked for means class 0")
     if put == [CLASSES]:
         raise Mistake("you wrote the number of classes for the null; here it is -1")
     if min(put) >= 0:
-        raise Mistake("you put another class in place of a dropped label; the null is -1")
+        raise Mistake("you put another class in place of a hidden label; the null is -1")
     assert put == [-1], "a label is either kept as it is or becomes -1"
 
 
-@case("ex-04-drop", "the-seed-decides")
+@case("ex-04-loss", "the-seed-decides")
 def _(answer, rng):
-    labels, p = _labels(rng, 128), uniform(rng, 0.4, 0.6)
-    first = answer(labels, p, 3)
-    if not torch.equal(first, answer(labels, p, 3)):
-        raise Mistake("the same seed gave two results: draw from torch.Generator().manual_seed(seed)")
-    if all(torch.equal(first, answer(labels, p, seed)) for seed in range(10, 30)):
-        raise Mistake("twenty other seeds drop the very same labels: the seed makes no difference")
+    given = _batch(rng, 128, (1, 1, 1))
+    shown = [_watched(answer, given | {"seed": seed})[1::2] for seed in (3, 3, *range(10, 20))]
+    for i, what in enumerate(("noise", "hidden labels")):
+        if not torch.equal(shown[0][i], shown[1][i]):
+            raise Mistake(f"the same seed gave other {what}: draw from torch.Generator().manual_seed(seed)")
+        if all(torch.equal(shown[0][i], other[i]) for other in shown[2:]):
+            raise Mistake(f"ten other seeds give the very same {what}: the seed makes no difference")
 
 
-@case("ex-04-drop", "each-sample-its-own")
+@case("ex-04-loss", "each-sample-its-own")
 def _(answer, rng):
-    _, got = _dropped(answer, rng, uniform(rng, 0.2, 0.5), 300, 64)
-    share = (got == -1).double().mean(1)
+    given = _batch(rng, 64, (1, 1, 1)) | {"probability": uniform(rng, 0.2, 0.5)}
+    seeds = torch.randint(10**6, (150,), generator=rng).tolist()
+    labels = torch.stack([_watched(answer, given | {"seed": seed})[3] for seed in seeds])
+    share = (labels == -1).double().mean(1)
     if set(share.tolist()) == {0.0, 1.0}:
         raise Mistake("you drew once for the whole batch, so a batch has either all labels or none")
     if len(set(share.tolist())) == 1:
         raise Mistake("every batch loses the same number of labels; toss a coin for each label by itself")
-    spread, independent = share.std().item(), math.sqrt(share.mean() * (1 - share.mean()) / got.shape[1])
+    spread, independent = share.std().item(), math.sqrt(share.mean() * (1 - share.mean()) / 64)
     say = f"the share of nulls varies between batches by {spread:.4f}; independent draws give {independent:.4f}"
-    expect(spread / independent, 1.0, say, rtol=0, atol=0.2)  # five deviations of 300 batches
+    expect(spread / independent, 1.0, say, rtol=0, atol=0.29)  # five deviations of 150 batches
 
 
-@case("ex-04-drop", "rate", points=2)
+@case("ex-04-loss", "rate")
 def _(answer, rng):
     for p in (uniform(rng, 0.15, 0.3), uniform(rng, 0.65, 0.9)):
-        labels, got = _dropped(answer, rng, p, 20, 256)
-        kept = {"you kept a label with the probability with which it should be dropped": 1 - p}
-        null = (got == -1).double()
-        groups = {f"labels {c}": null[:, labels == c] for c in range(CLASSES)} | {"labels": null}
+        given = _batch(rng, 2048, (1, 1, 1)) | {"probability": p}
+        null = (_watched(answer, given)[3] == -1).double()
+        kept = {"you kept a label with the probability with which it should be hidden": 1 - p}
+        groups = {f"labels {c}": null[given["labels"] == c] for c in range(CLASSES)} | {"labels": null}
         for name, group in groups.items():
             if not group.any():
-                raise Mistake(f"{name} are never dropped; the coin does not look at the label")
+                raise Mistake(f"{name} are never hidden; the coin does not look at the label")
             say = f"of the {name} a share {group.mean():.3f} became -1; asked for was {p:.3f}"
             expect(group.mean(), p, say, kept, rtol=0, atol=5 * math.sqrt(p * (1 - p) / group.numel()))
 
 
-@case("ex-04-drop", "all-or-nothing-at-the-ends")
+@case("ex-04-loss", "all-or-nothing-at-the-ends")
 def _(answer, rng):
-    for n, batches in ((512, 3), (1, 20)):
-        labels, none = _dropped(answer, rng, 0.0, batches, n)
-        assert bool((none == labels).all()), "with probability 0 no label may change"
-        _, every = _dropped(answer, rng, 1.0, batches, n)
-        assert bool((every == -1).all()), "with probability 1 every label must become -1"
+    for n in (512, 1):
+        given = _batch(rng, n, (1, 1, 1))
+        for seed in range(20 if n == 1 else 2):
+            none, every = (_watched(answer, given | {"probability": p, "seed": seed})[3] for p in (0.0, 1.0))
+            assert bool((none == given["labels"]).all()), "with probability 0 no label may change"
+            assert bool((every == -1).all()), "with probability 1 every label must become -1"
 
 
-# -- ex-04-guide ------------------------------------------------------------------------------------------------------
+@case("ex-04-loss", "shown-the-noisy-picture")
+def _(answer, rng):
+    given = _batch(rng, 4096, (1, 1, 1), cosine_schedule().level(uniform(rng, 0.62, 0.7)))
+    x0, alpha, sigma = given["x0"], given["level"].alpha, given["level"].sigma
+    _, x, level, _ = _watched(answer, given)
+    expect(level.sigma, sigma, "the network must be told the level of what it is shown")
+    slips = {
+        "the network was shown the clean picture": (x - x0, 0.0),
+        "the noise was shown without a picture in it": (x, 1.0),
+        "the noise was added in full: it is sigma eps": (x - alpha * x0, 1.0),
+        "the picture was not made fainter: it is alpha x_0": (x - x0, sigma),
+        "alpha and sigma are swapped": (x - sigma * x0, alpha),
+        "you took variances for standard deviations": (x - alpha**2 * x0, sigma**2),
+        "the noise has the variance where its standard deviation belongs": (x - alpha * x0, sigma**2),
+        "these are uniform numbers; noise is normal": (x - alpha * x0, sigma / math.sqrt(12)),
+    }
+    fits = lambda rest, std: abs(rest.std() - std) < 0.05 * std + 1e-6 and abs((rest * x0).mean()) < 0.06 * std + 1e-6
+    if fits(x - alpha * x0, sigma) and abs((x - alpha * x0).mean()) < 0.08 * sigma:
+        return
+    for diagnosis, (rest, std) in slips.items():
+        if fits(rest, std):
+            raise Mistake(diagnosis)
+    raise AssertionError("the network must be shown x_t = alpha x_0 + sigma eps, with standard normal eps")
+
+
+def _worth(answer, given: dict, rng: Generator) -> None:
+    said = normal(rng, *given["x0"].shape)
+    loss, x, _, _ = _watched(answer, given, said)
+    eps, x0 = _noise(given, x), given["x0"]
+    (alpha, sigma), off = given["level"].like(x0), lambda target: (said - target).square()
+    x0_hat = (x - sigma * said) / alpha
+    wrong = {
+        "the network was compared with x_0": off(x0).mean(),
+        "this is the error of x_0-hat; that of the noise was asked for": (x0_hat - x0).square().mean(),
+        "the network was compared with x_t": off(x).mean(),
+        "you added up the squares; their mean was asked for": off(eps).sum(),
+        "you added up the pixels of a picture; the mean of all was asked for": off(eps).sum() / len(x0),
+        "this is the root of the mean; the mean of the squares was asked for": off(eps).mean().sqrt(),
+        "these are absolute values; squares were asked for": (said - eps).abs().mean(),
+        "this is half of it": off(eps).mean() / 2,
+    }
+    say = "the mean over pixels and pictures of (eps - eps_hat)^2 is {right}, not {got}"
+    expect(loss, off(eps).mean(), say, wrong)
+
+
+@case("ex-04-loss", "mean-of-squares", points=2)
+def _(answer, rng):
+    for shape, n in (((1, 2, 2), 5), ((3, 2, 1), 1)):
+        for probability in (0.0, 0.5, 1.0):
+            _worth(answer, _batch(rng, n, shape) | {"probability": probability}, rng)
+
+
+@case("ex-04-loss", "a-level-for-each-picture")
+def _(answer, rng):
+    angle = uniform(rng, 0.3, 1.3, 5)
+    _worth(answer, _batch(rng, 5, level=NoiseLevel(angle.cos(), angle.sin(), angle)), rng)
+    _worth(answer, _batch(rng, 4, level=NoiseLevel(1.0, uniform(rng, 1.5, 2.5), 0)), rng)
+
+
+# -- ex-04-guide -------------------------------------------------------------------------------------------------------
 
 
 def _asked(rng: Generator) -> dict:
@@ -271,21 +359,27 @@ exercise(
     "ex-04-guide",
     name="guide_free",
     lesson=LESSON,
-    form=call(call(prediction("x"), _asked), lambda rng: {"model": _world(rng), "label": 1, "scale": 2.5}),
+    form=call(
+        call(prediction("x"), _asked), lambda rng: {"model": _world(rng), "label": 1, "scale": 2.5, "bound": None}
+    ),
 )
-SMALL = {"size": 0.03, "variance": 1e-4}  # a world whose guided estimates no threshold touches, up to s = 12
 
 
 def _halves(world: GaussianMixtureDenoiser, x: Tensor, level: NoiseLevel, label) -> tuple[Tensor, Tensor]:
     return world(x, level, label).eps, world(x, level).eps
 
 
+def _kept(world: GaussianMixtureDenoiser, x: Tensor, level: NoiseLevel, x0: Tensor) -> Tensor:
+    """The noise that belongs to an estimate of x_0."""
+    return world(x, level).with_x0(x0).eps
+
+
 def _misguided(world: GaussianMixtureDenoiser, x: Tensor, level: NoiseLevel, label, s: float) -> dict[str, Tensor]:
-    """Diagnosis -> the noise that this mistake predicts."""
+    """Diagnosis -> the noise that this mistake predicts where no bound is asked for."""
     c, u = _halves(world, x, level, label)
     told, plain = world(x, level, label), world(x, level)
     guided, ours = u + s * (c - u), plain.x0 + s * (told.x0 - plain.x0)
-    clamped = (p.x0.clamp(-1, 1) for p in (told, plain))
+    early = (lambda a, b: b + s * (a - b))(*(p.x0.clamp(-1, 1) for p in (told, plain)))
     return {
         "the halves are swapped": c + s * (u - c),
         "you used 1 + s where s belongs: at s = 1 nothing is guided": c + s * (c - u),
@@ -296,10 +390,8 @@ def _misguided(world: GaussianMixtureDenoiser, x: Tensor, level: NoiseLevel, lab
         "you guided the channels :3 and left the others conditional; a picture may have four": torch.cat(
             [guided[:, :3], c[:, 3:]], 1
         ),
-        "you thresholded the halves; that comes after guiding, in its own function": plain.with_x0(
-            (lambda a, b: b + s * (a - b))(*clamped)
-        ).eps,
-        "you thresholded the result; leave that to its own function": plain.with_x0(ours.clamp(-1, 1)).eps,
+        "you thresholded the halves; no bound was given": _kept(world, x, level, early),
+        "you thresholded the result; no bound was given": _kept(world, x, level, ours.clamp(-1, 1)),
     }
 
 
@@ -308,38 +400,30 @@ def _guides(answer, rng: Generator, world: GaussianMixtureDenoiser, label, s: fl
     for level in _levels(rng):
         x = _noisy(rng, world, level, n)
         c, u = _halves(world, x, level, label)
-        expect(answer(world, label, s)(x, level).eps, u + s * (c - u), say, slips(world, x, level, label, s))
+        expect(answer(world, label, s, None)(x, level).eps, u + s * (c - u), say, slips(world, x, level, label, s))
 
 
 @case("ex-04-guide", "scale-1-is-conditional")
 def _(answer, rng):
-    _guides(answer, rng, _world(rng, **SMALL), 1, 1.0, "at s = 1 the guided model must be the conditional one")
+    _guides(answer, rng, _world(rng), 1, 1.0, "at s = 1 the guided model must be the conditional one")
 
 
 @case("ex-04-guide", "scale-0-is-unconditional")
 def _(answer, rng):
-    _guides(answer, rng, _world(rng, **SMALL), 1, 0.0, "at s = 0 the condition must not matter")
+    _guides(answer, rng, _world(rng), 1, 0.0, "at s = 0 the condition must not matter")
 
 
 @case("ex-04-guide", "label-0-is-a-label")
 def _(answer, rng):
     taken = lambda world, x, level, label, s: {"label 0 is a label; you took it for none": world(x, level).eps}
-    _guides(answer, rng, _world(rng, **SMALL), 0, 1.0, "wrong for label 0", slips=taken)
+    _guides(answer, rng, _world(rng), 0, 1.0, "wrong for label 0", slips=taken)
 
 
 @case("ex-04-guide", "scale-4-extrapolates")
 def _(answer, rng):
     for s in (4.0, uniform(rng, 0.3, 0.7), uniform(rng, 10, 12)):
-        _guides(
-            answer, rng, _world(rng, **SMALL), 2, s, f"at s = {s:.3g} the step from u to c must be taken {s:.3g} times"
-        )
-
-
-@case("ex-04-guide", "no-threshold-inside")
-def _(answer, rng):
-    say = "leave x_0 outside [-1, 1] as it is: thresholding comes after guiding, in its own function"
-    for s in (2.0, 1.0):
-        _guides(answer, rng, _world(rng, size=4.0), 1, s, say)
+        say = f"at s = {s:.3g} the step from u to c must be taken {s:.3g} times"
+        _guides(answer, rng, _world(rng), 2, s, say)
 
 
 @case("ex-04-guide", "any-number-of-channels")
@@ -349,7 +433,7 @@ def _(answer, rng):
     world, level = _world(rng), _middle(rng)
     x = _noisy(rng, world, level)
     c, u = _halves(world, x, level, 1)
-    expect(answer(world, 1, 2.5)(x.float(), level).eps, u + 2.5 * (c - u), "wrong for pictures in float32")
+    expect(answer(world, 1, 2.5, None)(x.float(), level).eps, u + 2.5 * (c - u), "wrong for pictures in float32")
 
 
 @case("ex-04-guide", "a-label-for-each-sample")
@@ -363,70 +447,73 @@ def _(answer, rng):
     _guides(answer, rng, world, labels, 2.5, "the labels of a batch may differ", slips=first)
 
 
-# -- ex-04-threshold --------------------------------------------------------------------------------------------------
-
-exercise(
-    "ex-04-threshold",
-    name="guided_x0",
-    lesson=LESSON,
-    form=call(
-        tensor("x0_cond"),
-        lambda rng: {"x0_cond": normal(rng, 3, 2, 4, 4), "x0_uncond": normal(rng, 3, 2, 4, 4), "scale": 2.0},
-    ),
-)
-
-
-def _estimates(rng: Generator, size: float, *shape: int) -> tuple[Tensor, Tensor]:
-    shape = shape or (3, 2, 4, 4)
-    return size * normal(rng, *shape), size * normal(rng, *shape)
-
-
-def _badly_kept(c: Tensor, u: Tensor, s: float) -> dict[str, Tensor]:
-    """Diagnosis -> what that mistake makes of two estimates."""
-    guided = u + s * (c - u)
-    early = (lambda a, b: b + s * (a - b))(c.clamp(-1, 1), u.clamp(-1, 1))
-    first = "you thresholded the halves before guiding, which changes their difference"
-    return {
-        "you used w where s belongs: the scale is counted from the unconditional estimate": (c + s * (c - u)).clamp(
-            -1, 1
-        ),
-        "your halves are swapped": (c + s * (u - c)).clamp(-1, 1),
-        "the difference is subtracted; it must be added": (u - s * (c - u)).clamp(-1, 1),
-        "this is the conditional estimate; it is not guided": c.clamp(-1, 1),
-        "nothing keeps the result inside [-1, 1]": guided,
-        first: early.clamp(-1, 1),
-        first + ", and nothing keeps the result inside": early,
-        "a clamp leaves what is inside as it is; tanh does not": guided.tanh(),
-        "[-1, 1] is wanted, not [0, 1]": guided.clamp(0, 1),
-        "each picture is divided by its largest value here; a clamp was asked for": guided
-        / guided.abs().amax((1, 2, 3), keepdim=True).clamp(min=1),
-    }
-
-
-@case("ex-04-threshold", "straight-where-nothing-saturates")
+@case("ex-04-guide", "a-level-for-each-sample")
 def _(answer, rng):
-    for s in (2.0, uniform(rng, 0.3, 0.7), 0.0, 1.0):
-        c, u = (0.1 * part.clamp(-2, 2) for part in _estimates(rng, 1.0))
-        say = "inside [-1, 1] the threshold must do nothing"
-        expect(answer(c, u, s), u + s * (c - u), say, _badly_kept(c, u, s))
+    angle, world = uniform(rng, 0.3, 1.3, 4), _world(rng)
+    level = NoiseLevel(angle.cos(), angle.sin(), angle)
+    x = _noisy(rng, world, level, 4)
+    c, u = _halves(world, x, level, 1)
+    got = answer(world, 1, 2.5, None)(x, level).eps
+    expect(got, u + 2.5 * (c - u), "a level may have one sigma for each sample; both halves need it")
 
 
-@case("ex-04-threshold", "stays-inside")
+@case("ex-04-guide", "guide-first-then-bound", points=2)
 def _(answer, rng):
-    c, u = _estimates(rng, 1.3)
-    got = answer(c, u, 6.0)
-    say = "after guiding, the estimate must lie inside [-1, 1]"
-    expect(got, got.clamp(-1, 1), say, _badly_kept(c, u, 6.0))
+    for s, bound in ((2.0, 1.0), (uniform(rng, 3, 5), 1.0), (1.0, uniform(rng, 0.5, 0.7)), (4.0, 1.5)):
+        world, level = _world(rng, size=2.0), _levels(rng)[1]
+        x = _noisy(rng, world, level)
+        told, plain = world(x, level, 1).x0, world(x, level).x0
+        guided = plain + s * (told - plain)
+        early = (lambda a, b, s=s: b + s * (a - b))(told.clamp(-bound, bound), plain.clamp(-bound, bound))
+        eps_of = lambda x0, world=world, x=x, level=level: _kept(world, x, level, x0)
+        eps = eps_of(guided)
+        wrong = {
+            "nothing keeps x_0 inside the bound": eps,
+            "you thresholded the halves before guiding, which changes their difference": eps_of(
+                early.clamp(-bound, bound)
+            ),
+            "you thresholded the halves before guiding, and nothing keeps the result inside": eps_of(early),
+            "the bound is what was given; you took 1": eps_of(guided.clamp(-1, 1)),
+            "[-bound, bound] is wanted, not [0, bound]": eps_of(guided.clamp(0, bound)),
+            "a clamp leaves what is inside as it is; tanh does not": eps_of(bound * (guided / bound).tanh()),
+            "you clamped the noise; the bound is for x_0": eps.clamp(-bound, bound),
+        }
+        say = f"at s = {s:.2f} with the bound {bound:.2f}: guide the halves as they are, then clamp x_0"
+        expect(answer(world, 1, s, bound)(x, level).eps, eps_of(guided.clamp(-bound, bound)), say, wrong)
 
 
-@case("ex-04-threshold", "guide-first")
+@case("ex-04-guide", "keeps-the-learned-variance")
 def _(answer, rng):
-    for s, shape in ((2.0, (3, 2, 4, 4)), (uniform(rng, 3, 5), (1, 3, 5, 5)), (1.0, (2, 1, 4, 4))):
-        c, u = _estimates(rng, 1.3, *shape)
-        right = (u + s * (c - u)).clamp(-1, 1)
-        say = "guide the estimates as they are, then clamp the result"
-        expect(answer(c, u, s), right, say, _badly_kept(c, u, s))
-    expect(answer(c.float(), u.float(), s), right, "wrong for estimates in float32")
+    world, level = _world(rng), _levels(rng)[1]
+
+    def model(x, level, label):
+        labels = torch.full((len(x),), -1) if label is None else torch.as_tensor(label).expand(len(x))
+        return world(x, level, labels).replace(fraction=(x + labels.view(-1, 1, 1, 1)).sigmoid())
+
+    x = _noisy(rng, world, level)
+    for s, bound in ((3.0, None), (2.0, 1.0), (1.0, None)):
+        found = answer(taking("x level label", model), 2, s, bound)(x, level).fraction
+        if found is None:
+            raise Mistake("the learned variance is lost; a prediction changed by with_eps keeps what else it holds")
+        say = "the learned variance is the conditional half's"
+        expect(found, (x + 2).sigmoid(), say, {"this is the variance of the null half": (x - 1).sigmoid()})
+
+
+@case("ex-04-guide", "one-pass")
+def _(answer, rng):
+    world, level, sizes = _world(rng), _middle(rng), []
+
+    def model(x, level, label):
+        sizes.append(len(x))
+        return world(x, level, label)
+
+    x = _noisy(rng, world, level, 3)
+    for s, wanted in ((3.0, [6]), (1.0, [3])):
+        sizes.clear()
+        answer(taking("x level label", model), 1, s, None)(x, level)
+        asked = ", then ".join(map(str, sizes))
+        told = "both halves in one batch" if s > 1 else "at s = 1 the conditional half alone"
+        assert sizes == wanted, f"3 pictures at s = {s:g}: the model was asked about {asked}; wanted is {told}"
 
 
 # -- ex-04-spread -----------------------------------------------------------------------------------------------------
@@ -490,6 +577,78 @@ def _(answer):
     }
     say = "not what a deterministic chain of 100 steps gives; more samples, or another sampler?"
     expect(answer, right, say, wrong, rtol=0, atol=WITHIN)
+
+
+# -- ex-04-share -------------------------------------------------------------------------------------------------------
+
+N_SAMPLES, CELLS = 2**14, 24
+AS_GOOD = 1.05  # of the smallest error; 1.00 within 0.02 of the best share, and the published 0.1 is 1.5 at s = 1.5
+exercise("ex-04-share", name="hide_share", lesson=LESSON, form=call(number(), lambda rng: {"scale": 2.0}))
+
+
+@cache
+def _cells(label: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the lesson's line, by quadrature: probability of each cell of x_t, mean and variance of x_0 in it."""
+    weights = torch.tensor([0.4, 0.3, 0.3], dtype=torch.float64)
+    world = GaussianMixtureDenoiser(torch.tensor([[-1.2], [0.2], [1.1]]), 0.04, weights, [0, 1, 1])
+    edges = torch.linspace(-1.6, 1.6, CELLS * 200 + 1, dtype=torch.float64)
+    x, level = edges.unfold(0, 2, 1).mean(1)[:, None], cosine_schedule().level(0.5)
+    density = world.log_prob(x, level, label).exp()
+    x0, variance = world(x, level, label).x0[:, 0], world.posterior_variance(x, level, label)
+    per_cell = lambda value: (density * value).view(CELLS, -1).sum(1)
+    mass, mean = per_cell(1.0), per_cell(x0) / per_cell(1.0)
+    return mass * 3.2 / (CELLS * 200), mean, per_cell(variance + x0.square()) / mass - mean.square()
+
+
+def _of_counts(expected: Tensor) -> tuple[Tensor, Tensor]:
+    """E[1/n; n > 0] and P(n = 0) of a Poisson number of samples."""
+    n, some = torch.arange(1, 400, dtype=torch.float64), expected[:, None].clamp(min=1e-300)
+    exact = ((n * some.log() - some - torch.lgamma(n + 1)).exp() / n).sum(1)
+    return torch.where(expected > 150, 1 / expected + 1 / expected.square(), exact), (-expected).exp()
+
+
+@cache
+def guided_error(share: float, scale: float, samples: int = N_SAMPLES) -> float:
+    """Mean squared error of u + s (c - u) read off a table, expected over tables that hide this share of the labels.
+
+    An entry is the mean of the x_0 that fell there, 0 where none did, as the lesson's ``learn`` has it.
+    """
+    prior, total = (0.4, 0.6), 0.0
+    parts = lambda label, n: (*_cells(label), *_of_counts(n * _cells(label)[0]))
+    _, mean_u, var_u, inverse_u, none_u = parts(None, samples * share)
+    for label, p in enumerate(prior):
+        mass, mean, variance, inverse, none = parts(label, samples * (1 - share) * p)
+        told, plain = variance * inverse + none * mean**2, var_u * inverse_u + none_u * mean_u**2
+        both = none * mean * none_u * mean_u
+        error = scale**2 * told + (scale - 1) ** 2 * plain - 2 * scale * (scale - 1) * both
+        total += p * (mass * error).sum().item() / mass.sum().item()
+    return total
+
+
+@cache
+def best_share(scale: float) -> float:
+    """The share whose error is the smallest, to 0.005."""
+    return min((k / 200 for k in range(1, 200)), key=lambda share: guided_error(share, scale))
+
+
+def _as_good(answer, scale: float) -> None:
+    share = answer(scale)
+    assert 0 < share < 1, f"hidden labels are a share between 0 and 1, not {share:.3g}: a table needs both"
+    ratio = guided_error(share, scale) / guided_error(best_share(scale), scale)
+    say = f"at s = {scale:.2f} hiding {share:.3f} gives {ratio:.2f} times the smallest error; {AS_GOOD} is allowed"
+    assert ratio <= AS_GOOD, say
+
+
+@case("ex-04-share", "gentle")
+def _(answer, rng):
+    for scale in (uniform(rng, 1.15, 1.25), uniform(rng, 1.4, 1.6)):
+        _as_good(answer, scale)
+
+
+@case("ex-04-share", "loud")
+def _(answer, rng):
+    for scale in (uniform(rng, 2.5, 3.5), uniform(rng, 6, 9)):
+        _as_good(answer, scale)
 
 
 # -- ex-04-unbiased ---------------------------------------------------------------------------------------------------
