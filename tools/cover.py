@@ -1,4 +1,4 @@
-"""Draw the README's picture, book/_static/cover.png: one noise, eight names, two hands, by the committed emoji network."""
+"""Draw the README's picture, book/_static/cover.png: one noise, eight names, two hands, by the emoji network."""
 
 from __future__ import annotations
 
