@@ -7,7 +7,7 @@ import math
 import numpy as np
 import torch
 
-from minidiff.course.checks.l01_forward_and_reverse import SQUARED_ALPHA, SQUARED_SIGMA, commitment
+from minidiff.course.checks.l01_forward_and_reverse import SQUARED_ALPHA, SQUARED_SIGMA, commitment, excess
 from minidiff.exact import EmpiricalDenoiser
 from minidiff.prediction import Prediction
 from minidiff.process import beta, beta_tilde, posterior_mean
@@ -534,6 +534,43 @@ COMMIT = {
     "never": (950, "measured"),
 }
 
+# -- ex-01-levels ------------------------------------------------------------------------------------------------------
+
+GOOD = [0.1, 1.0, 1.6, 2.15, 2.65, 3.1, 3.55, 4.0, 4.45, 4.95, 5.75]
+EQUAL = [-12 + 21 * k / 12 for k in range(1, 12)]
+
+
+def levels_by_descent():
+    """Each level in turn to the best of three places, with ever smaller steps, from levels spread over the middle."""
+    levels, step = [-1.0 + 0.65 * k for k in range(11)], 0.4
+    found = excess(levels)
+    while step > 0.1:
+        before = found
+        for k in range(11):
+            for move in (-step, step):
+                tried = [*levels[:k], levels[k] + move, *levels[k + 1 :]]
+                if (now := excess(tried)) < found:
+                    levels, found = tried, now
+        step = step / 2 if found == before else step
+    return levels
+
+
+LEVELS = {
+    "form-ten": (GOOD[1:], "form"),
+    "form-with-the-ends": ([-12.0, *GOOD, 9.0], "form"),
+    "form-function": (levels_by_descent, "form"),
+    "form-text": ([str(value) for value in GOOD], "form"),
+    "falling": (GOOD[::-1], "a-chain", "the log-SNR rises"),
+    "beyond-the-ends": ([-13.0, *GOOD[1:]], "a-chain"),
+    "one-twice": ([*GOOD[:10], GOOD[9]], "a-chain"),
+    "equal-pieces": (EQUAL, "half-way"),
+    "the-middle-alone": ([0.45 * k for k in range(11)], "half-way"),
+    "even-angles": ([-2 * math.log(math.tan(1.5683 - 0.1298 * k)) for k in range(1, 12)], "half-way"),
+    "spread-over-the-middle": ([-3 + 0.9 * k for k in range(11)], "well-spent"),
+    "shifted": ([value + 0.5 for value in GOOD], "well-spent"),
+    "rounded": ([0, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4.25, 4.5, 5], "half-way"),
+}
+
 RIGHT = {
     "ex-01-compose": {
         "loop": compose_in_a_loop,
@@ -571,6 +608,12 @@ RIGHT = {
         "numpy": np.int64(COMMITMENT),
         "float": float(COMMITMENT),
     },
+    "ex-01-levels": {
+        "a list": GOOD,
+        "tensor, float32": torch.tensor(GOOD),
+        "numpy": np.array(GOOD) + 0.01,
+        "descent": levels_by_descent(),
+    },
 }
 
 MUTANTS = {
@@ -580,4 +623,5 @@ MUTANTS = {
     "ex-01-ideal": IDEAL,
     "ex-01-weight": WEIGHT,
     "ex-01-commit": COMMIT,
+    "ex-01-levels": LEVELS,
 }

@@ -137,14 +137,25 @@ def adm_of_the_package(denoiser, gradient, scale, levels, x_T, noise):
     return x
 
 
-def adm_by_coefficients(*, denoiser, gradient, scale, levels, x_T, noise):
-    """The mean as factors of x_t and eps-hat, as DDPM prints it, for any levels."""
+def _divides_by_alpha(denoiser, gradient, scale, levels, x_T, noise):
+    """The mean as factors of x_t and eps-hat, as DDPM prints it: for any levels but pure noise."""
     x = x_T.clone()
     for i in range(len(levels) - 1):
         t, r = levels[i], levels[i + 1]
         scaled, variance = transition(r, t)
-        eps = denoiser(x=x, level=t).eps
-        mean = (x - variance / t.sigma * eps) / scaled
+        mean = (x - variance / t.sigma * denoiser(x, t).eps) / (scaled or math.nan)
+        x = mean + variance * scale * gradient(x, t) + (math.sqrt(variance) * noise[i] if r.sigma else 0)
+    return x
+
+
+def adm_by_coefficients(*, denoiser, gradient, scale, levels, x_T, noise):
+    """The step as x_0 and eps-hat at the new level, each by its own factor."""
+    x = x_T.clone()
+    for i in range(len(levels) - 1):
+        t, r = levels[i], levels[i + 1]
+        scaled, variance = transition(r, t)
+        said = denoiser(x=x, level=t)
+        mean = r.alpha * said.x0 + scaled * r.sigma**2 / t.sigma * said.eps
         x = mean + variance * scale * gradient(x=x, level=t)
         if r.sigma:
             x = x + math.sqrt(variance) * noise[i]
@@ -237,6 +248,7 @@ ADM = {
         WHOLE,
     ),
     "preserving-only": (_preserving_only, "any-levels", "does not hold here"),
+    "divides-by-alpha": (_divides_by_alpha, "any-levels"),
     "variance-of-alphas": (_adm(variance=lambda t, r: max(_of_alphas(t, r), 1e-9)), "any-levels"),
 }
 

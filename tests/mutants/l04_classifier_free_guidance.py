@@ -306,6 +306,7 @@ LOSS = {
     "minus-two": (_loss(_hide(null=-2)), NULL),
     "hides-none": (_loss(lambda labels, probability, seed: labels), NULL),
     "two-passes": (_two_passes, NULL),
+    "float-labels": (_loss(lambda labels, probability, seed: _hidden(labels, probability, seed).double()), NULL),
     "seed-ignored": (_loss(_hide(seed_of=lambda seed: None)), SEED, "gave other hidden labels"),
     "one-seed-for-all": (_loss(_hide(seed_of=lambda seed: 0)), SEED, "the very same hidden labels"),
     "always-the-first": (_loss(_first_part), SEED, "the very same hidden labels"),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from bisect import bisect
+from collections.abc import Sequence
 from functools import cache
+from itertools import pairwise
 
 import torch
 from torch import Generator, Tensor
@@ -20,9 +22,9 @@ from minidiff.course.comparing import (
     uniform,
 )
 from minidiff.course.exercises import case, exercise
-from minidiff.course.forms import call, integer, number, several, tensor
+from minidiff.course.forms import call, integer, listed, number, several, tensor
 from minidiff.course.outcomes import Mistake
-from minidiff.exact import EmpiricalDenoiser
+from minidiff.exact import EmpiricalDenoiser, GaussianMixtureDenoiser
 from minidiff.process import diffuse
 from minidiff.schedule import DATA, NoiseLevel, clipped_cosine_schedule, linear_schedule, vp_schedule
 
@@ -561,3 +563,56 @@ def _(answer):
         "this is the answer for the linear schedule": lambda: commitment(schedule=linear_schedule),
     }
     expect(answer, right, "not what is measured with five draws of the noise for each of the 300 digits", wrong)
+
+
+# -- ex-01-levels ------------------------------------------------------------------------------------------------------
+
+INNER, ENDS = 11, (-12.0, 9.0)
+HALF_WAY, SPENT = 1.2, 0.55  # nats beyond the entropy: equal pieces give 2.53, the best levels 0.49
+exercise("ex-01-levels", name="log_snrs", lesson=LESSON, form=listed(number(), INNER))
+
+
+@cache
+def _pixel() -> GaussianMixtureDenoiser:
+    """The lesson's pixel of five grey values."""
+    weights = torch.tensor([0.1, 0.3, 0.05, 0.35, 0.2], dtype=torch.float64)
+    return GaussianMixtureDenoiser(torch.linspace(-1, 1, 5, dtype=torch.float64)[:, None], 0.0, weights)
+
+
+def _least_error(log_snr: Tensor) -> Tensor:
+    """E |x_0 - E[x_0 | x_t]|^2 at each level, by the rectangle rule over x_t."""
+    x, n = torch.linspace(-5, 5, 1501, dtype=torch.float64), len(log_snr)
+    each = log_snr.repeat_interleave(len(x))
+    level, x = NoiseLevel(each.sigmoid().sqrt(), (-each).sigmoid().sqrt(), 0 * each), x.repeat(n)[:, None]
+    density = _pixel().log_prob(x, level).exp().view(n, -1)
+    return (density * _pixel().posterior_variance(x, level).view(n, -1)).sum(1) / density.sum(1)
+
+
+def excess(inner: Sequence[float]) -> float:
+    """Nats by which the bound of a chain, each step priced at its noisier end, exceeds the entropy of the pixel."""
+    levels = torch.tensor([ENDS[0], *inner, ENDS[1]], dtype=torch.float64)
+    error = _least_error(levels)
+    weights = _pixel().weights
+    bound = (0.5 * levels.exp().diff() * error[:-1]).sum()
+    return (bound + (weights * weights.log()).sum()).item()
+
+
+@case("ex-01-levels", "a-chain", points=0)
+def _(answer):
+    chain = [ENDS[0], *answer, ENDS[1]]
+    if all(a > b for a, b in pairwise(answer)) and len(set(answer)) == INNER:
+        raise Mistake("these numbers fall; from noise to data the log-SNR rises")
+    rises = all(a < b for a, b in pairwise(chain))
+    assert rises, f"eleven rising numbers between {ENDS[0]:g} and {ENDS[1]:g} are wanted"
+
+
+@case("ex-01-levels", "half-way")
+def _(answer):
+    found = excess(answer)
+    assert found < HALF_WAY, f"this chain exceeds the entropy by {found:.2f} nats; equal pieces by 2.53"
+
+
+@case("ex-01-levels", "well-spent", points=2)
+def _(answer):
+    found = excess(answer)
+    assert found < SPENT, f"this chain exceeds the entropy by {found:.3f} nats; {SPENT} is wanted"

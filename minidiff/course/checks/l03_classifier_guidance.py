@@ -270,11 +270,10 @@ def _(answer, rng):
 
 @case("ex-03-adm", "any-levels")
 def _(answer, rng):
-    for pair in (general_pair(rng), exploding_pair(rng)):
-        t, r = pair
+    for t, r in (general_pair(rng), exploding_pair(rng), (NoiseLevel(0.0, 1.0, 1), preserving_pair(rng)[0])):
         given = _chain_of(rng, [t, r, DATA], 2)
-        kept = given | {"levels": [preserved(t) if t.alpha < 1 else t, preserved(r) if r.alpha < 1 else r, DATA]}
-        wrong = {PRESERVING: lambda k=kept: _adm(k)} if t.alpha < 1 else {}
+        kept = given | {"levels": [preserved(t), preserved(r), DATA]}
+        wrong = {PRESERVING: lambda k=kept: _adm(k)} if 0 < t.alpha < 1 else {}
         shown = f"alpha = {t.alpha:.3g} and {r.alpha:.3g}, sigma = {t.sigma:.3g} and {r.sigma:.3g}"
         expect(answer(**given), _adm(given), f"wrong at {shown}", wrong)
 

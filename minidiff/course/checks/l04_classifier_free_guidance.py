@@ -227,6 +227,7 @@ def _(answer, rng):
     shown = [_watched(answer, given | {"seed": seed})[3] for seed in range(20)]
     for told in shown:
         assert isinstance(told, Tensor) and told.shape == given["labels"].shape, "a label for each picture is wanted"
+        assert not told.is_floating_point(), "labels are whole numbers, which the network looks up; it was given floats"
     put = torch.cat([told[told != given["labels"]] for told in shown]).unique().tolist()
     assert put, "no label of 1280 was hidden"
     if put == [0]:
