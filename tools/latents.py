@@ -44,7 +44,7 @@ FEW = "data.images=6000"  # of the short trainings
 
 CURVES = {  # the two networks that are published: steps at which they are looked at
     "latent-scenes": (1000, 2000, 3600, 5400),
-    "pixel-scenes64": (250, 500, 900),
+    "pixel-scenes64": (250, 900, 1270),
 }
 SIZES = {  # of the latent: shape of the first stage, and of the U-Net
     2: ("network.channel_mult=[1]", ["network.size=32", "network.channel_mult=[1,1,2]", "network.attention=[8]"]),
@@ -204,14 +204,16 @@ def count(system) -> int:
 def diffusion(name: str, overrides: list[str], marks: tuple[int, ...], folder: Path, measure, sheet):
     """Train a network, and where ``sheet`` is there measure it at each mark."""
     recipe_at = lambda step: load_recipe(name, [*overrides, "training.final_lr=1", f"training.steps={step}"])
-    looks = []
-    for step, path in zip(marks, trained(recipe_at, marks, folder), strict=True):
-        if sheet is not None:
-            system = loaded(recipe_at(step), path)
-            looks.append(clock(folder, step) | measure(system, sheet))
+    kept, looks = trained(recipe_at, marks, folder), []
     if sheet is None:
         return None
-    return {"parameters": count(system), **json.loads((folder / "times.json").read_text()), "looks": looks}
+    for step, path in zip(marks, kept, strict=True):
+        look = path.with_suffix(".json")
+        if not look.exists():
+            look.write_text(json.dumps(measure(loaded(recipe_at(step), path), sheet)))
+        looks.append(clock(folder, step) | json.loads(look.read_text()))
+    times = json.loads((folder / "times.json").read_text())
+    return {"parameters": count(recipe_at(1).build(empty=True)), **times, "looks": looks}
 
 
 def _drawn(system, sheet: Sheet) -> dict:
