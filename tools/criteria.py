@@ -42,5 +42,6 @@ CRITERIA = {
     "resampling-closes-most-of-the-gap": ("below 0.1", FIXED_BY_THE_CLAIM),
     "four-channels-are-all-that-is-added": ("below 0.5", COUNT),
     "enlargers-as-printed-are-alike": ("below 10.0", FIXED_BY_THE_CLAIM),
+    "stable-diffusion-parameters": ("below 0.5", COUNT),
     "upsamplers-count-as-published": ("below 0.006", PARAMETERS + ", and its rounding"),
 }

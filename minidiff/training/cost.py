@@ -17,6 +17,7 @@ from .precision import autocast
 
 SECONDS_PER_DAY = 86400
 STATES = 64  # tokens of a caption
+TOWER = 77  # places of a frozen text tower
 CPU_STEP = 1e12  # operations of a measured step on a CPU, at most: some seconds, unless one image takes more
 CPU_IMAGE = 2e12  # operations above which an image is not measured on a CPU
 
@@ -79,13 +80,19 @@ def cost(recipe) -> Cost:
 
 
 def _forward(network: nn.Module, x: Tensor, t: Tensor) -> Tensor:
-    """The network, and the captions where it reads some; of a frozen encoder's states there are ``STATES``."""
-    text, language = (getattr(network.config, name, None) for name in ("text", "language"))
+    """The network, and the captions where it reads some; of a frozen encoder's states there are ``STATES``, of a
+    frozen tower's ``TOWER``."""
+    config = network.config
+    text, language = (getattr(config, name, None) for name in ("text", "language"))
     if language is not None:
         states = torch.zeros(len(x), STATES, language.width, device=x.device)
         return network(x, t, network.language(states, torch.ones(len(x), STATES, dtype=torch.bool, device=x.device)))
     if text is None:
-        return network(x, t)
+        lent = config.token_width if getattr(config, "transformers", False) else None
+        if lent is None:
+            return network(x, t)
+        places = 1 if config.class_tokens else TOWER
+        return network(x, t, Condition(tokens=torch.zeros(len(x), places, lent, device=x.device)))
     vector, sequence = network.text(torch.zeros(len(x), text.context, dtype=torch.long, device=x.device))
     return network(x, t, Condition(vector=vector, tokens=None if text.pooled else sequence))
 

@@ -69,3 +69,18 @@ def test_dry_run_measures_and_trains_nothing(tmp_path):
     for word in ("parameters", "0.83 M", "operations", "memory", "measured here", "2 GPUs"):
         assert word in result.output
     assert not (tmp_path / "run").exists()
+
+
+def test_stable_diffusion_costs_what_diffusers_network_costs():
+    """A network that reads what a frozen tower says of 77 places."""
+    from diffusers import UNet2DConditionModel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        theirs = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8, sample_size=64)
+        x, t, states = torch.empty(1, 4, 64, 64), torch.zeros(1), torch.empty(1, 77, 768)
+    with FlopCounterMode(display=False) as counter:
+        theirs(x, t, encoder_hidden_states=states).sample.sum().backward()
+    counted = cost(load_recipe("sd15"))
+    assert counted.parameters == sum(p.numel() for p in theirs.parameters()) == 859_520_964
+    assert counted.flops == pytest.approx(counter.get_total_flops(), rel=1e-3)

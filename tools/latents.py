@@ -1,0 +1,299 @@
+"""Diffusion in latents and in pixels at equal time, and what the first stage does to it (80 minutes of a CPU core).
+
+Usage: python tools/latents.py [--only ROW] [--train] [--out data/latents.json]. Rows that are finished are not
+repeated, so it can be interrupted; with --train networks are trained and timed, and nothing is measured. It needs what
+`minidiff data embed-for latent-scenes` writes. It holds what the oracle says of every single picture, how far every
+reconstruction is from its picture, and how bright pictures are; what follows is computed by lesson 14, not here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from minidiff.data.captions import explicit, judge
+from minidiff.data.embed import embed
+from minidiff.data.oracle import read
+from minidiff.data.sets import captions_of, described, embeddings_place, load_dataset
+from minidiff.files import write_atomically
+from minidiff.guidance import cfg
+from minidiff.metrics import frechet_distance
+from minidiff.metrics.embedders import embedder
+from minidiff.metrics.intervals import bootstrap
+from minidiff.models.vae import gaussian
+from minidiff.random import sample_generators
+from minidiff.recipes import Recipe, load_recipe
+from minidiff.store import begun, card, lend, load
+from minidiff.systems.draw import draw
+from minidiff.training.checkpoint import export_weights, load_checkpoint, load_weights
+from minidiff.training.loop import train
+
+CAPTIONS, STEPS, SCALE, BATCH = 200, 20, 3.0, 50
+JUDGE = "scenes-clip-strong"  # whose features the Frechet distance is of
+VERDICTS = ("count", "shape", "color", "binding", "relation", "all")
+TIMED = 4  # pictures of one timing
+FEW = "data.images=10000"  # of the short trainings
+
+CURVES = {  # the two networks that are published: steps at which they are looked at
+    "latent-scenes": (1000, 2000, 3600, 5400),
+    "pixel-scenes64": (240, 480, 960, 1440),
+}
+SIZES = {  # of the latent: shape of the first stage, and of the U-Net
+    2: ("network.channel_mult=[1]", ["network.size=32", "network.channel_mult=[1,1,2]", "network.attention=[8]"]),
+    4: ("network.channel_mult=[1,2]", ["network.size=16", "network.attention=[8]"]),
+    8: ("network.channel_mult=[1,2,3]", []),
+}
+STAGES = {  # factor, weight of the KL term, steps of the first stage, steps in its latents
+    "factor 8": (8, 1e-3, 1200, 1000),
+    "factor 4": (4, 1e-3, 1200, 1000),
+    "factor 2": (2, 1e-3, 1000, 1000),
+    "KL 1e-5": (8, 1e-5, 1200, 1000),
+    "KL 1e-1": (8, 1e-1, 1200, 1000),
+}
+ENDS = {  # network, its steps, and whether nothing is left of the picture at the last level
+    "latent, left": ("latent-scenes", 900, False),
+    "latent, nothing left": ("latent-scenes", 900, True),
+    "pixel, left": ("pixel-scenes64", 240, False),
+    "pixel, nothing left": ("pixel-scenes64", 240, True),
+}
+GUIDED = ((4, 1.0), (4, 2.0), (4, 3.0), (4, 5.0), (3, 3.0), (3, 5.0))  # channels that are guided, and the scale
+ROWS = ("truth", *CURVES, *STAGES, *ENDS, "channels")
+
+
+def heldout() -> tuple[torch.Tensor, list[str], torch.Tensor]:
+    """Pictures (CAPTIONS, 3, 64, 64) that no network was trained on, their captions, all explicit, and other pictures
+    of the kind."""
+    data = load_recipe("pixel-scenes64").data
+    found = load_dataset(data, "heldout")
+    said = captions_of(found, data)
+    images = found.columns["image"]
+    mine = [i for i, text in enumerate(said) if explicit(text)][:CAPTIONS]
+    others = sorted(set(range(len(said))) - set(mine))
+    return images[mine], [said[i] for i in mine], images[others]
+
+
+def found(images: torch.Tensor, captions: list[str]) -> list[str]:
+    """The oracle's verdicts of each picture, as digits in the order of ``VERDICTS``."""
+    verdicts = judge(captions, read(images).scenes)
+    return ["".join(str(int(verdicts[name][i])) for name in VERDICTS) for i in range(len(captions))]
+
+
+def bright(images: torch.Tensor) -> list[float]:
+    """Mean of each picture, -1 for black and 1 for white."""
+    return [round(value, 3) for value in images.mean((1, 2, 3)).tolist()]
+
+
+class Sheet:
+    """What every network is measured by."""
+
+    def __init__(self):
+        self.images, self.captions, others = heldout()
+        self.features = embedder(JUDGE).images
+        self.reference = self.features(others)
+
+    def seen(self, images: torch.Tensor) -> dict:
+        """Verdicts, and the distance of the set from other pictures of the kind, with its interval."""
+        distance = lambda some: frechet_distance(some, self.reference)
+        generator = torch.Generator().manual_seed(0)
+        interval = bootstrap(distance, self.features(images), generator=generator, draws=100)
+        return {"verdicts": found(images, self.captions), "frechet": [round(value, 4) for value in interval]}
+
+    def drawn(self, system, scale: float = SCALE, guide=cfg) -> torch.Tensor:
+        """A picture of each caption; caption i starts from noise number i."""
+        parts = []
+        for at in range(0, CAPTIONS, BATCH):
+            some = self.captions[at : at + BATCH]
+            noises = sample_generators(0, range(at, at + len(some)))
+            parts.append(draw(system, len(some), guide=guide(scale), levels=STEPS, generator=noises, caption=some))
+        return torch.cat(parts).clamp(-1, 1)
+
+
+def some_guided(channels: int, scale: float):
+    """Classifier-free guidance of the first channels alone; the others are told the caption and no more."""
+
+    def guide(model, condition, null):
+        full = cfg(scale)(model, condition, null)
+
+        def denoiser(x, level):
+            guided, told = full(x, level), model(x, level, condition)
+            return told.replace(value=torch.cat([guided.value[:, :channels], told.value[:, channels:]], 1))
+
+        return denoiser
+
+    return guide
+
+
+def trained(recipe_at, marks: tuple[int, ...], folder: Path) -> list[Path]:
+    """Train to each mark, and keep the averaged weights that there were."""
+    kept = []
+    for step in marks:
+        recipe, path = recipe_at(step), folder / f"step-{step}.safetensors"
+        if not path.exists():
+            weights = train(recipe, begun, folder, cpu=True, quiet=True)
+            seconds = load_checkpoint(folder / "last.safetensors")[1]["seconds"]
+            begin = time.perf_counter()
+            export_weights(weights, path, {"name": recipe.name, "step": step, "seconds": round(seconds, 1)})
+            if recipe.system != "autoencoder":
+                _time(loaded(recipe, path)[0], path.with_suffix(".json"))
+            print(folder.name, step, f"{seconds:.0f} s, kept in {time.perf_counter() - begin:.0f} s", flush=True)
+        kept.append(path)
+    return kept
+
+
+def _time(system, path: Path) -> None:
+    """Seconds that one picture takes, three times."""
+    seconds = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        draw(system, TIMED, guide=cfg(SCALE), levels=STEPS, caption="a red circle")
+        seconds.append(round((time.perf_counter() - begin) / TIMED, 4))
+    path.write_text(json.dumps(seconds))
+
+
+def loaded(recipe: Recipe, path: Path):
+    """The system of a recipe with the weights that were kept, and what is known of them."""
+    system = recipe.build()
+    meta = load_weights(system, path)
+    system.eval().requires_grad_(False)
+    lend(system)
+    return system, {key: meta[key] for key in ("step", "seconds")}
+
+
+def count(system) -> int:
+    """Parameters."""
+    return sum(p.numel() for p in system.parameters())
+
+
+def diffusion(name: str, overrides: list[str], marks: tuple[int, ...], folder: Path, measure, sheet):
+    """Train a network, and where ``sheet`` is there measure it at each mark."""
+    recipe_at = lambda step: load_recipe(name, [*overrides, "training.final_lr=1", f"training.steps={step}"])
+    looks = []
+    for step, path in zip(marks, trained(recipe_at, marks, folder), strict=True):
+        if sheet is not None:
+            system, facts = loaded(recipe_at(step), path)
+            looks.append(facts | measure(system, sheet))
+    if sheet is None:
+        return None
+    seconds = json.loads(path.with_suffix(".json").read_text())
+    return {"parameters": count(system), "picture_seconds": seconds, "looks": looks}
+
+
+def _drawn(system, sheet: Sheet) -> dict:
+    return sheet.seen(sheet.drawn(system))
+
+
+def curve(name: str, folder: Path, sheet):
+    """A network that is published, along its training."""
+    row = diffusion(name, [], CURVES[name], folder, _drawn, sheet)
+    if row and name == "latent-scenes":
+        row["first_stage_seconds"] = card("scenes-vae")["seconds"]
+    return row
+
+
+def stage(name: str, folder: Path, sheet):
+    """A first stage, and diffusion in its latents."""
+    factor, kl, steps, later = STAGES[name]
+    shape, wider = SIZES[factor]
+    recipe_at = lambda step: load_recipe("scenes-vae", [shape, f"system.kl={kl}", FEW, f"training.steps={step}"])
+    first = folder / "first"
+    (path,) = trained(recipe_at, (steps,), first)
+    latents = folder / "latents"
+    overrides = [*wider, f"system.autoencoder={first}", FEW, f"data.latent={latents}"]
+    data = load_recipe("latent-scenes", overrides).data
+    embed(
+        described(data, "train"), embedder(str(first)), embeddings_place(data, "latent", "train"), suffix="latent.npy"
+    )
+    later = diffusion("latent-scenes", overrides, (later,), folder / "second", _drawn, sheet)
+    if sheet is None:
+        return None
+    system, facts = loaded(recipe_at(steps), path)
+    row = {"factor": factor, "kl_weight": kl, "latent": list(system.latent_shape), "parameters": count(system), **facts}
+    return row | reconstructed(system, sheet) | {"diffusion": later}
+
+
+@torch.no_grad()
+def reconstructed(system, sheet: Sheet) -> dict:
+    """What an autoencoder keeps of each picture, and what its latents cost."""
+    law = gaussian(torch.cat([system.moments(part) for part in sheet.images.split(BATCH)]))
+    images = torch.cat([system.decode(part) for part in law.mode.split(BATCH)]).clamp(-1, 1)
+    errors = (images - sheet.images).square().mean((1, 2, 3))
+    return {
+        "psnr": [round(value, 2) for value in (10 * (4 / errors).log10()).tolist()],  # values reach from -1 to 1
+        "kl": [round(value, 1) for value in law.kl().tolist()],
+        "means_std": round(float(law.mode.std()), 4),
+        "noise_std": round(float(law.std.square().mean().sqrt()), 4),
+        "reconstructions": sheet.seen(images),
+    }
+
+
+def _ended(system, sheet: Sheet) -> dict:
+    """How bright pictures are: without guidance, which moves them."""
+    images = sheet.drawn(system, 1.0)
+    grounds = "".join(map(str, read(images).scenes.background.tolist()))
+    return {"brightness": bright(images), "grounds": grounds, **sheet.seen(images)}
+
+
+def end(name: str, folder: Path, sheet):
+    """A network that learnt another schedule."""
+    base, steps, zero = ENDS[name]
+    schedule = f"schedule={{name: sqrt_linear, T: 1000, zero_terminal: {str(zero).lower()}}}"
+    row = diffusion(base, [schedule], (steps,), folder, _ended, sheet)
+    left = float(load_recipe(base, [schedule]).schedule.build().alpha_bar[-1].sqrt())
+    return row and row | {"alpha_T": round(left, 6)}
+
+
+def truth(sheet: Sheet) -> dict:
+    """The held-out pictures themselves, and what the published first stage makes of them."""
+    grounds = "".join(map(str, read(sheet.images).scenes.background.tolist()))
+    own = {"brightness": bright(sheet.images), "grounds": grounds, **sheet.seen(sheet.images)}
+    return own | {"scenes-vae": reconstructed(load("scenes-vae"), sheet)}
+
+
+def channels(sheet: Sheet) -> dict:
+    """The published network with fewer of its channels guided than there are."""
+    system, rows = load("latent-scenes"), {}
+    for guided, scale in GUIDED:
+        guide = cfg if guided == 4 else partial(some_guided, guided)
+        rows[f"{guided} at {scale:g}"] = sheet.seen(sheet.drawn(system, scale, guide))
+    return rows
+
+
+def row(name: str, folder: Path, sheet):
+    """Train what a row needs, and measure it where ``sheet`` is there."""
+    if name in ("truth", "channels"):
+        return sheet and {"truth": truth, "channels": channels}[name](sheet)
+    make = curve if name in CURVES else stage if name in STAGES else end
+    return make(name, folder / name.replace(", ", "-").replace(" ", "-"), sheet)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("data/latents.json"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/latents"))
+    parser.add_argument("--only", choices=ROWS, action="append", help="rows to train and measure; all when left out")
+    parser.add_argument("--train", action="store_true", help="train and time; measure nothing")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    sheet = None if options.train else Sheet()
+    kept = json.loads(options.out.read_text()) if options.out.exists() else {}
+    for name in options.only or ROWS:
+        if name in kept.get("rows", {}):
+            continue
+        begin = time.perf_counter()
+        made = row(name, options.runs, sheet)
+        print(name, f"{time.perf_counter() - begin:.0f} s", flush=True)
+        if made is None:
+            continue
+        facts = {"captions": sheet.captions, "verdicts": VERDICTS, "drawn_in": STEPS, "scale": SCALE, "features": JUDGE}
+        rows = kept.get("rows", {}) | {name: made}
+        kept = facts | {"rows": {key: rows[key] for key in ROWS if key in rows}}
+        write_atomically(options.out, (json.dumps(kept) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()
