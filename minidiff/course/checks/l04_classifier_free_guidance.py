@@ -305,7 +305,8 @@ def _(answer, rng):
         "the noise has the variance where its standard deviation belongs": (x - alpha * x0, sigma**2),
         "these are uniform numbers; noise is normal": (x - alpha * x0, sigma / math.sqrt(12)),
     }
-    fits = lambda rest, std: abs(rest.std() - std) < 0.05 * std + 1e-6 and abs((rest * x0).mean()) < 0.06 * std + 1e-6
+    # of 4096 numbers the deviation is known to 0.011 of itself, mean and product with x_0 to 0.016: five times that
+    fits = lambda rest, std: abs(rest.std() - std) < 0.05 * std + 1e-6 and abs((rest * x0).mean()) < 0.08 * std + 1e-6
     if fits(x - alpha * x0, sigma) and abs((x - alpha * x0).mean()) < 0.08 * sigma:
         return
     for diagnosis, (rest, std) in slips.items():
