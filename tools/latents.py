@@ -44,7 +44,7 @@ FEW = "data.images=6000"  # of the short trainings
 
 CURVES = {  # the two networks that are published: steps at which they are looked at
     "latent-scenes": (1000, 2000, 3600, 5400),
-    "pixel-scenes64": (250, 900, 1270),
+    "pixel-scenes64": (900, 1270),
 }
 SIZES = {  # of the latent: shape of the first stage, and of the U-Net
     2: ("network.channel_mult=[1]", ["network.size=32", "network.channel_mult=[1,1,2]", "network.attention=[8]"]),
@@ -56,13 +56,10 @@ STAGES = {  # factor, weight of the KL term, steps of the first stage, steps in 
     "factor 4": (4, 1e-3, 700, 600),
     "factor 2": (2, 1e-3, 580, 320),
     "KL 1e-1": (8, 1e-1, 700, 900),
-    "KL 1e-5": (8, 1e-5, 700, 900),
 }
 ENDS = {  # network, its steps, and whether nothing is left of the picture at the last level
     "latent, left": ("latent-scenes", 600, False),
     "latent, nothing left": ("latent-scenes", 600, True),
-    "pixel, left": ("pixel-scenes64", 230, False),
-    "pixel, nothing left": ("pixel-scenes64", 230, True),
 }
 GUIDED = ((4, 1.0), (4, 2.0), (4, 3.0), (4, 5.0), (3, 3.0), (3, 5.0))  # channels that are guided, and the scale
 ROWS = ("truth", *CURVES, *STAGES, *ENDS, "channels")
