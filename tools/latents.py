@@ -12,7 +12,10 @@ import argparse
 import json
 import time
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -30,18 +33,18 @@ from minidiff.random import sample_generators
 from minidiff.recipes import Recipe, load_recipe
 from minidiff.store import begun, card, lend, load
 from minidiff.systems.draw import draw
-from minidiff.training.checkpoint import export_weights, load_checkpoint, load_weights
+from minidiff.training.checkpoint import export_weights, load_weights
 from minidiff.training.loop import train
 
 CAPTIONS, STEPS, SCALE, BATCH = 200, 20, 3.0, 50
 JUDGE = "scenes-clip-strong"  # whose features the Frechet distance is of
 VERDICTS = ("count", "shape", "color", "binding", "relation", "all")
-TIMED = 4  # pictures of one timing
-FEW = "data.images=10000"  # of the short trainings
+TIMED, STEPS_TIMED = 4, 20  # pictures of one timing, and steps
+FEW = "data.images=6000"  # of the short trainings
 
 CURVES = {  # the two networks that are published: steps at which they are looked at
     "latent-scenes": (1000, 2000, 3600, 5400),
-    "pixel-scenes64": (240, 480, 960, 1440),
+    "pixel-scenes64": (900, 1270),
 }
 SIZES = {  # of the latent: shape of the first stage, and of the U-Net
     2: ("network.channel_mult=[1]", ["network.size=32", "network.channel_mult=[1,1,2]", "network.attention=[8]"]),
@@ -49,17 +52,14 @@ SIZES = {  # of the latent: shape of the first stage, and of the U-Net
     8: ("network.channel_mult=[1,2,3]", []),
 }
 STAGES = {  # factor, weight of the KL term, steps of the first stage, steps in its latents
-    "factor 8": (8, 1e-3, 1200, 1000),
-    "factor 4": (4, 1e-3, 1200, 1000),
-    "factor 2": (2, 1e-3, 1000, 1000),
-    "KL 1e-5": (8, 1e-5, 1200, 1000),
-    "KL 1e-1": (8, 1e-1, 1200, 1000),
+    "factor 8": (8, 1e-3, 700, 900),
+    "factor 4": (4, 1e-3, 700, 600),
+    "factor 2": (2, 1e-3, 580, 320),
+    "KL 1e-1": (8, 1e-1, 700, 900),
 }
 ENDS = {  # network, its steps, and whether nothing is left of the picture at the last level
-    "latent, left": ("latent-scenes", 900, False),
-    "latent, nothing left": ("latent-scenes", 900, True),
-    "pixel, left": ("pixel-scenes64", 240, False),
-    "pixel, nothing left": ("pixel-scenes64", 240, True),
+    "latent, left": ("latent-scenes", 600, False),
+    "latent, nothing left": ("latent-scenes", 600, True),
 }
 GUIDED = ((4, 1.0), (4, 2.0), (4, 3.0), (4, 5.0), (3, 3.0), (3, 5.0))  # channels that are guided, and the scale
 ROWS = ("truth", *CURVES, *STAGES, *ENDS, "channels")
@@ -77,10 +77,16 @@ def heldout() -> tuple[torch.Tensor, list[str], torch.Tensor]:
     return images[mine], [said[i] for i in mine], images[others]
 
 
-def found(images: torch.Tensor, captions: list[str]) -> list[str]:
-    """The oracle's verdicts of each picture, as digits in the order of ``VERDICTS``."""
-    verdicts = judge(captions, read(images).scenes)
-    return ["".join(str(int(verdicts[name][i])) for name in VERDICTS) for i in range(len(captions))]
+def found(images: torch.Tensor, captions: list[str]) -> dict:
+    """The oracle's verdicts of each picture, as digits in the order of ``VERDICTS``, and how sure it is of the object
+    that it is less sure of: what it finds there, over what it would draw; 0 where it finds none."""
+    seen = read(images)
+    verdicts = judge(captions, seen.scenes)
+    sure = torch.where(seen.confidence > 0, seen.confidence, torch.inf).amin(1)
+    return {
+        "verdicts": ["".join(str(int(verdicts[name][i])) for name in VERDICTS) for i in range(len(captions))],
+        "confidence": [round(value, 2) if value < 2 else 0.0 for value in sure.tolist()],
+    }
 
 
 def bright(images: torch.Tensor) -> list[float]:
@@ -97,11 +103,11 @@ class Sheet:
         self.reference = self.features(others)
 
     def seen(self, images: torch.Tensor) -> dict:
-        """Verdicts, and the distance of the set from other pictures of the kind, with its interval."""
+        """What the oracle finds, and the distance of the set from other pictures of the kind, with its interval."""
         distance = lambda some: frechet_distance(some, self.reference)
         generator = torch.Generator().manual_seed(0)
         interval = bootstrap(distance, self.features(images), generator=generator, draws=100)
-        return {"verdicts": found(images, self.captions), "frechet": [round(value, 4) for value in interval]}
+        return found(images, self.captions) | {"frechet": [round(value, 4) for value in interval]}
 
     def drawn(self, system, scale: float = SCALE, guide=cfg) -> torch.Tensor:
         """A picture of each caption; caption i starts from noise number i."""
@@ -121,7 +127,7 @@ def some_guided(channels: int, scale: float):
 
         def denoiser(x, level):
             guided, told = full(x, level), model(x, level, condition)
-            return told.replace(value=torch.cat([guided.value[:, :channels], told.value[:, channels:]], 1))
+            return told.with_eps(torch.cat([guided.eps[:, :channels], told.eps[:, channels:]], 1))
 
         return denoiser
 
@@ -129,39 +135,62 @@ def some_guided(channels: int, scale: float):
 
 
 def trained(recipe_at, marks: tuple[int, ...], folder: Path) -> list[Path]:
-    """Train to each mark, and keep the averaged weights that there were."""
+    """Train to each mark, and keep the averaged weights that there were; the last is timed."""
     kept = []
     for step in marks:
         recipe, path = recipe_at(step), folder / f"step-{step}.safetensors"
         if not path.exists():
             weights = train(recipe, begun, folder, cpu=True, quiet=True)
-            seconds = load_checkpoint(folder / "last.safetensors")[1]["seconds"]
-            begin = time.perf_counter()
-            export_weights(weights, path, {"name": recipe.name, "step": step, "seconds": round(seconds, 1)})
-            if recipe.system != "autoencoder":
-                _time(loaded(recipe, path)[0], path.with_suffix(".json"))
-            print(folder.name, step, f"{seconds:.0f} s, kept in {time.perf_counter() - begin:.0f} s", flush=True)
+            export_weights(weights, path, {"name": recipe.name, "step": step})
+            print(folder, step, flush=True)
         kept.append(path)
+    times = folder / "times.json"
+    if not times.exists():
+        found = {"step_seconds": step_seconds(recipe_at)}
+        if recipe.system != "autoencoder":
+            found["picture_seconds"] = picture_seconds(loaded(recipe, path))
+        times.write_text(json.dumps(found))
+        print(folder, found, flush=True)
     return kept
 
 
-def _time(system, path: Path) -> None:
-    """Seconds that one picture takes, three times."""
-    seconds = []
+def step_seconds(recipe_at) -> float:
+    """Seconds of a core for one step of training, whoever else runs on it: the median of some."""
+    ends = []
+
+    def build(recipe):
+        system = begun(recipe)
+        before = system.after_step
+        system.after_step = lambda: (ends.append(time.process_time()), before())
+        return system
+
+    with TemporaryDirectory() as folder:
+        train(recipe_at(STEPS_TIMED), build, folder, cpu=True, quiet=True)
+    return round(median(later - earlier for earlier, later in pairwise(ends)), 4)
+
+
+def picture_seconds(system) -> list[float]:
+    """Seconds of a core for one picture, three times."""
+    found = []
     for _ in range(3):
-        begin = time.perf_counter()
+        begin = time.process_time()
         draw(system, TIMED, guide=cfg(SCALE), levels=STEPS, caption="a red circle")
-        seconds.append(round((time.perf_counter() - begin) / TIMED, 4))
-    path.write_text(json.dumps(seconds))
+        found.append(round((time.process_time() - begin) / TIMED, 4))
+    return found
 
 
 def loaded(recipe: Recipe, path: Path):
-    """The system of a recipe with the weights that were kept, and what is known of them."""
+    """The system of a recipe with the weights that were kept."""
     system = recipe.build()
-    meta = load_weights(system, path)
+    load_weights(system, path)
     system.eval().requires_grad_(False)
     lend(system)
-    return system, {key: meta[key] for key in ("step", "seconds")}
+    return system
+
+
+def clock(folder: Path, step: int) -> dict:
+    """What a training took so far, in seconds of a core."""
+    return {"step": step, "seconds": round(step * json.loads((folder / "times.json").read_text())["step_seconds"], 1)}
 
 
 def count(system) -> int:
@@ -172,15 +201,16 @@ def count(system) -> int:
 def diffusion(name: str, overrides: list[str], marks: tuple[int, ...], folder: Path, measure, sheet):
     """Train a network, and where ``sheet`` is there measure it at each mark."""
     recipe_at = lambda step: load_recipe(name, [*overrides, "training.final_lr=1", f"training.steps={step}"])
-    looks = []
-    for step, path in zip(marks, trained(recipe_at, marks, folder), strict=True):
-        if sheet is not None:
-            system, facts = loaded(recipe_at(step), path)
-            looks.append(facts | measure(system, sheet))
+    kept, looks = trained(recipe_at, marks, folder), []
     if sheet is None:
         return None
-    seconds = json.loads(path.with_suffix(".json").read_text())
-    return {"parameters": count(system), "picture_seconds": seconds, "looks": looks}
+    for step, path in zip(marks, kept, strict=True):
+        look = path.with_suffix(".json")
+        if not look.exists():
+            look.write_text(json.dumps(measure(loaded(recipe_at(step), path), sheet)))
+        looks.append(clock(folder, step) | json.loads(look.read_text()))
+    times = json.loads((folder / "times.json").read_text())
+    return {"parameters": count(recipe_at(1).build(empty=True)), **times, "looks": looks}
 
 
 def _drawn(system, sheet: Sheet) -> dict:
@@ -211,9 +241,9 @@ def stage(name: str, folder: Path, sheet):
     later = diffusion("latent-scenes", overrides, (later,), folder / "second", _drawn, sheet)
     if sheet is None:
         return None
-    system, facts = loaded(recipe_at(steps), path)
-    row = {"factor": factor, "kl_weight": kl, "latent": list(system.latent_shape), "parameters": count(system), **facts}
-    return row | reconstructed(system, sheet) | {"diffusion": later}
+    system = loaded(recipe_at(steps), path)
+    row = {"factor": factor, "kl_weight": kl, "latent": list(system.latent_shape), "parameters": count(system)}
+    return row | clock(first, steps) | reconstructed(system, sheet) | {"diffusion": later}
 
 
 @torch.no_grad()
