@@ -43,7 +43,13 @@ NOTHING = ['start=""', "fresh=[]", "training.warmup=100", "training.ema=0.996", 
 RACERS = {"ADM's": ("imagen-up32", NOTHING), "Efficient": ("efficient32", NOTHING)}
 GOES_ON = ["training.steps=400", "training.warmup=50", "training.ema=0.99"]
 READERS = {"with the caption": GOES_ON, "without it": [*GOES_ON, "system.text=false"]}
-SAME = ["data.images=20000", "data.text_states=embeddings/scenes-plain-32", "training.batch=32", "training.lr=1.5e-3"]
+SAME = [
+    "data.images=20000",
+    "data.text_states=embeddings/scenes-plain-32",
+    "training.batch=32",
+    "training.lr=1.5e-3",
+    "training.checkpoint_every=500",
+]
 UNSEEN, STEPS, TURNS = 200, 10, 11
 TIMES = (0.95, 0.8, 0.6, 0.4)  # noise levels of x in the denoising errors
 DOUBTS = (0.0, 0.2, 0.4, 0.6, 0.8)  # sigma in the small picture, which is told
