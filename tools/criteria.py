@@ -35,7 +35,6 @@ CRITERIA = {
     "edm2-interval-is-steps-17-to-22": ("below 0.5", COUNT),
     "noise-aware-critic-samples-the-conditional": ("below 1.0", CHANCE),
     "glide-clip-parameters": ("below 0.005", PARAMETERS),
-    "caption-guidance-s1-is-conditional": ("below 0.5", COUNT),
     "narrow-starts-drown": ("below 0.1", "a share: less than a tenth is left"),
     "reading-order-tells": ("below 5 / len(S) ** 0.5", "five standard errors of an average"),
     "glide-released-parameters": ("below 0.005", PARAMETERS),

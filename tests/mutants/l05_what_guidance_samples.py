@@ -10,16 +10,11 @@ import random
 import numpy as np
 import torch
 
-from minidiff.course.checks.l05_what_guidance_samples import COUNT, measure_effective, race, share
-from minidiff.denoiser import conditioned
 from minidiff.exact import GaussianMixtureDenoiser
 from minidiff.guidance import guidance_interval
 from minidiff.prediction import Prediction
-from minidiff.process import posterior_mean
-from minidiff.random import randn
-from minidiff.sampler import ancestral
-from minidiff.schedule import NoiseLevel, cosine_schedule
-from minidiff.smc import corrected, path_log_weight
+from minidiff.schedule import NoiseLevel
+from minidiff.smc import path_log_weight
 
 # -- ex-05-guided-variance --------------------------------------------------------------------------------------------
 
@@ -460,57 +455,26 @@ TILTED = {
     ),
 }
 
-# -- ex-05-effective --------------------------------------------------------------------------------------------------
+# -- ex-05-promise ----------------------------------------------------------------------------------------------------
 
 
-def effective_by_hand():
-    """The race without the package's Monte Carlo: the ancestral sampler's path, and the weights of its steps."""
-    world, levels = GaussianMixtureDenoiser(torch.tensor([[-0.5], [0.5]]), 0.25), cosine_schedule().levels(50)
-    told, total = conditioned(world, 1), torch.zeros(COUNT, dtype=torch.float64)
-    guided = lambda x, at: world(x, at).with_eps(world(x, at).eps + 2 * (told(x, at).eps - world(x, at).eps))
-    x_T = randn((COUNT, 1), torch.Generator().manual_seed(5), torch.float64)
-    for t, state in zip(levels, ancestral("beta")(guided, levels, x_T, torch.Generator().manual_seed(6)), strict=False):
-        x, r = state.prediction.x, state.level
-        c, u = (posterior_mean(x, d(x, t).x0, t, r) for d in (told, world))
-        total += (c - u)[:, 0] ** 2 / (t.sigma**2 - (t.alpha / r.alpha) ** 2 * r.sigma**2)
-    weight = total.softmax(0)
-    return (1 / weight.square().sum() / COUNT).item()
+def _stretch(scale, first, last):
+    return [scale if first <= i < last else 1.0 for i in range(20)]
 
 
-def effective_of_more(steps=80, count=40_000):
-    """More steps and particles, another seed, by keywords; a numpy number."""
-    world = GaussianMixtureDenoiser(torch.tensor([[-0.5], [0.5]]), 0.25)
-    (*_, cloud) = corrected(
-        conditional=conditioned(world, 1),
-        unconditional=world,
-        scale=2,
-        levels=cosine_schedule().levels(steps),
-        x_T=randn((count, 1), torch.Generator().manual_seed(7), torch.float64),
-        generator=torch.Generator().manual_seed(8),
-        threshold=0.0,
-    )
-    return np.float32(1 / (count * np.square(cloud.log_weight.exp().numpy()).sum()))
-
-
-SHARE = measure_effective()
-EFFECTIVE = {
-    "form-weights": (race()[0][0, :50], "form"),
-    "form-function": (measure_effective, "form"),
-    "form-text": (f"{SHARE:.0%}", "form"),
-    "number-not-share": (COUNT * SHARE, "share-of-all", "divide it by the number"),
-    "last-step-only": (share(race()[1]), "share-of-all", "last step alone"),
-    "all-of-them": (1.0, "share-of-all", "all weights are even"),
-    "scale-1.5": (measure_effective(1.5), "share-of-all", "s = 1.5"),
-    "w-for-s": (measure_effective(3.0), "share-of-all", "s = 3"),
-    "no-half": (share(2 * race()[0]), "share-of-all", "1/2 in the weight"),
-    "halved": (share(race()[0] / 2), "share-of-all", "halved once more"),
-    "beta-tilde": (measure_effective(variance="beta_tilde"), "share-of-all", "beta-tilde"),
-    "far-classes": (measure_effective(mean=1.0), "share-of-all", "twice as far"),
-    "root": (math.sqrt(SHARE), "share-of-all", "not under a root"),
-    "lost": (1 - SHARE, "share-of-all", "that is lost"),
-    "upside-down": (1 / SHARE, "share-of-all", "upside down"),
-    "none": (0.0, "share-of-all"),
-    "half-of-them": (0.5, "share-of-all"),
+KEPT = "as-promised"
+PROMISE = {
+    "form-nineteen": ([1.0] * 19, "form"),
+    "form-one-number": (6.0, "form"),
+    "form-function": (_stretch, "form"),
+    "infinite": ([math.inf] + [1.0] * 19, "finite-scales"),
+    "six": ([6.0] * 20, KEPT, "a constant scale"),
+    "one": ([1.0] * 20, KEPT, "a constant scale"),
+    "the-best-constant": ([1.37] * 20, KEPT, "a constant scale"),
+    "early": (_stretch(2.0, 0, 8), KEPT),
+    "at-the-end": (_stretch(2.0, 18, 20), KEPT),
+    "too-strong": (_stretch(3.0, 12, 18), KEPT),
+    "falling": ([6 - 0.25 * i for i in range(20)], KEPT),
 }
 
 # -- ex-05-interval ---------------------------------------------------------------------------------------------------
@@ -658,10 +622,10 @@ RIGHT = {
         "float32": tilted_in_float32,
         "score": tilted_by_score,
     },
-    "ex-05-effective": {
-        "by hand": effective_by_hand(),
-        "more particles": effective_of_more(),
-        "tensor": torch.tensor([SHARE], dtype=torch.float32),
+    "ex-05-promise": {
+        "four-steps": _stretch(2.0, 14, 18),
+        "half-the-steps": torch.tensor(_stretch(1.5, 10, 20)),
+        "numpy": np.array(_stretch(2.0, 14, 18)),
     },
     "ex-05-interval": {
         "products": interval_by_products,
@@ -678,6 +642,6 @@ MUTANTS = {
     "ex-05-path-weight": WEIGHT,
     "ex-05-systematic": SYSTEMATIC,
     "ex-05-tilted-denoiser": TILTED,
-    "ex-05-effective": EFFECTIVE,
+    "ex-05-promise": PROMISE,
     "ex-05-interval": INTERVAL,
 }

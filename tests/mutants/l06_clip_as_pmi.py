@@ -517,6 +517,35 @@ FLOORS = {
     "one-batch": (FLOOR - 0.1, AT_THE_FLOOR),
 }
 
+
+def _on_circle(pictures, captions, scale, length=1.0):
+    """Embeddings by their angles in degrees."""
+    turn = lambda angles: (
+        length * torch.stack([f(torch.deg2rad(torch.tensor(angles))) for f in (torch.cos, torch.sin)], 1)
+    )
+    return turn(pictures), turn(captions), scale
+
+
+BY_HAND = [-40.0, 0.0, 40.0, 180.0, 220.0, 140.0]
+CHANCE = torch.randn(2, 6, 2, generator=torch.Generator().manual_seed(0))
+INFORMATION = "reaches-the-information"
+TWO = {
+    "form-two": (_on_circle(BY_HAND, BY_HAND, 1.5)[:2], "form"),
+    "form-three-numbers": ((torch.randn(6, 3), torch.randn(6, 3), 1.0), "form"),
+    "form-table": (torch.ones(6, 6), "form"),
+    "negative-scale": (_on_circle(BY_HAND, BY_HAND, -1.5), "a-critic"),
+    "nothing": ((torch.zeros(6, 2), torch.zeros(6, 2), 1.0), "a-critic"),
+    "by-chance": ((*CHANCE, 1.5), INFORMATION),
+    "two-points": (_on_circle([0.0] * 3 + [180.0] * 3, [0.0] * 3 + [180.0] * 3, 1.0), INFORMATION),
+    "evenly": (
+        _on_circle([0.0, 120.0, 240.0, 60.0, 180.0, 300.0], [0.0, 120.0, 240.0, 60.0, 180.0, 300.0], 1.65),
+        INFORMATION,
+    ),
+    "against-each-other": (_on_circle(BY_HAND, BY_HAND[::-1], 1.5), INFORMATION),
+    "too-steep": (_on_circle(BY_HAND, BY_HAND, 10.0), INFORMATION, "another logit scale"),
+    "too-flat": (_on_circle(BY_HAND, BY_HAND, 0.3), INFORMATION, "another logit scale"),
+}
+
 MUTANTS = {
     "ex-06-true-pair": TRUE_PAIR,
     "ex-06-repair": REPAIR,
@@ -524,6 +553,7 @@ MUTANTS = {
     "ex-06-clip-loss": CLIP_LOSS,
     "ex-06-clip-guidance": CLIP_GUIDANCE,
     "ex-06-floor": FLOORS,
+    "ex-06-two": TWO,
 }
 
 RIGHT = {
@@ -568,5 +598,12 @@ RIGHT = {
         "sums": _floor_by_sums(),
         "tensor": torch.tensor([FLOOR + 0.015]),
         "numpy": np.float32(FLOOR - 0.015),
+    },
+    "ex-06-two": {
+        "by-hand": _on_circle(BY_HAND, BY_HAND, 1.5),
+        "long-rows": list(_on_circle(BY_HAND, BY_HAND, torch.tensor([1.5]), 20.0)),
+        "trained": _on_circle(
+            [164.0, -156.0, -147.0, -25.0, -34.0, 15.0], [135.0, -129.0, -125.0, -52.0, -56.0, 44.0], 1.9
+        ),
     },
 }

@@ -150,7 +150,7 @@ def levels_in_numpy(alpha_bar, t, u):
 
 
 def _levels(step=-1, start=1.0, before=lambda v: v, after=lambda v: v):
-    """draw_alpha_bar with another neighbour or value before time 0, or linear in another quantity."""
+    """Levels with another neighbour or value before time 0, or linear in another quantity."""
 
     def answer(alpha_bar, t, u):
         table = torch.cat([alpha_bar.new_tensor([start]), alpha_bar])
