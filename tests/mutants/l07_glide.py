@@ -24,7 +24,9 @@ from minidiff.course.checks.l07_glide import (
 )
 from minidiff.data.prompts import scene_sheet
 from minidiff.prediction import Prediction
+from minidiff.process import diffuse
 from minidiff.random import randn
+from minidiff.schedule import NoiseLevel
 from minidiff.store import load
 
 
@@ -111,7 +113,8 @@ def _attend_linearly(q, k, v, text_k, text_v):
 
 def _attend_by_a_gate(q, k, v, text_k, text_v):
     """Two attentions and the share of the words."""
-    share = _share(_partition)(q, k, text_k)[..., None]
+    root = q.shape[-1] ** 0.5
+    share = _partition(q @ text_k.mT / root, q @ k.mT / root)[..., None]
     own, told = F.scaled_dot_product_attention(q, k, v), F.scaled_dot_product_attention(q, text_k, text_v)
     return share * told + (1 - share) * own
 
@@ -138,185 +141,224 @@ def _first_caption(q, k, v, text_k, text_v):
     return _joint()(q, k, v, text_k[:1].expand_as(text_k), text_v[:1].expand_as(text_v))
 
 
-def _share(of, scale=lambda d: d**-0.5):
-    """A share from the logits of the text and of the pixels."""
-
-    def share(q, k, text_k):
-        d = scale(q.shape[-1])
-        return of(q @ text_k.mT * d, q @ k.mT * d)
-
-    return share
-
-
-def _sums(text, pixels):
-    text, pixels = text.exp().sum(2), pixels.exp().sum(2)
-    return text / (text + pixels)
-
-
-def _means(text, pixels):
-    text, pixels = text.exp().mean(2), pixels.exp().mean(2)
-    return text / (text + pixels)
-
-
 def _partition(text, pixels):
     return torch.sigmoid(text.logsumexp(2) - pixels.logsumexp(2))
 
 
-def _by_softmax(q, k, text_k):
-    """The weights that one softmax gives to the text."""
-    weights = (q @ torch.cat([text_k, k], 1).mT / math.sqrt(q.shape[-1])).softmax(-1)
-    return weights[..., : text_k.shape[1]].sum(-1)
+def _apart(x, heads):
+    """(B, n, C) -> (B heads, n, d)."""
+    return x.unflatten(2, (heads, -1)).transpose(1, 2).flatten(0, 1)
 
 
-def _share_in_a_loop(q, k, text_k):
-    """One over one plus a sum of ratios, in float32, pixel by pixel."""
-    out = []
-    for asked, keys, words in zip(q.float(), k.float(), text_k.float(), strict=True):
-        logits = asked @ torch.cat([words, keys]).T / q.shape[2] ** 0.5
-        power = (logits - logits.amax(1, keepdim=True)).exp()
-        out.append(1 / (1 + power[:, len(words) :].sum(1) / power[:, : len(words)].sum(1)))
-    return torch.stack(out)
+def _together(x, heads):
+    """(B heads, n, d) -> (B, n, C)."""
+    return x.unflatten(0, (-1, heads)).transpose(1, 2).flatten(2)
 
 
-def _share_naively(shift):
-    """exp of the logits after a shift, which saves it from overflow or does not."""
+def _read(scale=None, mask_of=lambda mask: mask, apart=_apart, together=_together, share_of=lambda share: share):
+    """Heads join the batch, masked words get -inf; with changes."""
 
-    def of(text, pixels):
-        by = shift(torch.cat([text, pixels], 2))
-        return _sums(text - by, pixels - by)
+    def read_words(q, k, v, text_k, text_v, mask, heads):
+        d = q.shape[2] // heads
+        q, k, v, text_k, text_v = (apart(part, heads) for part in (q, k, v, text_k, text_v))
+        logits = q @ torch.cat([text_k, k], 1).mT * (d**-0.5 if scale is None else scale(d, heads))
+        heard = torch.cat([mask_of(mask), torch.ones(len(mask), k.shape[1], dtype=torch.bool)], 1)
+        logits = logits.masked_fill(~heard.repeat_interleave(heads, 0)[:, None], -math.inf)
+        weights = logits.softmax(2)
+        share = weights[..., : text_k.shape[1]].sum(2).unflatten(0, (-1, heads))
+        return together(weights @ torch.cat([text_v, v], 1), heads), share_of(share)
 
-    return _share(of)
-
-
-def _drop(probability_of=lambda p: p, null=-1, shape=lambda tokens: (len(tokens), 1)):
-    """Captions hidden where a uniform number is below probability_of(p)."""
-
-    def drop(tokens, probability, seed):
-        u = torch.rand(shape(tokens), generator=torch.Generator().manual_seed(seed))
-        return torch.where(u < probability_of(probability), null, tokens)
-
-    return drop
+    return read_words
 
 
-def _first_part(tokens, probability, seed):
-    return torch.where(torch.arange(len(tokens))[:, None] < probability * len(tokens), -1, tokens)
+def _read_in_a_loop(q, k, v, text_k, text_v, mask, heads):
+    """A sample and a head at a time, words that are masked left out, in float32."""
+    d = q.shape[2] // heads
+    out, share = torch.empty(q.shape), torch.empty(len(q), heads, q.shape[1])
+    for b, h in np.ndindex(len(q), heads):
+        part = slice(h * d, (h + 1) * d)
+        words = text_k[b, mask[b], part].float(), text_v[b, mask[b], part].float()
+        keys, values = torch.cat([k[b, :, part].float(), words[0]]), torch.cat([v[b, :, part].float(), words[1]])
+        weights = (q[b, :, part].float() @ keys.T / d**0.5).softmax(1)
+        out[b, :, part], share[b, h] = weights @ values, weights[:, k.shape[1] :].sum(1)
+    return [out, share]
 
 
-def _another_caption(tokens, probability, seed):
-    u = torch.rand(len(tokens), 1, generator=torch.Generator().manual_seed(seed))
-    return torch.where(u < probability, tokens.roll(1, 0), tokens)
+def _read_by_a_gate(q, k, v, text_k, text_v, mask, heads):
+    """Two attentions and a gate; a caption without a word has a gate of 0."""
+    parts = [part.unflatten(2, (heads, -1)).permute(0, 2, 1, 3) for part in (q, k, v, text_k, text_v)]
+    q, k, v, text_k, text_v = parts
+    bias = torch.zeros(mask.shape, dtype=q.dtype).masked_fill(~mask, -math.inf)[:, None, None]
+    text, pixels = q @ text_k.mT / q.shape[-1] ** 0.5 + bias, q @ k.mT / q.shape[-1] ** 0.5
+    gate = torch.sigmoid(text.logsumexp(3) - pixels.logsumexp(3))
+    told, own = (text.softmax(3) @ text_v).nan_to_num(0.0), pixels.softmax(3) @ v
+    mixed = gate[..., None] * told + (1 - gate[..., None]) * own
+    return mixed.permute(0, 2, 1, 3).flatten(2), gate
 
 
-def _without_seed(tokens, probability, seed):
-    return torch.where(torch.rand(len(tokens), 1) < probability, -1, tokens)
+def _read_by_torch(q, k, v, text_k, text_v, mask, heads):
+    """torch's attention; the share is what it makes of values that are 1 for words and 0 for pixels."""
+    split = lambda x: x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)
+    keys, values = split(torch.cat([k, text_k], 1)), split(torch.cat([v, text_v], 1))
+    heard = torch.cat([torch.ones(len(mask), k.shape[1], dtype=torch.bool), mask], 1)[:, None, None]
+    is_word = torch.cat([torch.zeros(k.shape[1]), torch.ones(mask.shape[1])]).to(q)
+    is_word = is_word[:, None].expand(len(q), heads, -1, 1)
+    out = F.scaled_dot_product_attention(split(q), keys, values, heard)
+    return out.transpose(1, 2).flatten(2), F.scaled_dot_product_attention(split(q), keys, is_word, heard)[..., 0]
 
 
-def _one_seed(tokens, probability, seed):
-    return _drop()(tokens, probability, 0)
+def _zeros_for_masked(q, k, v, text_k, text_v, mask, heads):
+    return _read(mask_of=torch.ones_like)(q, k, v, mask[..., None] * text_k, mask[..., None] * text_v, mask, heads)
 
 
-def _a_fixed_number(tokens, probability, seed):
-    """As many of every batch, drawn without replacement."""
-    order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(seed))
-    return torch.where((order < round(probability * len(tokens)))[:, None], -1, tokens)
+def _masked_afterwards(q, k, v, text_k, text_v, mask, heads):
+    """Weights of masked words set to zero, and the rest left as it is."""
+    out, share = _read(mask_of=torch.ones_like)(q, k, v, text_k, mask[..., None] * text_v, mask, heads)
+    return out, share
 
 
-def _in_pairs(tokens, probability, seed):
-    """Neighbours share a coin."""
-    u = torch.rand(len(tokens) // 2 + 1, 1, generator=torch.Generator().manual_seed(seed))
-    return torch.where(u.repeat_interleave(2, 0)[: len(tokens)] < probability, -1, tokens)
+def _first_mask(q, k, v, text_k, text_v, mask, heads):
+    return _read()(q, k, v, text_k, text_v, mask[:1].expand_as(mask), heads)
 
 
-def _uneven(tokens, probability, seed):
-    """Later captions of a batch are dropped more often; the mean is right."""
-    u = torch.rand(len(tokens), 1, generator=torch.Generator().manual_seed(seed))
-    most = min(probability, 1 - probability)
-    return torch.where(u < probability + most * torch.linspace(-1, 1, len(tokens))[:, None], -1, tokens)
+def _strided(x, heads):
+    return x.unflatten(2, (-1, heads)).permute(0, 3, 1, 2).flatten(0, 1)
 
 
-def _last_place_kept(tokens, probability, seed):
-    dropped = _drop()(tokens, probability, seed)
-    return torch.cat([tokens[:, :1], dropped[:, 1:]], 1)
+def _strided_back(x, heads):
+    return x.unflatten(0, (-1, heads)).permute(0, 2, 3, 1).flatten(2)
 
 
-def _drop_with_numpy(tokens, probability, seed):
-    """The seed goes to another generator, which is as good."""
-    hidden = np.random.default_rng(seed).random(len(tokens)) < probability
-    return np.where(hidden[:, None], -1, tokens.numpy())
+def _read_without_softmax(q, k, v, text_k, text_v, mask, heads):
+    """exp without a largest logit taken off."""
+    d = q.shape[2] // heads
+    q, k, v, text_k, text_v = (_apart(part, heads) for part in (q, k, v, text_k, text_v))
+    heard = mask.repeat_interleave(heads, 0)[:, None]
+    text, pixels = (q @ text_k.mT / d**0.5).exp() * heard, (q @ k.mT / d**0.5).exp()
+    total = text.sum(2, keepdim=True) + pixels.sum(2, keepdim=True)
+    share = (text.sum(2, keepdim=True) / total)[..., 0].unflatten(0, (-1, heads))
+    return _together((text @ text_v + pixels @ v) / total, heads), share
 
 
-def _drop_in_a_loop(tokens, probability, seed):
-    generator = torch.Generator().manual_seed(seed)
-    coins = [torch.rand((), generator=generator).item() for _ in tokens]
-    return [[-1] * len(row) if u < probability else row for u, row in zip(coins, tokens.tolist(), strict=True)]
+def _masked_by_a_number(q, k, v, text_k, text_v, mask, heads):
+    """A large negative number for minus infinity, of which logits may fall short."""
+    d = q.shape[2] // heads
+    q, k, v, text_k, text_v = (_apart(part, heads) for part in (q, k, v, text_k, text_v))
+    text = (q @ text_k.mT / d**0.5) - 3.0 * ~mask.repeat_interleave(heads, 0)[:, None]
+    weights = torch.cat([text, q @ k.mT / d**0.5], 2).softmax(2)
+    share = weights[..., : text.shape[2]].sum(2).unflatten(0, (-1, heads))
+    return _together(weights @ torch.cat([text_v, v], 1), heads), share
 
 
-def _bernoulli(tokens, probability, seed):
-    hidden = torch.full((len(tokens),), float(probability)).bernoulli(generator=torch.Generator().manual_seed(seed))
-    shown = tokens.clone()
-    shown[hidden.bool()] = -1
-    return shown
+def _words_alone_where_silent(q, k, v, text_k, text_v, mask, heads):
+    """Hears everything where it should hear nothing."""
+    every = mask | ~mask.any(1, keepdim=True)
+    return _read()(q, k, v, text_k, text_v, every, heads)
 
 
-def _guide(combine, null=-1, passes=1):
-    """Guidance that combines (c, u, s) of the noises, in one pass or two."""
+def _loss(
+    hidden=lambda u, p: u < p,
+    null=-1,
+    places=slice(None),
+    of=lambda p, x0, eps: p.eps - eps,
+    mean=lambda e: e.square().mean(),
+    level_of=lambda level: level,
+):
+    """The loss of captions of which some are empty, with changes."""
 
-    def guide_caption(model, tokens, scale):
-        empty = torch.full_like(tokens, null)
+    def text_loss(model, x0, tokens, level, eps, u, p_drop):
+        said, level = tokens.clone(), level_of(level)
+        said[hidden(u, p_drop), places] = null
+        alpha, sigma = level.like(x0)
+        x = alpha * x0 + sigma * eps
+        return mean(of(model(x, level, said), x0, eps))
+
+    return text_loss
+
+
+def _loss_in_a_loop(model, x0, tokens, level, eps, u, p_drop):
+    """Captions one by one, in float32, by keywords."""
+    said = [[-1] * len(row) if coin < p_drop else row for row, coin in zip(tokens.tolist(), u.tolist(), strict=True)]
+    x = torch.stack([a * one + s * e for a, s, one, e in zip(level.alpha, level.sigma, x0, eps, strict=True)])
+    noise = model(x=x, level=level, tokens=torch.tensor(said)).eps.float()
+    return float(np.mean([F.mse_loss(n, e.float()).item() for n, e in zip(noise, eps, strict=True)]))
+
+
+def _loss_from_x0(model, x0, tokens, level, eps, u, p_drop):
+    """From the estimate of the picture: the error of the noise is alpha / sigma of its."""
+    keep = (u >= p_drop).long()[:, None]
+    x = diffuse(x0, level, eps)
+    alpha, sigma = level.like(x0)
+    return (alpha / sigma * (model(x, level, tokens * keep + keep - 1).x0 - x0)).pow(2).mean()
+
+
+def _loss_in_two_passes(model, x0, tokens, level, eps, u, p_drop):
+    """Both captions of every picture, and the choice afterwards."""
+    x = diffuse(x0, level, eps)
+    told, untold = model(x, level, tokens).eps, model(x, level, torch.full_like(tokens, -1)).eps
+    return (torch.where((u < p_drop).reshape(-1, 1, 1, 1), untold, told) - eps).square().mean()
+
+
+def _first_level(level):
+    return NoiseLevel(level.alpha[:1].expand(len(level.alpha)), level.sigma[:1].expand(len(level.sigma)), level.time)
+
+
+def _compose(combine, null=-1, order=lambda captions: captions):
+    """Guidance that combines (told (K, B, ...), untold, scales (K, 1, ...)) of the noises, in one pass."""
+
+    def guide_by_all(model, captions, scales):
+        captions = order(captions)
+        batch = torch.cat([*captions, torch.full_like(captions[0], null)])
 
         def guided(x, level):
-            if passes == 1:
-                both = model(torch.cat([x, x]), level, torch.cat([tokens, empty]))
-                c, u = both.chunk(2, level)
-            else:
-                c, u = model(x, level, tokens), model(x, level, empty)
-            return c.with_eps(combine(c.eps, u.eps, scale))
+            noises = model(torch.cat([x] * (len(captions) + 1)), level, batch).eps.unflatten(0, (-1, len(x)))
+            s = torch.tensor(scales, dtype=x.dtype).reshape(-1, *[1] * x.ndim)
+            return Prediction(x, level, combine(noises[:-1], noises[-1], s), "eps")
 
         return guided
 
-    return guide_caption
+    return guide_by_all
 
 
-def _overwritten(model, tokens, scale):
-    """The empty captions are the same tensor as the captions."""
-    empty = tokens
-    empty[:] = -1
-    return _guide(lambda c, u, s: u + s * (c - u))(model, tokens, scale)
-
-
-def _first_place_alone(model, tokens, scale):
-    """The empty caption keeps its second word."""
-    empty = tokens.clone()
-    empty[:, 0] = -1
+def _compose_by_turns(model, captions, scales):
+    """A pass for every sentence."""
 
     def guided(x, level):
-        c, u = model(torch.cat([x, x]), level, torch.cat([tokens, empty])).chunk(2, level)
-        return c.with_eps(u.eps + scale * (c.eps - u.eps))
+        u = model(x, level, torch.full_like(captions[0], -1))
+        parts = [s * (model(x, level, c).eps - u.eps) for s, c in zip(scales, captions, strict=True)]
+        return u.with_eps(u.eps + sum(parts))
 
     return guided
 
 
-def _pair_by_pair(model, tokens, scale):
-    """Told and untold by turns, by keywords, in scores and float32."""
-    both = torch.stack([tokens, torch.full_like(tokens, -1)], 1).flatten(0, 1)
+def _compose_as_weights(model, captions, scales):
+    """One weight for each sentence, the rest for none; null first, in x_0 and by keywords."""
+    batch = torch.cat([torch.full_like(captions[:1], -1), captions]).flatten(0, 1)
+    weights = torch.tensor([1 - sum(scales), *scales], dtype=torch.float64)
 
     def guided(x, level):
-        p = model(x=x.repeat_interleave(2, 0), level=level, tokens=both)
-        c, u = p.score[::2], p.score[1::2]
-        return Prediction(x, level, (1 - scale) * u + scale * c, "score")
+        p = model(x=torch.cat([x] * len(weights)), level=level, tokens=batch)
+        return p.chunk(len(weights), level)[0].with_x0(
+            torch.einsum("k,k...->...", weights, p.x0.unflatten(0, (-1, len(x))))
+        )
 
     return guided
 
 
-def _null_first(model, tokens, scale):
-    """Both halves in one batch, the null first, combined as x_0."""
+def _compose_picture_by_picture(model, captions, scales):
+    """All sentences of a picture side by side, in scores and float32."""
+    every = torch.cat([captions, torch.full_like(captions[:1], -1)]).transpose(0, 1).flatten(0, 1)
 
     def guided(x, level):
-        both = model(torch.cat([x, x]), level, torch.cat([0 * tokens - 1, tokens]))
-        u, c = both.chunk(2, level)
-        return c.with_x0((1 - scale) * u.x0 + scale * c.x0)
+        scores = model(x.repeat_interleave(len(captions) + 1, 0), level, every).score.float().unflatten(0, (len(x), -1))
+        score = scores[:, -1] + sum(s * (scores[:, i] - scores[:, -1]) for i, s in enumerate(scales))
+        return Prediction(x, level, score.to(x.dtype), "score")
 
     return guided
+
+
+def _added(told, u, s):
+    return u + (s * (told - u)).sum(0)
 
 
 def _fits(phrase, thing):
@@ -435,97 +477,99 @@ ATTEND = {
     "one-largest-for-all": (_attend_naively(torch.max), "no-overflow", "you took one for all"),
     "clamped": (_attend_naively(lambda logits: logits - logits.clamp(-80, 80)), "no-overflow"),
 }
-HEADS, MIXES = "nothing-known-counts-heads", "mixes-the-two-attentions"
-SHARE = {
-    "form-all-weights": (
-        lambda q, k, text_k: (q @ torch.cat([text_k, k], 1).mT).softmax(-1),
+ONE, SEVERAL, SILENT = "one-head", "heads-by-themselves", "masked-words-are-silent"
+READ = {
+    "form-no-share": (lambda q, k, v, text_k, text_v, mask, heads: q, "form"),
+    "form-all-weights": (lambda q, k, v, text_k, text_v, mask, heads: (q, mask.double()), "form"),
+    "form-another-name": (
+        lambda q, k, v, text_k, text_v, words, heads: _read()(q, k, v, text_k, text_v, words, heads),
         "form",
     ),
-    "form-one-for-each-sample": (lambda q, k, text_k: _by_softmax(q, k, text_k).mean(1), "form"),
-    "form-another-name": (lambda q, k, words: _by_softmax(q, k, words), "form"),
-    "share-of-pixels": (_share(lambda t, p: 1 - _partition(t, p)), HEADS, "share of the pixels"),
-    "means": (_share(_means), HEADS, "neither their mean"),
-    "odds": (_share(lambda t, p: (t.logsumexp(2) - p.logsumexp(2)).exp()), HEADS, "divide by both together"),
-    "of-logarithms": (
-        _share(lambda t, p: t.logsumexp(2) / (t.logsumexp(2) + p.logsumexp(2))),
-        HEADS,
-        "not of their logarithms",
+    "not-scaled": (_read(lambda d, heads: 1.0), ONE, "not divided by sqrt d"),
+    "share-of-pixels": (_read(share_of=lambda share: 1 - share), ONE, "share of the pixels"),
+    "no-text": (_read(mask_of=torch.zeros_like), ONE, "no word is heard"),
+    "mask-turned-round": (_read(mask_of=lambda mask: ~mask), ONE, "the other way round"),
+    "half-the-share": (_read(share_of=lambda share: share / 2), ONE),
+    "root-of-c": (_read(lambda d, heads: (d * heads) ** -0.5), SEVERAL, "you took C"),
+    "every-other-channel": (_read(apart=_strided, together=_strided_back), SEVERAL, "takes every heads-th"),
+    "one-gate": (
+        _read(share_of=lambda share: share.mean(1, keepdim=True).expand_as(share)),
+        SEVERAL,
+        "one for all",
     ),
-    "largest-logits": (_share(lambda t, p: torch.sigmoid(t.amax(2) - p.amax(2))), HEADS, "neither their mean"),
-    "mean-logits": (_share(lambda t, p: torch.sigmoid(t.mean(2) - p.mean(2))), HEADS, "neither their mean"),
-    "logarithm": (_share(lambda t, p: t.logsumexp(2) - p.logsumexp(2)), HEADS, "its sigmoid"),
-    "quarter": (_share(lambda t, p: torch.full(t.shape[:2], 0.25)), HEADS),
-    "counts": (
-        _share(lambda t, p: torch.full(t.shape[:2], t.shape[2] / (t.shape[2] + p.shape[2]))),
-        MIXES,
-        "by number of keys",
-    ),
-    "not-scaled": (_share(_partition, lambda d: 1.0), MIXES, "not divided by sqrt d"),
-    "divided-by-d": (_share(_partition, lambda d: 1 / d), MIXES, "you divided by d"),
-    "one-for-all-pixels": (
-        _share(lambda t, p: _partition(t, p).mean(1, keepdim=True).expand(t.shape[:2])),
-        MIXES,
-        "one for all pixels",
-    ),
-    "half-of-it": (_share(lambda t, p: _partition(t / 2, p / 2)), MIXES),
-    "overflows": (_share(_sums), "no-overflow", "exp gives infinity"),
-    "one-largest-for-all": (_share_naively(torch.max), "no-overflow", "you took one for all"),
-    "clamped": (_share(lambda t, p: _partition(t.clamp(-700, 700), p.clamp(-700, 700))), "no-overflow"),
+    "heads-mixed-up": (_read(together=_strided_back), SEVERAL),
+    "no-mask": (_read(mask_of=torch.ones_like), SILENT, "masked words are heard"),
+    "zeros": (_zeros_for_masked, SILENT, "e^0 = 1"),
+    "masked-afterwards": (_masked_afterwards, SILENT),
+    "first-mask": (_first_mask, SILENT),
+    "not-quite-silent": (_masked_by_a_number, SILENT),
+    "silence-is-heard": (_words_alone_where_silent, "nobody-speaks"),
+    "overflows": (_read_without_softmax, "no-overflow"),
 }
-DROP = {
-    "form-floats": (lambda tokens, probability, seed: _bernoulli(tokens, probability, seed).float(), "form"),
-    "form-other-integers": (lambda tokens, probability, seed: _bernoulli(tokens, probability, seed).int(), "form"),
-    "form-mask": (lambda tokens, probability, seed: torch.rand(len(tokens)) < probability, "form"),
-    "form-only-those-kept": (lambda tokens, probability, seed: tokens[: len(tokens) // 2], "form"),
-    "word-0": (
-        lambda tokens, probability, seed: _drop(null=0)(tokens, probability, seed),
-        "empty-is-no-word",
-        "word 0",
-    ),
-    "another-caption": (_another_caption, "empty-is-no-word", "another caption"),
-    "minus-2": (_drop(null=-2), "empty-is-no-word"),
-    "never": (lambda tokens, probability, seed: tokens, "empty-is-no-word"),
-    "single-words": (_drop(shape=lambda tokens: tokens.shape), "whole-captions", "single words"),
-    "first-word-kept": (_last_place_kept, "whole-captions", "single words"),
-    "no-seed": (_without_seed, "the-seed-decides", "two results"),
-    "one-seed": (_one_seed, "the-seed-decides", "makes no difference"),
-    "always-the-first": (_first_part, "the-seed-decides", "makes no difference"),
-    "once-for-the-batch": (_drop(shape=lambda tokens: (1, 1)), "each-sample-its-own", "once for the whole batch"),
-    "a-fixed-number": (_a_fixed_number, "each-sample-its-own", "the same number"),
-    "in-pairs": (_in_pairs, "each-sample-its-own"),
-    "keeps-with-p": (_drop(lambda p: 1 - p), "rate", "you kept a caption"),
-    "half-the-rate": (_drop(lambda p: p / 2), "rate"),
-    "one-rate": (_drop(lambda p: min(p, 0.5)), "rate"),
-    "uneven": (_uneven, "rate"),
-    "never-quite": (_drop(lambda p: min(max(p, 0.01), 0.99)), "never-and-always"),
-}
-BEYOND, CONDITIONAL, NULL, PASS = (
-    *("scale-3-extrapolates", "scale-1-is-conditional", "null-is-the-empty-caption", "in-one-pass"),
+MEAN, LEVEL, COIN, PLACES = (
+    "a-mean-of-squares",
+    "each-picture-its-level",
+    "each-caption-its-coin",
+    "empty-in-every-place",
 )
-GUIDE = {
-    "form-not-a-function": (lambda model, tokens, scale: tokens, "form"),
-    "form-eps-alone": (lambda model, tokens, scale: lambda x, level: model(x, level, tokens).eps, "form"),
-    "form-both-halves": (
-        lambda model, tokens, scale: lambda x, level: model(torch.cat([x, x]), level, torch.cat([tokens, tokens])),
-        "form",
+LOSS = {
+    "form-of-each": (_loss(mean=lambda e: e.square().flatten(1).mean(1)), "form"),
+    "form-another-name": (lambda model, x0, tokens, level, eps, coins, p_drop: 0.0, "form"),
+    "of-x0": (_loss(of=lambda p, x0, eps: p.x0 - x0), MEAN, "the error of x_0"),
+    "sum": (_loss(mean=lambda e: e.square().sum()), MEAN, "this is a sum"),
+    "sum-over-numbers": (_loss(mean=lambda e: e.square().flatten(1).sum(1).mean()), MEAN, "summed over the numbers"),
+    "half": (_loss(mean=lambda e: e.square().mean() / 2), MEAN, "half of it"),
+    "absolute": (_loss(mean=lambda e: e.abs().mean()), MEAN),
+    "all-dropped": (_loss(lambda u, p: u < 2), MEAN),
+    "first-level": (_loss(level_of=_first_level), LEVEL, "the first one's for all"),
+    "never": (_loss(lambda u, p: u < 0), COIN, "dropped nothing"),
+    "one-coin": (_loss(lambda u, p: (u[:1] < p).expand(len(u))), COIN, "one coin for the whole batch"),
+    "kept-with-p": (_loss(lambda u, p: (u >= p) & (p > 0)), COIN, "at least p_drop"),
+    "word-0": (_loss(null=0), COIN, "word 0"),
+    "all-if-any": (_loss(lambda u, p: (u < p).any().expand(len(u))), COIN, "every caption"),
+    "twice-the-rate": (_loss(lambda u, p: u < 2 * p), COIN),
+    "first-place-alone": (_loss(places=0), PLACES, "still says something"),
+    "two-passes": (_loss_in_two_passes, PLACES),
+}
+ALONE, ADD, LESS, PASS = "one-sentence-is-guidance", "differences-add-up", "less-of-it", "in-one-pass"
+COMPOSE = {
+    "form-not-a-function": (lambda model, captions, scales: captions, "form"),
+    "form-eps-alone": (lambda model, captions, scales: lambda x, level: model(x, level, captions[0]).eps, "form"),
+    "w-for-s": (_compose(lambda told, u, s: u + ((1 + s) * (told - u)).sum(0)), ALONE, "1 + s"),
+    "subtracted": (_compose(lambda told, u, s: u - (s * (told - u)).sum(0)), ALONE, "are subtracted"),
+    "word-0-as-null": (_compose(_added, null=0), ALONE, "word 0"),
+    "no-caption": (_compose(lambda told, u, s: u), ALONE, "without any caption"),
+    "half-way": (_compose(lambda told, u, s: u + (s / 2 * (told - u)).sum(0)), ALONE),
+    "mean": (_compose(lambda told, u, s: u + (s * (told - u)).mean(0)), ADD, "their mean"),
+    "null-every-time": (_compose(lambda told, u, s: (u + s * (told - u)).sum(0)), ADD, "counts once"),
+    "first-alone": (_compose(lambda told, u, s: u + s[0] * (told[0] - u)), ADD, "first sentence alone"),
+    "last-alone": (_compose(lambda told, u, s: u + s[-1] * (told[-1] - u)), ADD, "last sentence alone"),
+    "one-scale": (_compose(lambda told, u, s: u + s[0] * (told - u).sum(0)), ADD, "the first scale"),
+    "dealt-out": (
+        _compose(_added, order=lambda captions: captions.transpose(0, 1).reshape(captions.shape)),
+        ADD,
+        "picture by picture",
     ),
-    "form-captions-of-one-half": (
-        lambda model, tokens, scale: lambda x, level: model(torch.cat([x, x]), level, tokens),
-        "form",
+    "a-fixed-sum": (_compose(lambda told, u, s: u + (s / s.sum() * (told - u)).sum(0) * 2), ALONE),
+    "two-at-most": (_compose(lambda told, u, s: u + (s * (told - u))[:2].sum(0)), ADD),
+    "never-negative": (
+        _compose(lambda told, u, s: u + (s.clamp(min=0) * (told - u)).sum(0)),
+        LESS,
+        "first sentence alone",
     ),
-    "sign": (_guide(lambda c, u, s: s * c + (s - 1) * u), BEYOND, "a sign is wrong"),
-    "subtracted": (_guide(lambda c, u, s: u - s * (c - u)), BEYOND, "is subtracted"),
-    "w-for-s": (_guide(lambda c, u, s: c + s * (c - u)), BEYOND, "1 + s"),
-    "swapped-halves": (_guide(lambda c, u, s: c + s * (u - c)), BEYOND, "halves are swapped"),
-    "no-null": (lambda model, tokens, scale: lambda x, level: model(x, level, tokens), BEYOND, "with the caption"),
-    "overwritten": (_overwritten, BEYOND, "without any caption"),
-    "word-0-as-null": (_guide(lambda c, u, s: u + s * (c - u), null=0), BEYOND, "word 0 in every place"),
-    "never-beyond": (_guide(lambda c, u, s: u + min(s, 1.0) * (c - u)), BEYOND, "with the caption"),
-    "half-way": (_guide(lambda c, u, s: u + s / 2 * (c - u)), BEYOND),
-    "zero-is-one": (_guide(lambda c, u, s: u + (s or 1.0) * (c - u)), CONDITIONAL, "right at s = 1 alone"),
-    "one-is-zero": (_guide(lambda c, u, s: u + (s if s != 1 else 0.0) * (c - u)), CONDITIONAL, "without any caption"),
-    "first-place-alone": (_first_place_alone, NULL, "first place alone"),
-    "two-passes": (_guide(lambda c, u, s: u + s * (c - u), passes=2), PASS),
+    "a-pass-each": (_compose_by_turns, PASS),
+}
+RARE = {
+    "form-nineteen": ([1.0] * 19, "form"),
+    "form-one-number": (3.0, "form"),
+    "infinite": ([1.0] * 19 + [math.inf], "finite-scales"),
+    "unguided": ([0.0] * 20, "both-at-once", "a constant scale"),
+    "one": ([1.0] * 20, "both-at-once", "a constant scale"),
+    "strong": ([3.0] * 20, "both-at-once", "a constant scale"),
+    "the-best-constant": ([1.5] * 20, "both-at-once", "a constant scale"),
+    "late": ([1.0] * 12 + [4.0] * 8, "both-at-once"),
+    "in-the-middle": ([1.0] * 8 + [6.0] * 4 + [1.0] * 8, "both-at-once"),
+    "falling": ([6.0 - 0.25 * i for i in range(20)], "both-at-once"),
 }
 RIGHT_OBJECT, ANY_ORDER, AS_MANY = "right-colour-on-the-right-object", "in-any-order", "as-many-objects"
 NOT_SAID, EACH_ONE = "what-is-not-said", "one-object-for-each-phrase"
@@ -572,9 +616,10 @@ SILENCES = {
 MUTANTS = {
     "ex-07-embed": EMBED,
     "ex-07-attend": ATTEND,
-    "ex-07-share": SHARE,
-    "ex-07-drop": DROP,
-    "ex-07-guide": GUIDE,
+    "ex-07-heads": READ,
+    "ex-07-loss": LOSS,
+    "ex-07-compose": COMPOSE,
+    "ex-07-rare": RARE,
     "ex-07-binding": BINDING,
     "ex-07-silence": SILENCES,
 }
@@ -594,21 +639,26 @@ RIGHT = {
         "loop-float32": _attend_in_a_loop,
         "largest-subtracted": _attend_naively(lambda logits: logits.amax(2, keepdim=True)),
     },
-    "ex-07-share": {
-        "softmax": _by_softmax,
-        "sigmoid": _share(_partition),
-        "loop-float32": _share_in_a_loop,
+    "ex-07-heads": {
+        "batch-of-heads": _read(),
+        "loop-float32": _read_in_a_loop,
+        "gate": _read_by_a_gate,
+        "torch": _read_by_torch,
     },
-    "ex-07-drop": {
-        "bernoulli": _bernoulli,
-        "numpy": _drop_with_numpy,
-        "loop": _drop_in_a_loop,
-        "where": _drop(),
+    "ex-07-loss": {
+        "index": _loss(),
+        "loop-float32": _loss_in_a_loop,
+        "from-x0": _loss_from_x0,
     },
-    "ex-07-guide": {
-        "null-first": _null_first,
-        "by-turns": _pair_by_pair,
-        "weights": _guide(lambda c, u, s: s * c + (1 - s) * u),
+    "ex-07-compose": {
+        "one-batch": _compose(_added),
+        "weights": _compose_as_weights,
+        "picture-by-picture": _compose_picture_by_picture,
+    },
+    "ex-07-rare": {
+        "two-steps": [16.0, 16.0] + [1.0] * 18,
+        "three-steps": torch.tensor([12.0] * 3 + [1.0] * 17),
+        "four-steps": tuple([8.0] * 4 + [1.0] * 16),
     },
     "ex-07-binding": {
         "assignment": _by_assignment,

@@ -7,7 +7,6 @@ import math
 import numpy as np
 import torch
 
-from minidiff.course.checks.l08_inpainting import measure_enough
 from minidiff.process import diffuse, paste, renoise
 
 # -- ex-08-conditional ------------------------------------------------------------------------------------------------
@@ -185,9 +184,6 @@ def _rounded(x, level, image, mask, eps):
 
 
 PASTE = {
-    "form-known-alone": (lambda x, level, image, mask, eps: x[mask.bool().expand_as(x)], "form"),
-    "form-batch-of-batches": (lambda x, level, image, mask, eps: _paste()(x[:, None], level, image, mask, eps), "form"),
-    "form-forgot-return": (lambda x, level, image, mask, eps: None, "form"),
     "mask-inverted": (_paste(lambda mask: mask == 0), "one-is-known", "where it is 0"),
     "everywhere": (_paste(lambda mask: mask >= 0), "one-is-known", "everywhere"),
     "sample-at-the-level-too": (
@@ -278,9 +274,6 @@ def leap_in_a_loop(x, r, t, eps):
 
 
 LEAP = {
-    "form-forgot-return": (lambda x, r, t, eps: None, "form"),
-    "form-flat": (lambda x, r, t, eps: leap_in_minidiff(x, r, t, eps).flatten(1), "form"),
-    "form-with-variance": (lambda x, r, t, eps: (leap_in_minidiff(x, r, t, eps), 1.0), "form"),
     "as-if-clean": (_leap(lambda r, t: t.alpha, lambda r, t: t.sigma), "the-signal-shrinks", "carries alpha_r already"),
     "upside-down": (_leap(lambda r, t: r.alpha / t.alpha), "the-signal-shrinks", "upside down"),
     "not-shrunk": (_leap(lambda r, t: 1.0), "the-signal-shrinks", "has to shrink"),
@@ -315,24 +308,106 @@ LEAP = {
     "at-least-some-noise": (_leap(noise=lambda r, t: max(_root(r, t), 0.4)), "two-leaps-are-one"),
 }
 
-# -- ex-08-resamplings ------------------------------------------------------------------------------------------------
+# -- ex-08-repaint ----------------------------------------------------------------------------------------------------
 
-ENOUGH = measure_enough()
-RESAMPLINGS = {
-    "form-share": (0.95, "form"),
-    "form-gain": (torch.tensor([0.57, 0.19]), "form"),
-    "form-text": ("five", "form"),
-    "form-function": (measure_enough, "form"),
-    "none": (0, "a-count"),
-    "below-none": (-1, "a-count"),
-    "leaps-counted": (ENOUGH - 1, "reaches-95-percent", "counted the leaps"),
-    "one-more": (ENOUGH + 1, "reaches-95-percent"),
-    "many": (200, "reaches-95-percent"),
-    "rho-0.9": (measure_enough(0.9), "reaches-95-percent", "rho = 0.9"),
-    "ninety-percent": (measure_enough(share=0.9), "reaches-95-percent", "90 %"),
-    "fifty-steps": (measure_enough(n=50), "reaches-95-percent", "50 steps"),
-    "pasted-at-t": (measure_enough(late=True), "reaches-95-percent", "where the step began"),
-    "once": (1, "reaches-95-percent"),
+
+def _repaint(paste=None, leap=None, counts_of=lambda counts: counts, extra=0, first=True, once=False):
+    """The chain from a way to paste and one to go back, with changes."""
+    paste, leap = paste or paste_in_minidiff, leap or leap_in_minidiff
+
+    def repaint(x, step, levels, image, mask, counts, noise):
+        if first:
+            x = paste(x, levels[0], image, mask, noise())
+        for i, count in enumerate(counts_of(counts)):
+            t, r = levels[i], levels[i + 1]
+            for k in range(count + extra):
+                x = step(leap(x, r, t, noise()) if k else x, t, r)
+                x = x if once and k else paste(x, r, image, mask, noise())
+        return x
+
+    return repaint
+
+
+def _repaint_in_float32(x, step, levels, image, mask, counts, noise):
+    """Backwards through a list of jobs, in float32 where it is allowed."""
+    x = paste_in_float32(x, levels[0], image, mask, noise())
+    jobs = [(i, k) for i, count in enumerate(counts) for k in range(count)]
+    while jobs:
+        (i, k), *jobs = jobs
+        if k > 0:
+            x = leap_in_float32(x, levels[i + 1], levels[i], noise()).to(x)
+        x = paste_in_float32(step(x, levels[i], levels[i + 1]), levels[i + 1], image, mask, noise())
+    return x
+
+
+def _repaint_by_recursion(x, step, levels, image, mask, counts, noise):
+    """By keywords, one level at a time."""
+
+    def taken(x, t, r, times):
+        x = paste_by_indices(step(x=x, t=t, r=r), r, image, mask, noise())
+        return (
+            taken(leap_by_snr(x, r, t, noise()) if r.sigma else _leap()(x, r, t, noise()), t, r, times - 1)
+            if times > 1
+            else x
+        )
+
+    x = paste_by_indices(x, levels[0], image, mask, noise())
+    for i in range(len(counts)):
+        x = taken(x, levels[i], levels[i + 1], counts[i])
+    return x
+
+
+def _one_noise(x, step, levels, image, mask, counts, noise):
+    eps = noise()
+    return _repaint()(x, step, levels, image, mask, counts, lambda: eps)
+
+
+def _at_the_level_before(x, step, levels, image, mask, counts, noise):
+    """Pastes at t, where the step began."""
+    x = paste_in_minidiff(x, levels[0], image, mask, noise())
+    for i, count in enumerate(counts):
+        for k in range(count):
+            x = step(leap_in_minidiff(x, levels[i + 1], levels[i], noise()) if k else x, levels[i], levels[i + 1])
+            x = paste_in_minidiff(x, levels[i], image, mask, noise())
+    return x
+
+
+REPAINT = {name: (_repaint(paste=answer), *rest) for name, (answer, *rest) in PASTE.items()}
+REPAINT |= {f"leap-{name}": (_repaint(leap=answer), *rest) for name, (answer, *rest) in LEAP.items()}
+REPAINT |= {
+    "form-known-alone": (lambda x, step, levels, image, mask, counts, noise: x[mask.bool().expand_as(x)], "form"),
+    "form-another-name": (lambda x, step, chain, image, mask, counts, noise: x, "form"),
+    "form-forgot-return": (lambda x, step, levels, image, mask, counts, noise: None, "form"),
+    "not-at-first": (_repaint(first=False), "once-each", "before the first step"),
+    "one-noise": (_one_noise, "once-each"),
+    "pasted-at-t": (_at_the_level_before, "at-the-level"),
+    "once-too-often": (_repaint(extra=1), "one-is-known"),
+    "never-again": (_repaint(counts_of=lambda counts: [1] * len(counts)), "the-signal-shrinks", "has to shrink"),
+    "backwards": (_repaint(counts_of=lambda counts: counts[::-1]), "each-its-number", "wrong order"),
+    "all-as-the-first": (
+        _repaint(counts_of=lambda counts: counts[:1] * len(counts)),
+        "each-its-number",
+        "as the first",
+    ),
+    "pasted-the-first-time-alone": (_repaint(once=True), "each-its-number"),
+}
+
+# -- ex-08-budget -----------------------------------------------------------------------------------------------------
+
+SPENT, RIGHT_LAW = "a-hundred-calls", "near-the-right-law"
+BUDGET = {
+    "form-one-number": (4, "form"),
+    "form-twenty-four": ([4] * 24, "form"),
+    "form-halves": ([4.5] * 25, "form"),
+    "never": ([0] + [4] * 24, SPENT),
+    "too-many": ([5] * 25, SPENT),
+    "four-each": ([4] * 25, RIGHT_LAW, "every step 4 times"),
+    "once-each": ([1] * 25, RIGHT_LAW, "every step 1 times"),
+    "early": ([16] * 5 + [1] * 20, RIGHT_LAW),
+    "middle": ([1] * 10 + [16] * 5 + [1] * 10, RIGHT_LAW),
+    "later": ([1] * 15 + [16] * 5 + [1] * 5, RIGHT_LAW),
+    "the-last-alone": ([1] * 24 + [76], RIGHT_LAW),
+    "the-last-five": ([1] * 20 + [16] * 5, RIGHT_LAW),
 }
 
 # -- ex-08-posterior --------------------------------------------------------------------------------------------------
@@ -536,13 +611,101 @@ WIDEN = {
     ),
 }
 
+# -- ex-08-loss -------------------------------------------------------------------------------------------------------
+
+
+def _inpainter(
+    noisy=lambda x0, mask, level, eps: diffuse(x0, level, eps),
+    known=lambda x0, mask, level, eps: mask * x0,
+    last=lambda mask: mask,
+    mean=lambda e, mask: e.square().mean(),
+    of="eps",
+):
+    def inpainter_loss(network, x0, mask, level, eps):
+        seen = torch.cat([noisy(x0, mask, level, eps), known(x0, mask, level, eps), last(mask)], 1)
+        return mean(network(seen, level) - (eps if of == "eps" else x0), mask)
+
+    return inpainter_loss
+
+
+def _inpainter_in_a_loop(network, x0, mask, level, eps):
+    """Pictures one by one until the network is asked, in float32 and by keywords."""
+    alpha, sigma = level.like(x0)
+    rows = [
+        torch.cat([a * x + s * e, torch.where(m == 1, x, 0 * x), m])
+        for a, s, x, e, m in zip(alpha, sigma, x0, eps, mask, strict=True)
+    ]
+    out = network(x=torch.stack(rows).float(), level=level)
+    return float(np.mean([(o - e).pow(2).mean().item() for o, e in zip(out, eps, strict=True)]))
+
+
+def _inpainter_in_place(network, x0, mask, level, eps):
+    n, channels = x0.shape[:2]
+    seen = x0.new_zeros(n, 2 * channels + 1, *x0.shape[2:])
+    seen[:, :channels] = diffuse(x0, level, eps)
+    seen[:, channels:-1] = x0 * mask
+    seen[:, -1] = mask[:, 0]
+    return torch.nn.functional.mse_loss(network(seen, level), eps)
+
+
+def _first_level(x0, mask, level, eps):
+    alpha, sigma = level.like(x0)
+    return alpha[:1] * x0 + sigma[:1] * eps
+
+
+def _twice(network, x0, mask, level, eps):
+    return (_inpainter()(network, x0, mask, level, eps) + _inpainter()(network, x0, mask, level, eps)) / 2
+
+
+NOISY, CLEAN, LAST, ALL = "all-is-noisy", "known-without-noise", "the-mask-last", "everything-counts"
+LOSS = {
+    "form-of-each": (_inpainter(mean=lambda e, mask: e.square().flatten(1).mean(1)), "form"),
+    "form-another-name": (lambda network, x, mask, level, eps: 0.0, "form"),
+    "form-forgot-return": (lambda network, x0, mask, level, eps: None, "form"),
+    "known-not-noised": (
+        _inpainter(lambda x0, mask, level, eps: torch.where(mask == 1, x0, diffuse(x0, level, eps))),
+        NOISY,
+        "as noisy as the others",
+    ),
+    "clean": (_inpainter(lambda x0, mask, level, eps: x0), NOISY, "the clean picture"),
+    "first-level": (_inpainter(_first_level), NOISY, "the first one's"),
+    "noise-alone": (_inpainter(lambda x0, mask, level, eps: eps), NOISY, "noise alone"),
+    "asked-twice": (_twice, NOISY),
+    "no-mask": (_inpainter(last=lambda mask: mask[:, :0]), NOISY),
+    "noisy-known": (
+        _inpainter(known=lambda x0, mask, level, eps: mask * diffuse(x0, level, eps)),
+        CLEAN,
+        "told with noise",
+    ),
+    "told-all": (_inpainter(known=lambda x0, mask, level, eps: x0), CLEAN, "nothing to learn"),
+    "unknown-told": (_inpainter(known=lambda x0, mask, level, eps: (1 - mask) * x0), CLEAN, "told the unknown"),
+    "mask-first": (
+        _inpainter(known=lambda x0, mask, level, eps: mask.expand_as(x0)),
+        CLEAN,
+        "the mask stands where",
+    ),
+    "ones-for-unknown": (_inpainter(known=lambda x0, mask, level, eps: torch.where(mask == 1, x0, 1.0)), CLEAN),
+    "mask-inverted": (_inpainter(last=lambda mask: 1 - mask), LAST, "its opposite"),
+    "mask-from-minus-one": (_inpainter(last=lambda mask: 2 * mask - 1), LAST),
+    "unknown-alone": (
+        _inpainter(mean=lambda e, mask: (e**2 * (1 - mask)).sum() / (1 - mask).expand_as(e).sum()),
+        ALL,
+        "only unknown pixels",
+    ),
+    "known-for-nothing": (_inpainter(mean=lambda e, mask: (e**2 * (1 - mask)).mean()), ALL, "count nothing"),
+    "sum": (_inpainter(mean=lambda e, mask: e.square().sum()), ALL, "this is a sum"),
+    "half": (_inpainter(mean=lambda e, mask: e.square().mean() / 2), ALL, "half of it"),
+    "of-the-picture": (_inpainter(of="x0"), ALL, "not the picture"),
+    "absolute": (_inpainter(mean=lambda e, mask: e.abs().mean()), ALL),
+}
+
 MUTANTS = {
     "ex-08-conditional": CONDITIONAL,
-    "ex-08-paste": PASTE,
-    "ex-08-leap": LEAP,
-    "ex-08-resamplings": RESAMPLINGS,
+    "ex-08-repaint": REPAINT,
+    "ex-08-budget": BUDGET,
     "ex-08-posterior": POSTERIOR,
     "ex-08-widen": WIDEN,
+    "ex-08-loss": LOSS,
 }
 
 RIGHT = {
@@ -552,23 +715,16 @@ RIGHT = {
         "float32": conditional_in_float32,
         "numpy": conditional_in_numpy,
     },
-    "ex-08-paste": {
-        "minidiff": paste_in_minidiff,
-        "indices": paste_by_indices,
-        "float32": paste_in_float32,
-        "loop": paste_in_a_loop,
+    "ex-08-repaint": {
+        "minidiff": _repaint(),
+        "loop": _repaint(paste_in_a_loop, leap_in_a_loop),
+        "float32": _repaint_in_float32,
+        "recursion": _repaint_by_recursion,
     },
-    "ex-08-leap": {
-        "minidiff": leap_in_minidiff,
-        "snr": leap_by_snr,
-        "float32": leap_in_float32,
-        "loop": leap_in_a_loop,
-    },
-    "ex-08-resamplings": {
-        "integer": ENOUGH,
-        "tensor": torch.tensor(ENOUGH),
-        "numpy": np.int64(ENOUGH),
-        "float": float(ENOUGH),
+    "ex-08-budget": {
+        "greedy": [1] * 21 + [10, 17, 47, 5],
+        "by-hand": torch.tensor([1] * 21 + [9, 18, 47, 5]),
+        "numpy": list(np.array([1] * 21 + [11, 17, 46, 5])),
     },
     "ex-08-posterior": {
         "softmax": explain_with_softmax,
@@ -580,5 +736,10 @@ RIGHT = {
         "filling": widen_by_filling,
         "product": widen_by_a_product,
         "padding": widen_by_padding,
+    },
+    "ex-08-loss": {
+        "cat": _inpainter(),
+        "loop-float32": _inpainter_in_a_loop,
+        "in-place": _inpainter_in_place,
     },
 }

@@ -6,8 +6,9 @@ import math
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
-from minidiff.course.checks.l09_cascades import SHIFT, enough, error_left
+from minidiff.process import diffuse
 
 # -- ex-09-posterior --------------------------------------------------------------------------------------------------
 
@@ -124,7 +125,7 @@ POSTERIOR = {
     "turned-round": (_mean_of_the_rows, "other-sizes"),
 }
 
-# -- ex-09-levels -----------------------------------------------------------------------------------------------------
+# -- ex-09-sr3 --------------------------------------------------------------------------------------------------------
 
 
 def levels_in_a_loop(alpha_bar, t, u):
@@ -182,10 +183,6 @@ def _own_numbers(alpha_bar, t, u):
 
 
 LEVELS = {
-    "form-one-number": (lambda alpha_bar, t, u: _levels()(alpha_bar, t, u)[0], "form"),
-    "form-the-table": (lambda alpha_bar, t, u: alpha_bar, "form"),
-    "form-times": (lambda alpha_bar, t, u: t, "form"),
-    "form-forgot-return": (lambda alpha_bar, t, u: None, "form"),
     "alpha": (_levels(before=torch.sqrt), "from-one-level-to-the-next", "this is alpha"),
     "noisier-neighbour": (_levels(step=1), "from-one-level-to-the-next", "went to the noisier one"),
     "u-turned-round": (
@@ -237,6 +234,72 @@ LEVELS = {
     "zero-before-time-0": (_levels(start=0.0), "time-0-reaches-the-data", "alpha-bar = 1, not 0"),
     "time-0-for-all": (_all_at_time_0, "time-0-reaches-the-data"),
     "cut-off": (lambda alpha_bar, t, u: _levels()(alpha_bar, t, u).clamp(min=0.01), "other-tables"),
+}
+
+
+def _sr3(
+    levels, x=lambda a, own, x0, eps: a.sqrt() * x0 + (1 - a).sqrt() * eps, mean=lambda e: e.square().mean(), of=None
+):
+    """SR3's loss with levels as ``levels`` draws them, and with changes."""
+
+    def sr3_loss(network, x0, y, alpha_bar, t, u, eps):
+        level = torch.as_tensor(levels(alpha_bar, t, u))
+        a, own = level.reshape(-1, 1, 1, 1).to(x0), alpha_bar[t].reshape(-1, 1, 1, 1).to(x0)
+        return mean(network(x(a, own, x0, eps), y, level) - (x0 if of else eps))
+
+    return sr3_loss
+
+
+def _sr3_in_a_loop(network, x0, y, alpha_bar, t, u, eps):
+    """In float32, by keywords, a picture at a time until the network is asked."""
+    level = levels_in_a_loop(alpha_bar, t, u).float()
+    rows = [a**0.5 * one.float() + (1 - a) ** 0.5 * e.float() for a, one, e in zip(level, x0, eps, strict=True)]
+    error = network(x=torch.stack(rows), y=y.float(), alpha_bar=level) - eps
+    return np.mean([e.square().mean().item() for e in error])
+
+
+def _noise_beside(network, x0, y, alpha_bar, t, u, eps):
+    a = _levels()(alpha_bar, t, u).reshape(-1, 1, 1, 1).to(x0)
+    noised = lambda v: a.sqrt() * v + (1 - a).sqrt() * eps
+    return (network(noised(x0), noised(y), a.flatten()) - eps).square().mean()
+
+
+def _asked_twice(network, x0, y, alpha_bar, t, u, eps):
+    return (
+        _sr3(_levels())(network, x0, y, alpha_bar, t, u, eps) / 2
+        + _sr3(_levels())(network, x0, y, alpha_bar, t, u, eps) / 2
+    )
+
+
+NOISED, SQUARES = "noised-to-that-level", "a-mean-of-squares"
+SR3 = {name: (_sr3(answer), *rest) for name, (answer, *rest) in LEVELS.items()} | {
+    "form-of-each": (_sr3(_levels(), mean=lambda e: e.square().flatten(1).mean(1)), "form"),
+    "form-another-name": (lambda network, x0, y, table, t, u, eps: 0.0, "form"),
+    "form-forgot-return": (lambda network, x0, y, alpha_bar, t, u, eps: None, "form"),
+    "asked-twice": (_asked_twice, "from-one-level-to-the-next"),
+    "of-the-table": (
+        _sr3(_levels(), lambda a, own, x0, eps: own.sqrt() * x0 + (1 - own).sqrt() * eps),
+        NOISED,
+        "level of the table",
+    ),
+    "no-roots": (_sr3(_levels(), lambda a, own, x0, eps: a * x0 + (1 - a) * eps), NOISED, "alpha is the root"),
+    "variance-for-sigma": (
+        _sr3(_levels(), lambda a, own, x0, eps: a.sqrt() * x0 + (1 - a) * eps),
+        NOISED,
+        "sigma is the root",
+    ),
+    "swapped": (_sr3(_levels(), lambda a, own, x0, eps: (1 - a).sqrt() * x0 + a.sqrt() * eps), NOISED, "are swapped"),
+    "bar-for-alpha": (
+        _sr3(_levels(), lambda a, own, x0, eps: a * x0 + (1 - a**2).sqrt() * eps),
+        NOISED,
+        "alpha is the root",
+    ),
+    "noise-beside": (_noise_beside, NOISED),
+    "sum": (_sr3(_levels(), mean=lambda e: e.square().sum()), SQUARES, "this is a sum"),
+    "absolute": (_sr3(_levels(), mean=lambda e: e.abs().mean()), SQUARES, "p = 1"),
+    "half": (_sr3(_levels(), mean=lambda e: e.square().mean() / 2), SQUARES, "half of it"),
+    "of-the-picture": (_sr3(_levels(), of="x0"), SQUARES, "not the picture"),
+    "root": (_sr3(_levels(), mean=lambda e: e.square().mean().sqrt()), SQUARES),
 }
 
 # -- ex-09-see --------------------------------------------------------------------------------------------------------
@@ -438,10 +501,6 @@ def _three_channels(pixels, sigma, eps):
 
 TOLD = "noise-after-scaling"
 AUGMENT = {
-    "form-bytes": (lambda pixels, sigma, eps: pixels, "form"),
-    "form-with-level": (lambda pixels, sigma, eps: (_augment()(pixels, sigma, eps), sigma), "form"),
-    "form-flat": (lambda pixels, sigma, eps: _augment()(pixels, sigma, eps).flatten(1), "form"),
-    "form-forgot-return": (lambda pixels, sigma, eps: None, "form"),
     "raw-pixels": (_augment(scale=lambda p: p.double()), "level-0-is-the-picture", "these are bytes"),
     "unit-interval": (_augment(scale=lambda p: p / 255), "level-0-is-the-picture", "these are in [0, 1]"),
     "half": (_augment(scale=lambda p: p / 255 - 0.5), "level-0-is-the-picture", "[-1/2, 1/2]"),
@@ -485,50 +544,100 @@ AUGMENT = {
     "never-noise-alone": (_clipped, "other-pictures"),
 }
 
-# -- ex-09-enough -----------------------------------------------------------------------------------------------------
+
+def _augmented(
+    augment=None,
+    small=F.avg_pool2d,
+    x=lambda x0, level, eps, sigma: diffuse(x0, level, eps),
+    mean=lambda e: e.square().mean(),
+    told=lambda level, sigma: (level, sigma),
+):
+    """The loss of an enlarger whose condition ``augment`` (pixels, sigma, eps) noises, with changes."""
+
+    def augmented_loss(network, pixels, factor, sigma, noise, level, eps):
+        z = (augment or _augment())(pixels if factor == 1 else small(pixels.double(), factor), sigma, noise)
+        told_level, told_sigma = told(level, sigma)
+        return mean(network(x(pixels / 127.5 - 1, level, eps, sigma), told_level, z, told_sigma) - eps)
+
+    return augmented_loss
 
 
-def enough_by_grid():
-    target = 0.01 * error_left(0.0)
-    return next(i / 2000 for i in range(2001) if error_left(i / 2000) <= target)
+def _augmented_in_a_loop(network, pixels, factor, sigma, noise, level, eps):
+    """In float32, by keywords; squares of pixels by reshaping."""
+    x0 = pixels.float() / 255 * 2 - 1
+    y = x0.unflatten(3, (-1, factor)).mean(4).unflatten(2, (-1, factor)).mean(3)
+    z = torch.stack([(1 - s**2) ** 0.5 * a + s * n for s, a, n in zip(sigma.float(), y, noise.float(), strict=True)])
+    alpha, dev = level.like(x0)
+    error = network(x=alpha * x0 + dev * eps, level=level, z=z, sigma=sigma) - eps
+    return float(np.mean([e.pow(2).mean().item() for e in error]))
 
 
-def enough_by_newton():
-    sigma, target = 0.2, math.log(0.01 * error_left(0.0))
-    for _ in range(20):
-        value, beside = (math.log(error_left(s)) for s in (sigma, sigma + 1e-5))
-        sigma += (target - value) / (beside - value) * 1e-5
-    return sigma
+def _interpolated(network, pixels, factor, sigma, noise, level, eps):
+    """Averages by interpolation over areas."""
+    x0 = pixels.double() / 127.5 - 1
+    y = F.interpolate(x0, scale_factor=1 / factor, mode="area")
+    s = sigma[:, None, None, None]
+    z = (1 - s * s).sqrt() * y + s * noise
+    return F.mse_loss(network(diffuse(x0, level, eps), level, z, sigma), eps)
 
 
-ENOUGH = enough()
-LEFT = "a-hundredth-is-left"
-LEVEL = {
-    "form-text": (f"{ENOUGH:.3f}", "form"),
-    "form-function": (enough, "form"),
-    "form-curve": (torch.linspace(0, 1, 11), "form"),
-    "percentage": (100 * ENOUGH, "a-level"),
-    "negative": (-ENOUGH, "a-level"),
-    "a-hundredth-taken": (enough(0.99), LEFT, "takes a hundredth away"),
-    "a-tenth-left": (enough(0.1), LEFT, "leaves a tenth"),
-    "rho-once": (enough(power=1), LEFT, "not by rho"),
-    "no-alpha": (enough(alpha=False), LEFT, "alpha is missing"),
-    "with-the-tint": (enough(shift=SHIFT), LEFT, "the grain alone"),
-    "variance": (ENOUGH**2, LEFT, "this is sigma^2"),
-    "alpha": (math.sqrt(1 - ENOUGH**2), LEFT, "this is alpha"),
-    "a-twentieth-left": (enough(0.05), LEFT),
-    "all-of-it": (1.0, LEFT),
-    "two-decimals": (round(ENOUGH, 2) + 0.01, LEFT),
-    "rounded-to-two": (round(ENOUGH, 2), LEFT),
+def _of_the_picture(network, pixels, factor, sigma, noise, level, eps):
+    x0 = pixels / 127.5 - 1
+    z = _augment()(F.avg_pool2d(pixels.double(), factor), sigma, noise)
+    return (network(diffuse(x0, level, eps), level, z, sigma) - x0).square().mean()
+
+
+SMALL, TWO = "small-by-averages", "two-noises-two-levels"
+AUGMENTED = {name: (_augmented(answer), *rest) for name, (answer, *rest) in AUGMENT.items()} | {
+    "form-of-each": (_augmented(mean=lambda e: e.square().flatten(1).mean(1)), "form"),
+    "form-another-name": (lambda network, pixels, scale, sigma, noise, level, eps: 0.0, "form"),
+    "form-forgot-return": (lambda network, pixels, factor, sigma, noise, level, eps: None, "form"),
+    "one-pixel": (_augmented(small=lambda p, factor: p[..., ::factor, ::factor]), SMALL, "one pixel of each square"),
+    "largest": (_augmented(small=F.max_pool2d), SMALL, "the largest"),
+    "last-pixel": (_augmented(small=lambda p, factor: p[..., factor - 1 :: factor, factor - 1 :: factor]), SMALL),
+    "condition's-level": (
+        _augmented(x=lambda x0, level, eps, s: (1 - _of_each(s) ** 2).sqrt() * x0 + _of_each(s) * eps),
+        TWO,
+        "a level of its own",
+    ),
+    "large-bytes": (
+        _augmented(x=lambda x0, level, eps, s: diffuse((x0 + 1) * 127.5, level, eps)),
+        TWO,
+        "bytes as well",
+    ),
+    "clean": (_augmented(x=lambda x0, level, eps, s: x0), TWO, "is noised, too"),
+    "own-noise": (_augmented(x=lambda x0, level, eps, s: diffuse(x0, level, eps.flip(0))), TWO),
+    "told-another-sigma": (_augmented(told=lambda level, sigma: (level, sigma**2)), TWO),
+    "sum": (_augmented(mean=lambda e: e.square().sum()), SQUARES, "this is a sum"),
+    "half": (_augmented(mean=lambda e: e.square().mean() / 2), SQUARES, "half of it"),
+    "of-the-picture": (_of_the_picture, SQUARES, "the noise of the large picture"),
+    "absolute": (_augmented(mean=lambda e: e.abs().mean()), SQUARES),
+}
+
+# -- ex-09-plan -------------------------------------------------------------------------------------------------------
+
+NEAR = "near-the-digits"
+PLAN = {
+    "form-two": ((4, 0.2), "form"),
+    "form-half-steps": ((4.5, 0.2, 13), "form"),
+    "too-dear": ((20, 0.2, 14), "within-the-budget"),
+    "no-base": ((0, 0.2, 14), "within-the-budget"),
+    "sigma-of-two": ((4, 2.0, 14), "within-the-budget"),
+    "enlarger-alone": ((4, 0.7, 14), "the-base-has-a-say"),
+    "a-little-too-much": ((4, 0.25, 14), "the-base-has-a-say"),
+    "no-doubt": ((12, 0.0, 12), NEAR, "without noise"),
+    "by-halves": ((30, 0.0, 7), NEAR, "without noise"),
+    "little-doubt": ((8, 0.1, 13), NEAR),
+    "a-careful-base": ((20, 0.2, 10), NEAR),
 }
 
 MUTANTS = {
     "ex-09-posterior": POSTERIOR,
-    "ex-09-levels": LEVELS,
+    "ex-09-sr3": SR3,
     "ex-09-see": SEE,
-    "ex-09-augment": AUGMENT,
+    "ex-09-augment": AUGMENTED,
     "ex-09-redraw": REDRAW,
-    "ex-09-enough": LEVEL,
+    "ex-09-plan": PLAN,
 }
 
 RIGHT = {
@@ -539,11 +648,11 @@ RIGHT = {
         "numpy": posterior_in_numpy,
         "joint": posterior_of_pairs,
     },
-    "ex-09-levels": {
-        "loop": levels_in_a_loop,
-        "where": levels_by_where,
-        "float32": levels_in_float32,
-        "numpy": levels_in_numpy,
+    "ex-09-sr3": {
+        "loop-float32": _sr3_in_a_loop,
+        "where": _sr3(levels_by_where),
+        "gather": _sr3(levels_in_float32),
+        "numpy": _sr3(levels_in_numpy),
     },
     "ex-09-see": {
         "angle": see_by_angle,
@@ -552,10 +661,10 @@ RIGHT = {
         "numpy": see_in_numpy,
     },
     "ex-09-augment": {
-        "loop": augment_in_a_loop,
-        "float32": augment_in_float32,
-        "angle": augment_by_angle,
-        "numpy": augment_in_numpy,
+        "loop-float32": _augmented_in_a_loop,
+        "interpolated": _interpolated,
+        "angle": _augmented(augment_by_angle),
+        "numpy": _augmented(augment_in_numpy),
     },
     "ex-09-redraw": {
         "snr": left_by_snr,
@@ -563,10 +672,9 @@ RIGHT = {
         "two-gaussians": left_by_two_gaussians,
         "numpy": left_in_numpy,
     },
-    "ex-09-enough": {
-        "newton": enough_by_newton(),
-        "grid": enough_by_grid(),
-        "tensor": torch.tensor([round(ENOUGH, 3)]),
-        "numpy": np.float32(ENOUGH),
+    "ex-09-plan": {
+        "four-steps": (4, 0.2, 14),
+        "eight-steps": [8, 0.2, 13],
+        "tensor": torch.tensor([4.0, 0.205, 14.0]),
     },
 }

@@ -1,4 +1,4 @@
-"""Checks of lesson 07: attention to words, embedded and dropped captions, guidance by a caption, binding, silence."""
+"""Checks of lesson 07: embedded words, heads that hear them, a loss with dropped captions, sentences, binding."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from functools import cache
 import torch
 from torch import Generator, Tensor
 
-from minidiff.course.comparing import expect, normal, uniform
+from minidiff.course.comparing import close, expect, normal, uniform
 from minidiff.course.exercises import case, exercise
-from minidiff.course.forms import call, number, prediction, taking, tensor, yes_or_no
+from minidiff.course.forms import call, listed, number, prediction, several, taking, tensor, yes_or_no
 from minidiff.course.outcomes import Mistake
 from minidiff.data.prompts import scene_sheet
 from minidiff.data.scenes import COLORS, SHAPES
@@ -20,7 +20,8 @@ from minidiff.exact import GaussianMixtureDenoiser
 from minidiff.prediction import Prediction
 from minidiff.process import diffuse
 from minidiff.random import randn
-from minidiff.schedule import NoiseLevel, cosine_schedule
+from minidiff.sampler import ddim, sample
+from minidiff.schedule import DATA, NoiseLevel, cosine_schedule
 from minidiff.store import load
 
 LESSON = "07_glide"
@@ -211,189 +212,142 @@ def _(answer, rng):
     expect(answer(*parts), _joint(*parts), "wrong for logits near 2500 and -2500", wrong, rtol=1e-2, atol=1e-2)
 
 
-# -- ex-07-share ------------------------------------------------------------------------------------------------------
+# -- ex-07-heads ------------------------------------------------------------------------------------------------------
+
+Read = tuple[Tensor, Tensor]  # what pixels receive (B, pixels, C), and the share of the words (B, heads, pixels)
+
+
+def _spoken(rng: Generator, batch: int, words: int) -> Tensor:
+    """(batch, words) True for words that may be heard: some and not all in every sample."""
+    count = torch.randint(1, words, (batch, 1), generator=rng)
+    order = torch.rand(batch, words, generator=rng).argsort(1)
+    return order < count
+
+
+def _wide(rng: Generator, heads: int, batch: int = 2, words: int = 4, width: int = 3) -> dict[str, Tensor]:
+    """Heads side by side, and a mask of words."""
+    parts = dict(zip(("q", "k", "v", "text_k", "text_v"), _heads(rng, batch, 6, words, heads * width), strict=True))
+    return parts | {"mask": _spoken(rng, batch, words), "heads": heads}
+
 
 exercise(
-    "ex-07-share",
-    name="text_share",
+    "ex-07-heads",
+    name="read_words",
     lesson=LESSON,
     form=call(
-        tensor(lambda given: tuple(given["q"].shape[:2])),
-        lambda rng: {"q": normal(rng, 2, 6, 16), "k": normal(rng, 2, 6, 16), "text_k": normal(rng, 2, 3, 16)},
+        several(
+            received=tensor("q"), share=tensor(lambda given: (len(given["q"]), given["heads"], given["q"].shape[1]))
+        ),
+        lambda rng: _wide(rng, 2),
     ),
 )
 
 
-def _logits(q: Tensor, k: Tensor) -> Tensor:
+def _apart(x: Tensor, heads: int) -> Tensor:
+    """(B, n, C) -> (B, heads, n, d), the first d channels for the first head."""
+    return x.unflatten(2, (heads, -1)).transpose(1, 2)
+
+
+def _read(logits: Callable[[Tensor, Tensor], Tensor], q, k, v, text_k, text_v, mask, heads) -> Read:
+    """Attention with logits of one's own, (B, heads, n, d) twice to (B, heads, n, m); masked words get -inf."""
+    q, k, v, text_k, text_v = (_apart(part, heads) for part in (q, k, v, text_k, text_v))
+    told = logits(q, text_k).masked_fill(~mask[:, None, None], -math.inf)
+    weights = torch.cat([told, logits(q, k)], 3).softmax(3)
+    received = weights @ torch.cat([text_v, v], 2)
+    return received.transpose(1, 2).flatten(2), weights[..., : told.shape[3]].sum(3)
+
+
+def _by_root(q: Tensor, k: Tensor) -> Tensor:
     return q @ k.mT / math.sqrt(q.shape[-1])
 
 
-def _share(text: Tensor, pixels: Tensor) -> Tensor:
-    """Share of the words from both kinds of logits, (B, pixels, words) and (B, pixels, pixels)."""
-    return torch.cat([text, pixels], -1).softmax(-1)[..., : text.shape[-1]].sum(-1)
+def _interleaved(x: Tensor, heads: int) -> Tensor:
+    """Channels regrouped, as if each head owned every heads-th one."""
+    return x.unflatten(2, (-1, heads)).transpose(2, 3).flatten(2)
 
 
-def _misshared(q: Tensor, k: Tensor, text_k: Tensor) -> dict[str, Tensor]:
-    """Diagnosis -> what that mistake makes of these heads, among those that count keys."""
-    text, pixels, root = _logits(q, text_k), _logits(q, k), math.sqrt(q.shape[-1])
-    share, words, places = _share(text, pixels), text.shape[-1], pixels.shape[-1]
-    return {
-        "this is the share by number of keys, whatever they say": torch.full_like(share, words / (words + places)),
-        "the products of queries and keys are not divided by sqrt d": _share(root * text, root * pixels),
-        "you divided by d; the standard deviation of a product grows like sqrt d": _share(text / root, pixels / root),
-        "a pixel and a head have each their own gate; you took one for all pixels": share.mean(1, True).expand_as(
-            share
+def _misread(q, k, v, text_k, text_v, mask, heads) -> dict[str, Read]:
+    """Diagnosis -> what that mistake makes of both results."""
+    parts, width = (q, k, v, text_k, text_v), q.shape[2]
+    everybody = torch.ones_like(mask)
+    strided = _read(_by_root, *(_interleaved(part, heads) for part in parts), mask, heads)
+    received, share = _read(_by_root, *parts, mask, heads)
+    silent = mask[..., None] * text_k, mask[..., None] * text_v
+    wrong = {
+        "sqrt d is that of one head, d = C / heads; you took C": _read(
+            lambda q, k: q @ k.mT / math.sqrt(width), *parts, mask, heads
         ),
+        "the products of queries and keys are not divided by sqrt d": _read(lambda q, k: q @ k.mT, *parts, mask, heads),
+        "the first d channels are the first head's; yours takes every heads-th one": (
+            strided[0].unflatten(2, (heads, -1)).transpose(2, 3).flatten(2),
+            strided[1],
+        ),
+        "masked words are heard": _read(_by_root, *parts, everybody, heads),
+        "zeros in a masked place are not silent: e^0 = 1 still takes its share": _read(
+            _by_root, q, k, v, *silent, everybody, heads
+        ),
+        "no word is heard at all": _read(_by_root, *parts, ~everybody, heads),
+        "the mask is the other way round: True may be heard": _read(_by_root, *parts, ~mask, heads),
+        "this is the share of the pixels; the words' is what is missing to one": (received, 1 - share),
+        "each head has its own gate; you took one for all": (received, share.mean(1, True).expand_as(share)),
     }
+    return wrong
 
 
-@case("ex-07-share", "nothing-known-counts-heads")
+def _reads(answer, say: str, given: dict, mistakes: bool = True, **tolerance) -> None:
+    right, got = _read(_by_root, **given), answer(**given)
+    wrong = _misread(**given) if mistakes else {}
+    # a mistake in one of the two results is named by that one
+    for i, part in enumerate((f"what pixels receive, {say}", f"the share of the words, {say}")):
+        names = {name: values[i] for name, values in wrong.items() if not close(values[i], right[i])}
+        expect(got[i], right[i], part, names, **tolerance)
+
+
+@case("ex-07-heads", "one-head")
 def _(answer, rng):
-    for pixels, words in ((6, 4), (4, 7)):
-        q, k, _, text_k, _ = _heads(rng, 2, pixels, words)
-        of = lambda share, n=pixels: torch.full((2, n), share, dtype=torch.float64)
-        wrong = {
-            "this is the share of the pixels; the words' is what is missing to one": of(pixels / (words + pixels)),
-            "Z is a sum over keys, neither their mean nor the largest: many words weigh more": of(0.5),
-            "this is Z of the words over Z of the pixels; divide by both together": of(words / pixels),
-            "the shares are those of the sums of exponentials, not of their logarithms": of(
-                math.log(words) / math.log(words * pixels)
-            ),
-            "this is the logarithm of the ratio; the gate is its sigmoid": of(math.log(words / pixels)),
-        }
-        say = f"when all logits are equal, {words} words among {pixels} pixels get {words} of {words + pixels} parts"
-        expect(answer(0 * q, k, text_k), of(words / (words + pixels)), say, wrong)
+    for batch, words in ((2, 4), (1, 7)):
+        given = _wide(rng, 1, batch, words)
+        given["mask"] = torch.ones_like(given["mask"])
+        _reads(answer, "is wrong already for one head and no mask", given)
 
 
-@case("ex-07-share", "mixes-the-two-attentions")
+@case("ex-07-heads", "heads-by-themselves")
 def _(answer, rng):
-    for batch, words, width in ((2, 3, 16), (1, 8, 5)):
-        q, k, _, text_k, _ = _heads(rng, batch, 6, words, width)
-        got = answer(q, k, text_k)
-        expect(
-            got,
-            _share(_logits(q, text_k), _logits(q, k)),
-            "share * (attention to words) + (1 - share) * (attention to pixels) must be the attention to both",
-            _misshared(q, k, text_k),
-        )
-    expect(answer(q.float(), k.float(), text_k.float()), got, "wrong for keys and queries in float32")
+    for heads in (2, 3):
+        given = _wide(rng, heads)
+        given["mask"] = torch.ones_like(given["mask"])
+        _reads(answer, f"is right for one head, and wrong for {heads}", given)
 
 
-@case("ex-07-share", "no-overflow")
+@case("ex-07-heads", "masked-words-are-silent")
 def _(answer, rng):
-    way = torch.ones(16, dtype=torch.float64)
-    for text, pixels in ((3000, 0), (-3000, 0), (0, 3000), (3000, 3000), (-3000, -3000)):
-        q = torch.tensor([1.0, 1.0, -1.0])[:, None] * way.expand(2, 3, 16)
-        near = lambda logit, n: logit / 4 * way + 0.05 * normal(rng, 2, n, 16)
-        text_k, k = near(text, 4), near(pixels, 3)
-        t, p = _logits(q, text_k), _logits(q, k)
-        sums = t.exp().sum(-1), p.exp().sum(-1)
-        largest = torch.maximum(t.max(), p.max())
-        moved = (t - largest).exp().sum(-1), (p - largest).exp().sum(-1)
-        wrong = {
-            "exp gives infinity or 0 here; subtract the largest logit, or use logsumexp": sums[0] / (sums[0] + sums[1]),
-            "the largest logit is to be subtracted for each pixel; you took one for all": moved[0]
-            / (moved[0] + moved[1]),
-        }
-        say = f"wrong where words have logits near {text} and pixels near {pixels}"
-        # float32 knows logits of 3000 to 4e-4
-        expect(answer(q, k, text_k), _share(t, p), say, wrong, rtol=1e-2, atol=1e-3)
+    for batch in (3, 1):
+        given = _wide(rng, 2, batch, 5)
+        _reads(answer, "is wrong where words are masked", given)
+    less = {name: part.float() if name in ("q", "k", "v", "text_k", "text_v") else part for name, part in given.items()}
+    _reads(lambda **given: answer(**less), "is wrong in float32", given, mistakes=False)
 
 
-# -- ex-07-drop -------------------------------------------------------------------------------------------------------
-
-exercise(
-    "ex-07-drop",
-    name="drop_captions",
-    lesson=LESSON,
-    form=call(
-        tensor("tokens", exact=True),
-        lambda rng: {"tokens": _captions(rng, (4, 6, 3), 6), "probability": 0.3, "seed": 5},
-    ),
-)
-ONE = "a coin for each caption by itself"
-
-
-def _dropped(answer, rng: Generator, p: float, batches: int, n: int) -> tuple[Tensor, Tensor]:
-    """(n, 6) captions of three to five words, and (batches, n, 6) what the answer makes of them, a seed for each."""
-    tokens = _captions(rng, torch.randint(3, 6, (n,), generator=rng).tolist(), 6)
-    seeds = torch.randint(10**6, (batches,), generator=rng).tolist()
-    return tokens, torch.stack([answer(tokens, p, seed) for seed in seeds])
-
-
-def _hidden(got: Tensor) -> Tensor:
-    return (got == EMPTY).all(-1).double()
-
-
-@case("ex-07-drop", "empty-is-no-word", points=0)
+@case("ex-07-heads", "nobody-speaks")
 def _(answer, rng):
-    tokens, got = _dropped(answer, rng, uniform(rng, 0.4, 0.6), 20, 64)
-    changed = got != tokens
-    assert bool(changed.any()), "no caption of 1280 was dropped"
-    put = got[changed]
-    if bool((put == 0).all()):
-        raise Mistake("you wrote word 0 in every place; that is a caption, and the network would learn to draw it")
-    rows = got[changed.any(2)]
-    if bool((rows[:, None] == tokens).all(2).any(1).all()):
-        raise Mistake("you put another caption in place of a dropped one; the empty one is -1 in every place")
-    assert bool((put == EMPTY).all()), "the empty caption is -1 in every place"
+    given = _wide(rng, 2, 2)
+    given["mask"][0] = False
+    _reads(answer, "is wrong where a caption has no word at all, and its pixels hear each other alone", given, False)
 
 
-@case("ex-07-drop", "whole-captions", points=0)
+@case("ex-07-heads", "no-overflow", assumes=["one-head"])
 def _(answer, rng):
-    tokens, got = _dropped(answer, rng, uniform(rng, 0.3, 0.6), 20, 64)
-    if not bool((_hidden(got).bool() | (got == tokens).all(2)).all()):
-        raise Mistake("you dropped single words; the null condition is a caption with none")
+    way = torch.ones(3, dtype=torch.float64) / math.sqrt(3)
+    for text, pixels in ((3000.0, 0.0), (-3000.0, 0.0), (0.0, 3000.0), (-3000.0, -3000.0)):
+        given = _wide(rng, 1, 1)
+        near = lambda logit, n: logit * way + 0.05 * normal(rng, 1, n, 3)
+        given |= {"q": math.sqrt(3) * way.expand(1, 6, 3), "k": near(pixels, 6), "text_k": near(text, 4)}
+        given["mask"] = torch.ones_like(given["mask"])
+        say = f"is wrong where words have logits near {text:g} and pixels near {pixels:g}: what does exp give there?"
+        _reads(answer, say, given, False, rtol=1e-2, atol=1e-3)  # float32 knows logits of 3000 to 4e-4
 
 
-@case("ex-07-drop", "the-seed-decides")
-def _(answer, rng):
-    tokens, p = _captions(rng, [4] * 64, 6), uniform(rng, 0.4, 0.6)
-    first = answer(tokens, p, 3)
-    if not torch.equal(first, answer(tokens, p, 3)):
-        raise Mistake("the same seed gave two results: draw from torch.Generator().manual_seed(seed)")
-    if all(torch.equal(first, answer(tokens, p, seed)) for seed in range(10, 20)):
-        raise Mistake("ten other seeds drop the very same captions: the seed makes no difference")
-
-
-@case("ex-07-drop", "each-sample-its-own", points=2)
-def _(answer, rng):
-    _, got = _dropped(answer, rng, uniform(rng, 0.2, 0.5), 300, 128)
-    share = _hidden(got).mean(1)
-    if set(share.tolist()) <= {0.0, 1.0}:
-        raise Mistake("you drew once for the whole batch, so a batch has either all captions or none")
-    if len(set(share.tolist())) == 1:
-        raise Mistake("every batch loses the same number of captions; toss " + ONE)
-    spread, independent = share.std().item(), math.sqrt(share.mean() * (1 - share.mean()) / got.shape[1])
-    say = (
-        f"the share of empty captions varies between batches by {spread:.4f}; independent draws give {independent:.4f}"
-    )
-    expect(spread / independent, 1.0, say, rtol=0, atol=0.2)  # five deviations of 300 batches
-
-
-@case("ex-07-drop", "rate", points=2)
-def _(answer, rng):
-    for p in (uniform(rng, 0.15, 0.3), uniform(rng, 0.65, 0.9)):
-        share = _hidden(_dropped(answer, rng, p, 20, 256)[1])
-        five = lambda of, p=p: 5 * math.sqrt(p * (1 - p) / of.numel())
-        kept = {"you kept a caption with the probability with which it should be dropped": 1 - p}
-        say = f"{{got}} of the captions became empty; asked for were {p:.3g}"
-        expect(share.mean().item(), p, say, kept, rtol=0, atol=five(share))
-        for part, which in ((share[:, :128], "first"), (share[:, 128:], "last")):
-            say = f"of the {which} captions of a batch {{got}} became empty; asked for were {p:.3g}"
-            expect(part.mean().item(), p, say, rtol=0, atol=five(part))
-
-
-@case("ex-07-drop", "never-and-always")
-def _(answer, rng):
-    for n, batches in ((256, 3), (1, 20)):
-        tokens, none = _dropped(answer, rng, 0.0, batches, n)
-        assert bool((none == tokens).all()), "with probability 0 no caption may change"
-        _, every = _dropped(answer, rng, 1.0, batches, n)
-        assert bool((every == EMPTY).all()), "with probability 1 every caption must become empty"
-
-
-# -- ex-07-guide ------------------------------------------------------------------------------------------------------
+# -- worlds of captions -----------------------------------------------------------------------------------------------
 
 PICTURE = (3, 1, 2)
 
@@ -429,70 +383,228 @@ def _noisy(rng: Generator, world: GaussianMixtureDenoiser, n: int = 6) -> tuple[
     return diffuse(world.sample(n, rng), level, normal(rng, n, *PICTURE)), level
 
 
+# -- ex-07-loss -------------------------------------------------------------------------------------------------------
+
+
+def _lesson_of(rng: Generator, world: GaussianMixtureDenoiser, n: int = 6) -> dict:
+    """A batch, a level of its own for each picture, and the coins."""
+    level = cosine_schedule().level(uniform(rng, 0.2, 0.8, n))
+    return {
+        "x0": world.sample(n, rng),
+        "tokens": _asked(rng, n),
+        "level": level,
+        "eps": normal(rng, n, *PICTURE),
+        "u": uniform(rng, 0, 1, n),
+        "p_drop": 0.4,
+    }
+
+
+def _loss_sample(rng: Generator) -> dict:
+    world = _world(rng)
+    return {"model": _model(world)} | _lesson_of(rng, world)
+
+
+exercise("ex-07-loss", name="text_loss", lesson=LESSON, form=call(number(), _loss_sample))
+
+
+def _errors(world, x0, tokens, level, eps, told=None) -> Tensor:
+    """(B, ...) errors of the noise, told the labels ``told``, by default those of the captions."""
+    x = diffuse(x0, level, eps)
+    return world(x, level, tokens[:, 0] if told is None else told).eps - eps
+
+
+def _loses(answer, rng: Generator, say: str, names: Sequence[str], n: int = 6, **changed) -> None:
+    world = _world(rng)
+    given = _lesson_of(rng, world, n) | changed
+    u, p_drop, (x0, tokens, level, eps) = (
+        given["u"],
+        given["p_drop"],
+        (given[k] for k in ("x0", "tokens", "level", "eps")),
+    )
+    labels, hidden = tokens[:, 0], u < p_drop
+    hide = lambda where, null=EMPTY: torch.where(where, null, labels)
+    square = lambda told, x0=x0, level=level: _errors(world, x0, tokens, level, eps, told).square().mean().item()
+    first = NoiseLevel(level.alpha[:1].expand(n), level.sigma[:1].expand(n), level.time)
+    estimate = lambda told: (world(diffuse(x0, level, eps), level, told).x0 - x0).square().mean().item()
+    wrong = {
+        "kept": {"you dropped nothing: where u < p_drop the caption is the empty one": lambda: square(labels)},
+        "all": {
+            "one coin for the whole batch; each caption has its own": lambda: square(hide(hidden[:1].expand(n))),
+            "you dropped a caption where u is at least p_drop": lambda: square(hide(~hidden)),
+            "your empty caption says word 0; it is -1 in every place": lambda: square(hide(hidden, 0)),
+            "you dropped every caption": lambda: square(hide(hidden | True)),
+        },
+        "value": {
+            "this is the error of x_0; the loss is that of the noise": lambda: estimate(hide(hidden)),
+            "this is a sum; the loss is a mean over pictures and numbers": lambda: square(hide(hidden)) * eps.numel(),
+            "this is summed over the numbers of a picture; take their mean, too": lambda: (
+                square(hide(hidden)) * eps[0].numel()
+            ),
+            "this is half of it": lambda: square(hide(hidden)) / 2,
+        },
+        "level": {
+            "the pictures have levels of their own, and you took the first one's for all": lambda: square(
+                hide(hidden), level=first
+            ),
+        },
+    }
+    right = square(hide(hidden))
+    mistakes = {message: value for name in names for message, value in wrong[name].items()}
+    expect(answer(_model(world), **given), right, say, mistakes)
+
+
+@case("ex-07-loss", "a-mean-of-squares")
+def _(answer, rng):
+    one = cosine_schedule().level(torch.full((6,), 0.35, dtype=torch.float64))
+    _loses(answer, rng, "wrong already where no caption is dropped", ["value"], p_drop=0.0, level=one)
+
+
+@case("ex-07-loss", "each-picture-its-level")
+def _(answer, rng):
+    _loses(answer, rng, "right for one level, and wrong for several", ["level"], p_drop=0.0)
+
+
+@case("ex-07-loss", "each-caption-its-coin")
+def _(answer, rng):
+    for coins in ((0.1, 0.9, 0.3, 0.5, 0.7, 0.2), (0.9, 0.1, 0.8, 0.3, 0.1, 0.6)):
+        u = torch.tensor(coins, dtype=torch.float64)
+        _loses(
+            answer, rng, "wrong where some captions are dropped", ["kept", "all"], u=u, p_drop=uniform(rng, 0.35, 0.45)
+        )
+    _loses(answer, rng, "wrong where all are dropped", ["kept"], p_drop=1.0)
+    _loses(answer, rng, "wrong for a batch of one", ["kept"], 1, p_drop=1.0)
+
+
+@case("ex-07-loss", "empty-in-every-place", assumes=["a-mean-of-squares"])
+def _(answer, rng):
+    world, asked = _world(rng), []
+    given = _lesson_of(rng, world) | {"u": torch.tensor([0.1, 0.9, 0.3, 0.5, 0.7, 0.2]), "p_drop": 0.4}
+    given["tokens"][:, 1] = torch.randint(5, (6,), generator=rng)
+    answer(_model(world, asked), **given)
+    assert len(asked) == 1, f"the model was asked {len(asked)} times; one batch, one pass"
+    hidden = given["u"] < 0.4
+    if not bool((asked[0][hidden] == EMPTY).all()):
+        raise Mistake("an empty caption is -1 in every place, and the second place of yours still says something")
+    assert torch.equal(asked[0][~hidden], given["tokens"][~hidden]), "captions that are kept stay as they are"
+
+
+# -- ex-07-compose ----------------------------------------------------------------------------------------------------
+
+
+def _compose_sample(rng: Generator) -> dict:
+    return {"model": _model(_world(rng)), "captions": torch.stack([_asked(rng), _asked(rng)]), "scales": [2.5, 1.5]}
+
+
 exercise(
-    "ex-07-guide",
-    name="guide_caption",
+    "ex-07-compose",
+    name="guide_by_all",
     lesson=LESSON,
     form=call(
         call(prediction("x"), lambda rng: dict(zip(("x", "level"), _noisy(rng, _world(rng)), strict=True))),
-        lambda rng: {"model": _model(_world(rng)), "tokens": _asked(rng), "scale": 2.5},
+        _compose_sample,
     ),
 )
 
 
-def _guides(answer, rng: Generator, scale: float, say: str, n: int = 6) -> None:
-    world, tokens = _world(rng), _asked(rng, n)
+def _composes(answer, rng: Generator, scales: Sequence[float], say: str, n: int = 6) -> None:
+    world, captions = _world(rng), torch.stack([_asked(rng, n) for _ in scales])
     x, level = _noisy(rng, world, n)
-    c, u, zero = (world(x, level, labels).eps for labels in (tokens[:, 0], None, 0))
+    told, u = [world(x, level, tokens[:, 0]).eps for tokens in captions], world(x, level).eps
+    zero = world(x, level, 0).eps
+    pairs = list(zip(scales, told, strict=True))
+    right = u + sum(s * (c - u) for s, c in pairs)
+    by_turns = captions.transpose(0, 1).reshape(len(scales), n, 2)  # rows mistaken for sentences
+    mixed = [world(x, level, tokens[:, 0]).eps for tokens in by_turns]
     wrong = {
-        "your halves are swapped": c + scale * (u - c),
-        "you used 1 + s where s belongs: at s = 1 nothing is guided": c + scale * (c - u),
-        "a sign is wrong: s c + (s - 1) u has weights that sum to 2 s - 1; they must sum to one": scale * c
-        + (scale - 1) * u,
-        "the difference is subtracted; it must be added": u - scale * (c - u),
-        "your null is a caption that says word 0 in every place; the empty caption is -1": zero + scale * (c - zero),
-        "this is the model with the caption, which is right at s = 1 alone": c,
-        "this is the model without any caption, which is right at s = 0 alone: were the captions overwritten?": u,
+        "the differences are to be added; this is their mean": u + sum(s * (c - u) for s, c in pairs) / len(scales),
+        "what is told no caption counts once; you counted it with every sentence": right + (len(scales) - 1) * u,
+        "the differences are subtracted; they must be added": u - sum(s * (c - u) for s, c in pairs),
+        "you used 1 + s where s belongs: at s = 1 a sentence alone is not guided": right + sum(c - u for c in told),
+        "your null says word 0 in every place; the empty caption is -1": zero + sum(s * (c - zero) for s, c in pairs),
+        "this is the first sentence alone": u + scales[0] * (told[0] - u),
+        "this is the last sentence alone": u + scales[-1] * (told[-1] - u),
+        "every sentence was weighed with the first scale": u + scales[0] * sum(c - u for c in told),
+        "this is the model without any caption": u,
+        "captions[k] are the k-th sentences of all pictures; yours were dealt out picture by picture": u
+        + sum(s * (c - u) for s, c in zip(scales, mixed, strict=True)),
     }
-    if scale in (0.0, 1.0):  # where several mistakes give the same
-        wrong = dict(list(wrong.items())[-2:])
-    expect(answer(_model(world), tokens, scale)(x, level).eps, u + scale * (c - u), say, wrong)
+    expect(answer(_model(world), captions, list(scales))(x, level).eps, right, say, wrong)
 
 
-@case("ex-07-guide", "scale-3-extrapolates")
+@case("ex-07-compose", "one-sentence-is-guidance")
 def _(answer, rng):
-    for scale in (3.0, uniform(rng, 1.5, 2.5), uniform(rng, 0.3, 0.7)):
-        _guides(answer, rng, scale, f"at s = {scale:.3g}, eps must be u + s (c - u)")
+    for scale in (uniform(rng, 2, 4), uniform(rng, 0.3, 0.7)):
+        _composes(answer, rng, [scale], f"wrong already for one sentence at s = {scale:.3g}")
 
 
-@case("ex-07-guide", "scale-1-is-conditional")
+@case("ex-07-compose", "differences-add-up")
 def _(answer, rng):
-    _guides(answer, rng, 1.0, "at s = 1 the guided model must be the one that knows the caption")
-    _guides(answer, rng, 0.0, "at s = 0 the guided model must be the one that knows no caption")
-    _guides(answer, rng, 3.0, "wrong for a batch of one", 1)
+    _composes(answer, rng, [uniform(rng, 2, 3), uniform(rng, 1, 1.5)], "right for one sentence, and wrong for two")
+    _composes(answer, rng, [1.5, 2.5, 0.7], "right for two sentences, and wrong for three")
+    _composes(answer, rng, [2.5, 0.8], "wrong for a batch of one", 1)
 
 
-@case("ex-07-guide", "null-is-the-empty-caption")
+@case("ex-07-compose", "less-of-it")
 def _(answer, rng):
-    world, tokens, asked = _world(rng), _asked(rng), []
-    tokens[:, 1] = torch.randint(5, (6,), generator=rng)
-    answer(_model(world, asked), tokens, 3.0)(*_noisy(rng, world))
-    others = torch.cat(asked)
-    others = others[~(others[:, None] == tokens).all(2).any(1)]
-    if len(others) and bool((others[:, 0] == EMPTY).all()) and not bool((others == EMPTY).all()):
-        raise Mistake("you emptied the first place alone; the empty caption is -1 in every place")
-    assert len(others) and bool((others == EMPTY).all()), "without a caption means -1 in every place"
+    _composes(answer, rng, [3.0, -1.0], "a negative scale leads away from a sentence, and works as any other")
+    _composes(answer, rng, [0.0, 2.0], "a sentence with scale 0 has no say")
 
 
-@case("ex-07-guide", "in-one-pass")
+@case("ex-07-compose", "in-one-pass")
 def _(answer, rng):
-    world, tokens, asked = _world(rng), _asked(rng), []
-    guided = answer(_model(world, asked), tokens, 3.0)
+    world, captions, asked = _world(rng), torch.stack([_asked(rng), _asked(rng)]), []
+    captions[..., 1] = torch.randint(5, (2, 6), generator=rng)
+    guided = answer(_model(world, asked), captions, [3.0, 2.0])
     for _ in range(2):
         asked.clear()
         guided(*_noisy(rng, world))
-        assert len(asked) == 1, f"the model was called {len(asked)} times a step; join both halves into one batch"
-        assert len(asked[0]) == 12, f"one batch of both halves has 12 captions, this one {len(asked[0])}"
+        assert len(asked) == 1, f"the model was called {len(asked)} times a step; join all into one batch"
+        assert len(asked[0]) == 18, (
+            f"two sentences and none make 18 captions of 6 pictures; this batch has {len(asked[0])}"
+        )
+    null = asked[0][asked[0][:, 0] == EMPTY]
+    assert len(null) == 6 and bool((null == EMPTY).all()), "the empty caption is -1 in every place"
+
+
+# -- ex-07-rare -------------------------------------------------------------------------------------------------------
+
+RARE_STEPS, FAR = 20, 0.05  # the best constant scale is 0.2 away, pushing early alone 0.01
+SCENES = torch.tensor([[a, b] for a in (-1.0, 0.0, 1.0) for b in (-1.0, 0.0, 1.0)], dtype=torch.float64)
+OFTEN = torch.tensor([1.0, 3, 9, 3, 9, 9, 9, 9, 1], dtype=torch.float64)
+SCENE_VARIANCE = 0.02
+BY_COLOR = GaussianMixtureDenoiser(SCENES, SCENE_VARIANCE, OFTEN, labels=[0, 0, 0, 1, 1, 1, 2, 2, 2])
+BY_SHAPE = GaussianMixtureDenoiser(SCENES, SCENE_VARIANCE, OFTEN, labels=[0, 1, 2] * 3)
+exercise("ex-07-rare", name="strengths", lesson=LESSON, form=listed(number(), RARE_STEPS))
+
+
+@cache
+def astray(strengths: tuple[float, ...], count: int = 1000, seed: int = 7) -> float:
+    """Nats for each number by which draws that two sentences guide differ from what both describe (as Gaussians)."""
+    angles = [math.pi / 2 * (1 - i / RARE_STEPS) for i in range(1, RARE_STEPS)]
+    chain = [NoiseLevel(0.0, 1.0, 0.0)]
+    chain += [NoiseLevel(math.cos(a), math.sin(a), float(i + 1)) for i, a in enumerate(angles)]
+
+    def guided(x, level):
+        u, color, shape = BY_COLOR(x, level).x0, BY_COLOR(x, level, 2).x0, BY_SHAPE(x, level, 2).x0
+        return Prediction(x, level, u + strengths[int(level.time)] * (color - u + shape - u), "x0")
+
+    noise = randn((count, 2), torch.Generator().manual_seed(seed), torch.float64)
+    end = sample(ddim(), guided, [*chain, DATA], noise)
+    off, spread = end.mean(0) - SCENES[-1], end.var(0) / SCENE_VARIANCE
+    return (0.5 * (off.square() / SCENE_VARIANCE + spread - 1 - spread.log())).mean().item()
+
+
+@case("ex-07-rare", "finite-scales", points=0)
+def _(answer):
+    assert all(math.isfinite(s) and abs(s) <= 1000 for s in answer), "scales are finite, and no larger than 1000"
+
+
+@case("ex-07-rare", "both-at-once", points=3)
+def _(answer):
+    found = astray(tuple(answer))
+    if max(answer) - min(answer) < 1e-9 and not found <= FAR:
+        raise Mistake(f"a constant scale: {found:.3f} nats; every step may have its own")
+    assert found <= FAR, f"the draws are {found:.3f} nats for each number from what both describe; {FAR} are allowed"
 
 
 # -- ex-07-binding ----------------------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
-"""Checks of lesson 08: Gaussian conditionals, pasting, leaping back, resamplings, posterior weights, widening."""
+"""Checks of lesson 08: Gaussian conditionals, RePaint, where to go back, posterior weights, an inpainter's start."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
 
@@ -21,10 +22,10 @@ from minidiff.course.comparing import (
     uniform,
 )
 from minidiff.course.exercises import case, exercise
-from minidiff.course.forms import call, integer, several, tensor
+from minidiff.course.forms import call, integer, listed, number, several, taking, tensor
+from minidiff.course.outcomes import Mistake
 from minidiff.exact import EmpiricalDenoiser, GaussianDenoiser
-from minidiff.process import posterior_mean, transition
-from minidiff.sampler import walk
+from minidiff.process import beta, diffuse, posterior_mean, transition
 from minidiff.schedule import DATA, NoiseLevel, cosine_schedule, vp_schedule
 
 LESSON = "08_inpainting"
@@ -142,7 +143,7 @@ def _(answer, rng):
     expect(got, _by_precision(*law), "wrong for numbers in float32")
 
 
-# -- ex-08-paste ------------------------------------------------------------------------------------------------------
+# -- ex-08-repaint ----------------------------------------------------------------------------------------------------
 
 
 def _pictures(rng: Generator, batch: int = 3, shape: tuple[int, ...] = (1, 1, 4, 4)) -> dict[str, Tensor]:
@@ -164,18 +165,49 @@ def _pasted(given: dict, known: Tensor | None = None) -> Tensor:
     return torch.where(given["mask"] == 1, known, given["x"])
 
 
-exercise(
-    "ex-08-paste",
-    name="pasted_in",
-    lesson=LESSON,
-    form=call(tensor("x"), lambda rng: _pasting(rng, preserving_pair(rng)[0])),
-)
+Step = Callable[[Tensor, NoiseLevel, NoiseLevel], Tensor]
 
 
-@case("ex-08-paste", "one-is-known", points=0)
+def _stay(x: Tensor, t: NoiseLevel, r: NoiseLevel) -> Tensor:
+    """A sampler that does nothing, so that what is done between its steps can be seen."""
+    return x
+
+
+def _painting(rng: Generator) -> dict:
+    """A chain of three levels, to call an answer with."""
+    given, levels = _pasting(rng, DATA), [*preserving_pair(rng), DATA]
+    world = {"x": given["x"], "step": taking("x t r", _stay), "levels": levels, "image": given["image"]}
+    return world | {"mask": given["mask"], "counts": [1, 2], "noise": lambda: given["eps"]}
+
+
+exercise("ex-08-repaint", name="repaint", lesson=LESSON, form=call(tensor("x"), _painting))
+
+
+def _pastes(answer: Callable) -> Callable[..., Tensor]:
+    """What an answer pastes into a sample: the end of a chain of one step that changes nothing."""
+
+    def pasted(x, level, image, mask, eps):
+        before = NoiseLevel(0.5, 4.0, 9)
+        return answer(x, taking("x t r", _stay), [before, level], image, mask, [1], lambda: eps)
+
+    return pasted
+
+
+def _leaps(answer: Callable) -> Callable[..., Tensor]:
+    """How an answer goes back: the end of a step that is taken twice and changes nothing, where nothing is known."""
+
+    def leapt(x, r, t, eps):
+        nothing = torch.zeros(1, 1, *x.shape[2:], dtype=x.dtype)
+        return answer(x, taking("x t r", _stay), [t, r], torch.zeros_like(x), nothing, [2], lambda: eps)
+
+    return leapt
+
+
+@case("ex-08-repaint", "one-is-known", points=0)
 def _(answer, rng):
+    pasted = _pastes(answer)
     given = _pasting(rng, general_pair(rng)[0])
-    got, x, known = answer(*given.values()), given["x"], given["mask"] == 1
+    got, x, known = pasted(*given.values()), given["x"], given["mask"] == 1
     wrong = {
         "the mask is 1 where a pixel is known; you pasted where it is 0": torch.where(known, x, got),
         "you pasted everywhere; where the mask is 0 the sample stays": _pasted(given | {"mask": torch.ones(())}),
@@ -185,8 +217,9 @@ def _(answer, rng):
     assert torch.equal(got[unknown], x[unknown]), "where the mask is 0 the sample must stay as it is, to the last bit"
 
 
-@case("ex-08-paste", "at-the-level", points=2)
+@case("ex-08-repaint", "at-the-level", points=2)
 def _(answer, rng):
+    pasted = _pastes(answer)
     levels = general_pair(rng)[1], preserving_pair(rng)[0], exploding_pair(rng)[0], DATA
     for level in levels:
         given = _pasting(rng, level)
@@ -205,11 +238,12 @@ def _(answer, rng):
         if alpha < 1:
             wrong[PRESERVING] = _pasted(given | {"level": preserved(level)})
         say = f"known pixels must be alpha image + sigma eps; they are not at alpha = {alpha:.3g}, sigma = {sigma:.3g}"
-        expect(answer(*given.values()), _pasted(given), say, wrong)
+        expect(pasted(*given.values()), _pasted(given), say, wrong)
 
 
-@case("ex-08-paste", "nothing-leaks")
+@case("ex-08-repaint", "nothing-leaks")
 def _(answer, rng):
+    pasted = _pastes(answer)
     for nothing in (math.nan, math.inf):
         given = _pasting(rng, general_pair(rng)[0])
         right, mask, level = _pasted(given), given["mask"], given["level"]
@@ -218,11 +252,12 @@ def _(answer, rng):
         sums = mask * (level.alpha * image + level.sigma * given["eps"]) + (1 - mask) * given["x"]
         wrong = {"0 times NaN is NaN, and so is 0 times infinity: choose, do not multiply by the mask": sums}
         say = f"what the image holds where nothing is known, here {nothing}, must not matter"
-        expect(answer(*given.values()), right, say, wrong)
+        expect(pasted(*given.values()), right, say, wrong)
 
 
-@case("ex-08-paste", "mask-broadcasts")
+@case("ex-08-repaint", "mask-broadcasts")
 def _(answer, rng):
+    pasted = _pastes(answer)
     for batch, shape in ((3, (4, 4)), (3, (3, 1, 4, 4)), (3, (2, 4, 4)), (1, (1, 2, 4, 4)), (2, (2, 2, 4, 4))):
         given = _pasting(rng, general_pair(rng)[0], batch=batch, shape=shape)
         wrong = {}
@@ -231,13 +266,13 @@ def _(answer, rng):
                 given | {"mask": given["mask"][:1]}
             )
         say = f"wrong for x of shape {tuple(given['x'].shape)} and a mask of shape {shape}"
-        expect(answer(*given.values()), _pasted(given), say, wrong)
+        expect(pasted(*given.values()), _pasted(given), say, wrong)
     given = _pasting(rng, general_pair(rng)[0])
     single = {k: v.float() if isinstance(v, Tensor) else v for k, v in given.items()} | {"mask": given["mask"].long()}
-    expect(answer(*single.values()), _pasted(given), "wrong for pictures in float32 and a mask of integers")
+    expect(pasted(*single.values()), _pasted(given), "wrong for pictures in float32 and a mask of integers")
 
 
-# -- ex-08-leap -------------------------------------------------------------------------------------------------------
+# -- ex-08-repaint, a leap --------------------------------------------------------------------------------------------
 
 
 def _up(pair: Pair) -> Pair:
@@ -254,16 +289,9 @@ def _root(r: NoiseLevel, t: NoiseLevel) -> float:
     return math.sqrt(transition(r, t)[1])
 
 
-exercise(
-    "ex-08-leap",
-    name="leap_back",
-    lesson=LESSON,
-    form=call(tensor("x"), lambda rng: _leaping(rng, _up(preserving_pair(rng)))),
-)
-
-
-@case("ex-08-leap", "the-signal-shrinks")
+@case("ex-08-repaint", "the-signal-shrinks")
 def _(answer, rng):
+    leapt = _leaps(answer)
     x, r, t, eps = _leaping(rng, _up(preserving_pair(rng))).values()
     wrong = {
         "x is no clean picture: it carries alpha_r already, so its factor is alpha_t / alpha_r": t.alpha * x,
@@ -272,11 +300,12 @@ def _(answer, rng):
         "this is the factor of a variance; x has the factor alpha_t / alpha_r": (t.alpha / r.alpha) ** 2 * x,
     }
     say = "without noise the sample is multiplied by alpha_t / alpha_r"
-    expect(answer(x, r, t, 0 * eps), t.alpha / r.alpha * x, say, wrong)
+    expect(leapt(x, r, t, 0 * eps), t.alpha / r.alpha * x, say, wrong)
 
 
-@case("ex-08-leap", "the-noise-adds-up")
+@case("ex-08-repaint", "the-noise-adds-up")
 def _(answer, rng):
+    leapt = _leaps(answer)
     x, r, t, eps = _leaping(rng, _up(preserving_pair(rng))).values()
     scale = t.alpha / r.alpha
     wrong = {
@@ -290,21 +319,23 @@ def _(answer, rng):
         "the noise has to be scaled: eps is standard normal": 1.0,
     }
     say = "the variance of the noise must become sigma_t^2, of which (alpha_t / alpha_r)^2 sigma_r^2 is there already"
-    expect(answer(0 * x, r, t, eps), _root(r, t) * eps, say, {text: v * eps for text, v in wrong.items()})
+    expect(leapt(0 * x, r, t, eps), _root(r, t) * eps, say, {text: v * eps for text, v in wrong.items()})
 
 
-@case("ex-08-leap", "any-schedule")
+@case("ex-08-repaint", "any-schedule")
 def _(answer, rng):
+    leapt = _leaps(answer)
     for r, t in (_up(general_pair(rng)), _up(exploding_pair(rng)), (DATA, general_pair(rng)[0])):
         x, _, _, eps = _leaping(rng, (r, t)).values()
         scale = t.alpha / r.alpha
         wrong = {PRESERVING: scale * x + math.sqrt(1 - scale**2) * eps}
         levels = f"alpha = {r.alpha:.3g} to {t.alpha:.3g} and from sigma = {r.sigma:.3g} to {t.sigma:.3g}"
-        expect(answer(x, r, t, eps), scale * x + _root(r, t) * eps, f"wrong from {levels}", wrong)
+        expect(leapt(x, r, t, eps), scale * x + _root(r, t) * eps, f"wrong from {levels}", wrong)
 
 
-@case("ex-08-leap", "two-leaps-are-one")
+@case("ex-08-repaint", "two-leaps-are-one")
 def _(answer, rng):
+    leapt = _leaps(answer)
     low = vp_schedule().level(uniform(rng, 0.2, 0.3))
     for high in (vp_schedule().level(0.9), vp_schedule().level(0.335)):
         middle = vp_schedule().level(uniform(rng, 0.325, 0.33))
@@ -312,62 +343,123 @@ def _(answer, rng):
         eps = normal(rng, 1, 2, 4, 4)
         scale = high.alpha / middle.alpha
         together = (scale * _root(low, middle) * eps + _root(middle, high) * again) / _root(low, high)
-        twice = answer(answer(x, low, middle, eps), middle, high, again)
+        twice = leapt(leapt(x, low, middle, eps), middle, high, again)
         once = high.alpha / low.alpha * x + _root(low, high) * together
         say = f"two leaps must do what one does (sigma from {low.sigma:.3f} by {middle.sigma:.3f} to {high.sigma:.3f})"
         expect(twice, once, say)
 
 
-# -- ex-08-resamplings ------------------------------------------------------------------------------------------------
-
-exercise("ex-08-resamplings", name="enough", lesson=LESSON, form=integer())
+# -- ex-08-repaint: the whole chain -----------------------------------------------------------------------------------
 
 
-@cache
-def measure_gain(rho: float, n: int, resamplings: int, late: bool = False) -> float:
-    """Mean of the unknown of two pixels when the other one is 1 and pasted in: the chain's means, step by step."""
-    levels, probes = cosine_schedule(most=30.0).levels(n), torch.eye(2, dtype=torch.float64)
-    world = GaussianDenoiser(torch.zeros(2), torch.tensor([[1.0, rho], [rho, 1.0]]))
-    moves = [posterior_mean(probes, world(probes, t).x0, t, r).T for t, r in pairwise(levels)]
-    mean = torch.zeros(2, dtype=torch.float64)
-    for i, j in pairwise(walk(n, resamplings)):
-        if j < i:
-            mean = mean * transition(levels[i], levels[j])[0]
-        else:
-            mean = moves[i] @ mean
-            mean[1] = levels[i if late else j].alpha
-    return mean[0].item()
+def _chain(rng: Generator, n: int) -> list[NoiseLevel]:
+    """n + 1 levels from noise to data, which preserve no variance."""
+    alphas = uniform(rng, 0.6, 0.9, n).cumprod(0).flip(0).tolist()
+    return [NoiseLevel(a, uniform(rng, 0.9, 1.1) * 2.0 * (n - i) / n, n - i) for i, a in enumerate(alphas)] + [DATA]
 
 
-@cache
-def measure_enough(rho: float = 0.6, n: int = 25, share: float = 0.95, late: bool = False) -> int:
-    """The smallest number of resamplings whose mean reaches that share of the right one."""
-    return next(k for k in range(1, 200) if measure_gain(rho, n, k, late) >= share * rho)
+def _watched(seen: list) -> Step:
+    """A step that keeps what it was asked."""
+
+    def step(x, t, r):
+        seen.append((x, t.alpha, r.alpha))
+        return 0.6 * x + 0.3 * x.flip(-1) + 0.1  # pixels hear of each other
+
+    return taking("x t r", step)
 
 
-@case("ex-08-resamplings", "a-count", points=0)
-def _(answer):
-    assert answer >= 1, f"every step is taken at least once; {answer} is no number of resamplings"
+def _in_turn(rng: Generator, *shape: int) -> Callable[[], Tensor]:
+    return lambda: normal(rng, *shape)
 
 
-@case("ex-08-resamplings", "reaches-95-percent", points=2)
-def _(answer):
-    right = measure_enough()
+def _walked(x, step, levels, image, mask, counts, noise, first: bool = True) -> Tensor:
+    """The algorithm, or that of a mistake: without a paste into the noise that the chain begins with."""
+    paste = lambda x, level: torch.where(mask == 1, level.alpha * image + level.sigma * noise(), x)
+    x = paste(x, levels[0]) if first else x
+    for (t, r), count in zip(pairwise(levels), counts, strict=True):
+        for k in range(count):
+            if k:
+                scale, added = transition(r, t)
+                x = scale * x + math.sqrt(added) * noise()
+            x = paste(step(x, t, r), r)
+    return x
+
+
+def _paints(answer: Callable, rng: Generator, counts: list[int], say: str) -> None:
+    given, levels = _pasting(rng, DATA), _chain(rng, len(counts))
+    seed = int(torch.randint(10**6, (1,), generator=rng))
+    coins = lambda: _in_turn(Generator().manual_seed(seed), *given["x"].shape)
+    args = (levels, given["image"], given["mask"], counts)
+    seen: list = []
+    got = answer(given["x"], _watched(seen), *args, coins())
+    run = lambda counts=counts, **kind: _walked(given["x"], _watched([]), *args[:3], counts, coins(), **kind)
+    asked = [(t, r) for _, t, r in seen]
+    path = [(t.alpha, r.alpha) for (t, r), count in zip(pairwise(levels), counts, strict=True) for _ in range(count)]
     wrong = {
-        "one too few, or you counted the leaps; a stretch that is taken twice has one leap": right - 1,
-        "this is the answer for rho = 0.9": lambda: measure_enough(0.9),
-        "this reaches 90 % of the right mean; 95 % was asked for": lambda: measure_enough(share=0.9),
-        "this is the answer for 50 steps": lambda: measure_enough(n=50),
-        "this is the answer where pixels are pasted at level t, where the step began": lambda: measure_enough(
-            late=True
+        "the noise that the chain begins with has known pixels, too: paste before the first step": lambda: run(
+            first=False
         ),
+        "the numbers of steps are in the wrong order: counts[0] belongs to the noisiest": lambda: run(counts[::-1]),
+        "every step is repeated as often as the first": lambda: run(counts[:1] * len(counts)),
     }
-    few = (
-        f"with {answer} the mean is {measure_gain(0.6, 25, answer) / 0.6:.1%} of the right one"
-        if answer < right
-        else ""
-    )
-    expect(answer, right, few or f"a smaller number than {answer} is enough", wrong)
+    expect(got, run(), say, wrong)
+    assert asked == path, f"the steps of counts = {counts} were not taken in their order"
+
+
+@case("ex-08-repaint", "once-each")
+def _(answer, rng):
+    for n in (1, 3):
+        _paints(answer, rng, [1] * n, f"wrong for {n} steps without repetition")
+
+
+@case("ex-08-repaint", "each-its-number")
+def _(answer, rng):
+    for counts in ([1, 3, 2], [4, 1], [2, 2, 1, 3]):
+        _paints(answer, rng, counts, f"wrong where steps are taken {counts} times")
+
+
+# -- ex-08-budget -----------------------------------------------------------------------------------------------------
+
+exercise("ex-08-budget", name="counts_of_steps", lesson=LESSON, form=listed(integer(), 25))
+CALLS, RHO, NATS = 100, 0.9, 0.002  # four times each: 0.0185 nats; the best found: 0.0008
+
+
+@cache
+def _moves(n: int = 25) -> list[tuple[Tensor, float, tuple[float, float], NoiseLevel]]:
+    """Of every step the matrix, the variance it adds, the leap back (factor, variance), and where it ends."""
+    levels, probes = cosine_schedule(most=30.0).levels(n), torch.eye(2, dtype=torch.float64)
+    world = GaussianDenoiser(torch.zeros(2), torch.tensor([[1.0, RHO], [RHO, 1.0]]))
+    step = lambda t, r: posterior_mean(probes, world(probes, t).x0, t, r).T
+    return [(step(t, r), beta(t, r) if r.sigma else 0.0, transition(r, t), r) for t, r in pairwise(levels)]
+
+
+def divergence_after(counts: list[int]) -> float:
+    """Nats between what pasting leaves of the unknown pixel and the right law, mean over known ones."""
+    eye = torch.eye(2, dtype=torch.float64)
+    mean, spread = torch.zeros(2, dtype=torch.float64), eye
+    for (matrix, added, (scale, more), r), count in zip(_moves(), counts, strict=True):
+        for k in range(count):
+            if k:
+                mean, spread = scale * mean, scale**2 * spread + more * eye
+            mean, spread = matrix @ mean, matrix @ spread @ matrix.T + added * eye
+            mean = torch.stack([mean[0], torch.tensor(r.alpha).double()])
+            spread = torch.diag(torch.stack([spread[0, 0], torch.tensor(r.sigma**2).double()]))
+    ratio = spread[0, 0] / (1 - RHO**2)
+    return 0.5 * (ratio - 1 - ratio.log() + (mean[0] - RHO) ** 2 / (1 - RHO**2)).item()
+
+
+@case("ex-08-budget", "a-hundred-calls", points=0)
+def _(answer):
+    assert min(answer) >= 1, "every step is taken at least once"
+    assert sum(answer) <= CALLS, f"these are {sum(answer)} calls; there are {CALLS}"
+
+
+@case("ex-08-budget", "near-the-right-law", points=3)
+def _(answer):
+    nats = divergence_after(answer)
+    if max(answer) == min(answer):
+        raise Mistake(f"every step {answer[0]} times: {nats:.4f} nats; some steps are worth more than others")
+    assert nats <= NATS, f"{nats:.4f} nats from the right law; {NATS} are allowed"
 
 
 # -- ex-08-posterior --------------------------------------------------------------------------------------------------
@@ -540,3 +632,103 @@ def _(answer, rng):
             weight = _weights(rng, *shape, dtype=dtype)
             say = f"wrong for weights of shape {shape} with {extra} more channels behind the first {after}"
             expect(answer(weight, extra, after), _widened(weight, extra, after), say, rtol=0, atol=0)
+
+
+# -- ex-08-loss -------------------------------------------------------------------------------------------------------
+
+
+def _masked_batch(rng: Generator, n: int = 3, channels: int = 2) -> dict:
+    mask = (torch.rand(n, 1, 4, 4, generator=rng) < 0.5).double()
+    mask[:, :, 0, 0], mask[:, :, 0, 1] = 1.0, 0.0
+    level = cosine_schedule().level(uniform(rng, 0.2, 0.8, n))
+    x0, eps = (1 + normal(rng, n, channels, 4, 4) for _ in range(2))
+    return {"x0": x0, "mask": mask, "level": level, "eps": eps}
+
+
+def _reader(channels: int, seen: list) -> Callable[..., Tensor]:
+    """A network that keeps what it sees, and answers with some of it."""
+
+    def network(x, level):
+        seen.append((x, level))
+        return 0.5 * x[:, :channels] + 0.2
+
+    return taking("x level", network)
+
+
+exercise(
+    "ex-08-loss",
+    name="inpainter_loss",
+    lesson=LESSON,
+    form=call(number(), lambda rng: {"network": _reader(2, [])} | _masked_batch(rng)),
+)
+
+
+def _reads(answer: Callable, given: dict) -> tuple[Tensor, NoiseLevel, float]:
+    """What the network sees, its level, and the loss."""
+    seen: list = []
+    channels = given["x0"].shape[1]
+    loss = answer(_reader(channels, seen), **given)
+    assert len(seen) == 1, f"the network was asked {len(seen)} times; one pass for the whole batch"
+    (x, level), wanted = seen[0], (len(given["x0"]), 2 * channels + 1, *given["x0"].shape[2:])
+    assert tuple(x.shape) == wanted, f"the network reads {wanted}: noisy, known, mask; yours shows it {tuple(x.shape)}"
+    return x, level, loss
+
+
+@case("ex-08-loss", "all-is-noisy")
+def _(answer, rng):
+    for channels in (2, 1):
+        given = _masked_batch(rng, channels=channels)
+        x0, mask, level, eps = given.values()
+        x, told, _ = _reads(answer, given)
+        noised = diffuse(x0, level, eps)
+        first = NoiseLevel(level.alpha[:1].expand(3), level.sigma[:1].expand(3), level.time)
+        wrong = {
+            "the known pixels of x_t are as noisy as the others; they are told beside it": torch.where(
+                mask == 1, x0, noised
+            ),
+            "this is the clean picture; x_t comes first": x0,
+            "every picture has its own level; you took the first one's": diffuse(x0, first, eps),
+            "this is the noise alone": eps,
+        }
+        expect(x[:, :channels], noised, "the first channels are x_t, noised to the level everywhere", wrong)
+        expect(torch.as_tensor(told.alpha), level.alpha, "the network is told the level")
+
+
+@case("ex-08-loss", "known-without-noise")
+def _(answer, rng):
+    for channels in (2, 1):
+        given = _masked_batch(rng, channels=channels)
+        x0, mask, level, eps = given.values()
+        known = _reads(answer, given)[0][:, channels : 2 * channels]
+        wrong = {
+            "the known pixels are told with noise; they are clean": mask * diffuse(x0, level, eps),
+            "the whole picture is told: a network that sees it has nothing to learn": x0,
+            "1 is known; you told the unknown pixels": (1 - mask) * x0,
+            "the mask stands where the known pixels belong": mask.expand_as(x0),
+        }
+        expect(known, mask * x0, "after x_t come the known pixels, and zeros elsewhere", wrong)
+
+
+@case("ex-08-loss", "the-mask-last")
+def _(answer, rng):
+    given = _masked_batch(rng)
+    mask = _reads(answer, given)[0][:, -1:]
+    expect(mask, given["mask"], "the last channel is the mask", {"1 is known; this is its opposite": 1 - given["mask"]})
+
+
+@case("ex-08-loss", "everything-counts")
+def _(answer, rng):
+    for n in (3, 1):
+        given = _masked_batch(rng, n)
+        x, _, loss = _reads(answer, given)
+        error = 0.5 * x[:, :2] + 0.2 - given["eps"]
+        unknown = (1 - given["mask"]).expand_as(error)
+        wrong = {
+            "only unknown pixels count in yours; nothing is left out of the loss": (error**2 * unknown).sum()
+            / unknown.sum(),
+            "known pixels count nothing in yours; nothing is left out of the loss": (error**2 * unknown).mean(),
+            "this is a sum; the mean is asked for": error.square().sum(),
+            "this is half of it": error.square().mean() / 2,
+            "the network answers with the noise, not the picture": (0.5 * x[:, :2] + 0.2 - given["x0"]).square().mean(),
+        }
+        expect(loss, error.square().mean(), "not the mean of (eps - eps-hat)^2", wrong)
