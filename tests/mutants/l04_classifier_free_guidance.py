@@ -354,7 +354,7 @@ LOSS = {
     "minus": (_loss(mix=lambda a, s, x, eps: s * eps - a * x), SHOWN),
     "uniform": (_loss(noise=torch.rand), SHOWN, "uniform numbers"),
     "coin-from-the-noise": (_coin_from(lambda x0, eps, other: eps), SEES),
-    "coin-from-the-picture": (_coin_from(lambda x0, eps, other: (x0 + other) / math.sqrt(2)), SEES),
+    "coin-from-the-picture": (_coin_from(lambda x0, eps, other: 0.28 * x0 + 0.96 * other), SEES),
     "one-seed-twice": (_one_seed_twice, SEES),
     "another-level-told": (_loss(told=lambda level: vp_schedule().level(0.9)), SHOWN),
     "compared-with-x0": (_loss(off=lambda said, eps, x0, x: (said - x0).square().mean()), MEAN, "with x_0"),

@@ -319,8 +319,8 @@ def _(answer, rng):
     given = _batch(rng, 4096, (1, 1, 1)) | {"probability": 0.5}
     _, x, _, told = _watched(answer, given)
     hidden = (told == -1).double()
-    for name, values in {"picture": given["x0"], "noise": _noise(given, x)}.items():
-        for values, what in ((values.flatten(), name), (values.flatten().square(), f"square of the {name}")):
+    for name, numbers in {"picture": given["x0"].flatten(), "noise": _noise(given, x).flatten()}.items():
+        for what, values in {name: numbers, f"square of the {name}": numbers.square()}.items():
             together = torch.corrcoef(torch.stack([hidden, values]))[0, 1]
             say = f"which labels are hidden goes with the {what}: their correlation is {together:.2f}"
             expect(together, 0.0, say, rtol=0, atol=5 / math.sqrt(len(hidden)))  # five deviations
