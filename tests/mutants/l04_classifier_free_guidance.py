@@ -282,6 +282,28 @@ def _loss(
     return loss
 
 
+def _coin_from(pick):
+    """The coin of a label is a number of its picture or its noise; ``pick`` takes (x0, eps, other noise)."""
+
+    def loss(model, x0, labels, level, probability, seed):
+        generator = torch.Generator().manual_seed(seed)
+        eps, other = (torch.randn(x0.shape, generator=generator, dtype=x0.dtype) for _ in range(2))
+        u = torch.special.ndtr(pick(x0, eps, other).flatten(1)[:, 0])
+        said = model(diffuse(x0, level, eps), level, torch.where(u < probability, -1, labels)).eps
+        return (said - eps).square().mean()
+
+    return loss
+
+
+def _one_seed_twice(model, x0, labels, level, probability, seed):
+    """Coins and noise from two generators of one seed, which draw the same numbers."""
+    start = lambda: torch.Generator().manual_seed(seed)
+    coins = torch.rand(len(labels), generator=start(), dtype=x0.dtype)
+    eps = torch.randn(x0.shape, generator=start(), dtype=x0.dtype)
+    said = model(diffuse(x0, level, eps), level, torch.where(coins < probability, -1, labels)).eps
+    return (said - eps).square().mean()
+
+
 def _two_passes(model, x0, labels, level, probability, seed):
     """Asks for both and chooses."""
     eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed), dtype=x0.dtype)
@@ -295,7 +317,7 @@ _first_level = lambda level, x: (torch.as_tensor(v).reshape(-1)[0] for v in leve
 _of_alpha = lambda level, x: (level.like(x)[0], (1 - torch.as_tensor(level.like(x)[0]) ** 2).clamp(min=0).sqrt())
 _mean = lambda change: _loss(off=lambda said, eps, x0, x: change(said, eps))
 NULL, SEED, OWN, ENDS = "null-is-no-class", "the-seed-decides", "each-sample-its-own", "all-or-nothing-at-the-ends"
-SHOWN, MEAN = "shown-the-noisy-picture", "mean-of-squares"
+SHOWN, SEES, MEAN = "shown-the-noisy-picture", "the-coin-sees-nothing", "mean-of-squares"
 LOSS = {
     "form-each-picture": (_loss(off=lambda said, eps, x0, x: (said - eps).square().mean((1, 2, 3))), "form"),
     "form-forgot-return": (lambda model, x0, labels, level, probability, seed: None, "form"),
@@ -331,6 +353,9 @@ LOSS = {
     "variance-of-noise": (_loss(mix=lambda a, s, x, eps: a * x + s**2 * eps), SHOWN, "the noise has the variance"),
     "minus": (_loss(mix=lambda a, s, x, eps: s * eps - a * x), SHOWN),
     "uniform": (_loss(noise=torch.rand), SHOWN, "uniform numbers"),
+    "coin-from-the-noise": (_coin_from(lambda x0, eps, other: eps), SEES),
+    "coin-from-the-picture": (_coin_from(lambda x0, eps, other: 0.28 * x0 + 0.96 * other), SEES),
+    "one-seed-twice": (_one_seed_twice, SEES),
     "another-level-told": (_loss(told=lambda level: vp_schedule().level(0.9)), SHOWN),
     "compared-with-x0": (_loss(off=lambda said, eps, x0, x: (said - x0).square().mean()), MEAN, "with x_0"),
     "compared-with-x-t": (_loss(off=lambda said, eps, x0, x: (said - x).square().mean()), MEAN, "with x_t"),

@@ -528,6 +528,7 @@ LOSS = {
     "word-0": (_loss(null=0), COIN, "word 0"),
     "all-if-any": (_loss(lambda u, p: (u < p).any().expand(len(u))), COIN, "every caption"),
     "twice-the-rate": (_loss(lambda u, p: u < 2 * p), COIN),
+    "at-most": (_loss(lambda u, p: u <= p), COIN),
     "first-place-alone": (_loss(places=0), PLACES, "still says something"),
     "two-passes": (_loss_in_two_passes, PLACES),
 }

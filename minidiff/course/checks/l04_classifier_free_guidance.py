@@ -315,6 +315,18 @@ def _(answer, rng):
     raise AssertionError("the network must be shown x_t = alpha x_0 + sigma eps, with standard normal eps")
 
 
+@case("ex-04-loss", "the-coin-sees-nothing")
+def _(answer, rng):
+    given = _batch(rng, 4096, (1, 1, 1)) | {"probability": 0.5}
+    _, x, _, told = _watched(answer, given)
+    hidden = (told == -1).double()
+    for name, numbers in {"picture": given["x0"].flatten(), "noise": _noise(given, x).flatten()}.items():
+        for what, values in {name: numbers, f"square of the {name}": numbers.square()}.items():
+            together = torch.corrcoef(torch.stack([hidden, values]))[0, 1]
+            say = f"which labels are hidden goes with the {what}: their correlation is {together:.2f}"
+            expect(together, 0.0, say, rtol=0, atol=5 / math.sqrt(len(hidden)))  # five deviations
+
+
 def _worth(answer, given: dict, rng: Generator) -> None:
     said = normal(rng, *given["x0"].shape)
     loss, x, _, _ = _watched(answer, given, said)

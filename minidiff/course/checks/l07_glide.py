@@ -472,6 +472,8 @@ def _(answer, rng):
             answer, rng, "wrong where some captions are dropped", ["kept", "all"], u=u, p_drop=uniform(rng, 0.35, 0.45)
         )
     _loses(answer, rng, "wrong where all are dropped", ["kept"], p_drop=1.0)
+    edge = torch.tensor([0.5, 0.25, 0.5, 0.75, 0.5, 0.0], dtype=torch.float64)
+    _loses(answer, rng, "wrong where u is p_drop itself: below it is asked for", ["kept"], u=edge, p_drop=0.5)
     _loses(answer, rng, "wrong for a batch of one", ["kept"], 1, p_drop=1.0)
 
 
