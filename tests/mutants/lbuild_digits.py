@@ -408,6 +408,34 @@ DIGITS = {
     "noisy": (_noised(HELD, 0.3), "like-real-ones"),
 }
 
+# -- ex-build-schedule ------------------------------------------------------------------------------------------------
+
+
+def _within(low, high, scale):
+    """Guided in an interval of sigma / alpha, and nowhere else."""
+    return lambda level: scale if low < level.sigma / level.alpha < high else 1.0
+
+
+def not_in_noise(level):
+    return torch.tensor(2.0 if level.sigma < 5 * level.alpha else 1.0)
+
+
+def bell(level):
+    return 1 + 2 * level.alpha * level.sigma
+
+
+BEATS = "beats-the-best-constant"
+SCHEDULE = {
+    "form-forgot-return": (lambda level: None, "form"),
+    "form-many": (lambda level: [level.alpha, level.sigma], "form"),
+    "the-best-constant": (lambda level: 1.5, "not-everywhere-the-same", "this is the constant 1.5"),
+    "a-constant-that-loops": (lambda level: 2.0 + 0 * level.sigma, "not-everywhere-the-same", "this is the constant 2"),
+    "infinite": (lambda level: math.inf if level.sigma > level.alpha else 1.0, "not-everywhere-the-same"),
+    "near-the-data": (_within(0, 0.5, 2.0), BEATS),
+    "in-noise-alone": (_within(2, math.inf, 2.0), BEATS),
+    "nearly-constant": (lambda level: 1.75 + 0.01 * level.alpha, "not-everywhere-the-same"),
+}
+
 RIGHT = {
     "ex-build-loss": {
         "mse_loss": loss_by_prediction,
@@ -426,6 +454,7 @@ RIGHT = {
         "by hand": classify_by_logits,
     },
     "ex-build-digits": {"unseen": HELD, "other unseen ones": _later_ones().double(), "a list": list(HELD)},
+    "ex-build-schedule": {"interval": _within(0.3, 3, 2.0), "not in noise": not_in_noise, "bell": bell},
 }
 
 MUTANTS = {
@@ -434,4 +463,5 @@ MUTANTS = {
     "ex-build-draw": DRAW,
     "ex-build-classifier": CLASSIFIER,
     "ex-build-digits": DIGITS,
+    "ex-build-schedule": SCHEDULE,
 }

@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from minidiff.course.comparing import expect, exploding_pair, normal, uniform
+from minidiff.course.contest import BEST, GRADING, NEXT, lead, levels, raced
 from minidiff.course.exercises import case, exercise
 from minidiff.course.forms import call, number, prediction, taking, tensor
 from minidiff.course.outcomes import Mistake
@@ -443,3 +444,30 @@ def _(answer):
 def _(answer):
     distance, most = frechet_distance(_seen(answer)[0], _reference()), 2 * _real_distance()
     assert distance <= most, f"their Frechet distance from the training digits is {distance:.2f}; {most:.2f} is allowed"
+
+
+# -- ex-build-schedule ------------------------------------------------------------------------------------------------
+
+exercise("ex-build-schedule", name="scale_at", lesson=LESSON, form=call(number(), lambda rng: {"level": levels()[2]}))
+
+
+@case("ex-build-schedule", "not-everywhere-the-same", points=0)
+def _(answer):
+    scales = [answer(level) for level in levels()]
+    assert all(map(math.isfinite, scales)), f"each scale must be finite; yours are {scales}"
+    apart = max(scales) - min(scales)
+    if apart < 1e-6:  # a constant, perhaps in float32
+        raise Mistake(f"this is the constant {scales[0]:g}")
+    assert apart >= 0.25, f"your scales differ by {apart:.2g}: that is hardly a schedule, at least 0.25 is asked for"
+
+
+@case("ex-build-schedule", "beats-the-best-constant", points=4)
+def _(answer):
+    entry, best, other = (raced(schedule, GRADING) for schedule in (answer, lambda _: BEST, lambda _: NEXT))
+    value, low, high = lead(entry, best)
+    assert low > 0, (
+        f"you are nearer to real photographs than s = {BEST:g} by {value:.2f} ({low:.2f} to {high:.2f}); all of the "
+        "interval must be above zero"
+    )
+    value = lead(entry, other).value
+    assert value > 0, f"s = {NEXT:g} everywhere is nearer to real photographs than you, by {-value:.2f}"
