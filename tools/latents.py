@@ -1,4 +1,4 @@
-"""Diffusion in latents and in pixels at equal time, and what the first stage does to it (80 minutes of a CPU core).
+"""Diffusion in latents and in pixels at equal time, and what the first stage does to it (60 minutes of a CPU core).
 
 Usage: python tools/latents.py [--only ROW] [--train] [--out data/latents.json]. Rows that are finished are not
 repeated, so it can be interrupted; with --train networks are trained and timed, and nothing is measured. It needs what
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -42,7 +41,7 @@ VERDICTS = ("count", "shape", "color", "binding", "relation", "all")
 TIMED, STEPS_TIMED = 4, 20  # pictures of one timing, and steps
 FEW = "data.images=6000"  # of the short trainings
 
-CURVES = {  # the two networks that are published: steps at which they are looked at
+CURVES = {  # two networks along their training: steps at which they are looked at
     "latent-scenes": (1000, 2000, 3600, 5400),
     "pixel-scenes64": (900, 1270),
 }
@@ -57,12 +56,7 @@ STAGES = {  # factor, weight of the KL term, steps of the first stage, steps in 
     "factor 2": (2, 1e-3, 580, 320),
     "KL 1e-1": (8, 1e-1, 700, 900),
 }
-ENDS = {  # network, its steps, and whether nothing is left of the picture at the last level
-    "latent, left": ("latent-scenes", 600, False),
-    "latent, nothing left": ("latent-scenes", 600, True),
-}
-GUIDED = ((4, 1.0), (4, 2.0), (4, 3.0), (4, 5.0), (3, 3.0), (3, 5.0))  # channels that are guided, and the scale
-ROWS = ("truth", *CURVES, *STAGES, *ENDS, "channels")
+ROWS = ("truth", *CURVES, *STAGES)
 
 
 def heldout() -> tuple[torch.Tensor, list[str], torch.Tensor]:
@@ -109,29 +103,14 @@ class Sheet:
         interval = bootstrap(distance, self.features(images), generator=generator, draws=100)
         return found(images, self.captions) | {"frechet": [round(value, 4) for value in interval]}
 
-    def drawn(self, system, scale: float = SCALE, guide=cfg) -> torch.Tensor:
+    def drawn(self, system) -> torch.Tensor:
         """A picture of each caption; caption i starts from noise number i."""
         parts = []
         for at in range(0, CAPTIONS, BATCH):
             some = self.captions[at : at + BATCH]
             noises = sample_generators(0, range(at, at + len(some)))
-            parts.append(draw(system, len(some), guide=guide(scale), levels=STEPS, generator=noises, caption=some))
+            parts.append(draw(system, len(some), guide=cfg(SCALE), levels=STEPS, generator=noises, caption=some))
         return torch.cat(parts).clamp(-1, 1)
-
-
-def some_guided(channels: int, scale: float):
-    """Classifier-free guidance of the first channels alone; the others are told the caption and no more."""
-
-    def guide(model, condition, null):
-        full = cfg(scale)(model, condition, null)
-
-        def denoiser(x, level):
-            guided, told = full(x, level), model(x, level, condition)
-            return told.with_eps(torch.cat([guided.eps[:, :channels], told.eps[:, channels:]], 1))
-
-        return denoiser
-
-    return guide
 
 
 def trained(recipe_at, marks: tuple[int, ...], folder: Path) -> list[Path]:
@@ -198,7 +177,7 @@ def count(system) -> int:
     return sum(p.numel() for p in system.parameters())
 
 
-def diffusion(name: str, overrides: list[str], marks: tuple[int, ...], folder: Path, measure, sheet):
+def diffusion(name: str, overrides: list[str], marks: tuple[int, ...], folder: Path, sheet):
     """Train a network, and where ``sheet`` is there measure it at each mark."""
     recipe_at = lambda step: load_recipe(name, [*overrides, "training.final_lr=1", f"training.steps={step}"])
     kept, looks = trained(recipe_at, marks, folder), []
@@ -207,19 +186,15 @@ def diffusion(name: str, overrides: list[str], marks: tuple[int, ...], folder: P
     for step, path in zip(marks, kept, strict=True):
         look = path.with_suffix(".json")
         if not look.exists():
-            look.write_text(json.dumps(measure(loaded(recipe_at(step), path), sheet)))
+            look.write_text(json.dumps(sheet.seen(sheet.drawn(loaded(recipe_at(step), path)))))
         looks.append(clock(folder, step) | json.loads(look.read_text()))
     times = json.loads((folder / "times.json").read_text())
     return {"parameters": count(recipe_at(1).build(empty=True)), **times, "looks": looks}
 
 
-def _drawn(system, sheet: Sheet) -> dict:
-    return sheet.seen(sheet.drawn(system))
-
-
 def curve(name: str, folder: Path, sheet):
     """A network that is published, along its training."""
-    row = diffusion(name, [], CURVES[name], folder, _drawn, sheet)
+    row = diffusion(name, [], CURVES[name], folder, sheet)
     if row and name == "latent-scenes":
         row["first_stage_seconds"] = card("scenes-vae")["seconds"]
     return row
@@ -238,7 +213,7 @@ def stage(name: str, folder: Path, sheet):
     embed(
         described(data, "train"), embedder(str(first)), embeddings_place(data, "latent", "train"), suffix="latent.npy"
     )
-    later = diffusion("latent-scenes", overrides, (later,), folder / "second", _drawn, sheet)
+    later = diffusion("latent-scenes", overrides, (later,), folder / "second", sheet)
     if sheet is None:
         return None
     system = loaded(recipe_at(steps), path)
@@ -261,22 +236,6 @@ def reconstructed(system, sheet: Sheet) -> dict:
     }
 
 
-def _ended(system, sheet: Sheet) -> dict:
-    """How bright pictures are: without guidance, which moves them."""
-    images = sheet.drawn(system, 1.0)
-    grounds = "".join(map(str, read(images).scenes.background.tolist()))
-    return {"brightness": bright(images), "grounds": grounds, **sheet.seen(images)}
-
-
-def end(name: str, folder: Path, sheet):
-    """A network that learnt another schedule."""
-    base, steps, zero = ENDS[name]
-    schedule = f"schedule={{name: sqrt_linear, T: 1000, zero_terminal: {str(zero).lower()}}}"
-    row = diffusion(base, [schedule], (steps,), folder, _ended, sheet)
-    left = float(load_recipe(base, [schedule]).schedule.build().alpha_bar[-1].sqrt())
-    return row and row | {"alpha_T": round(left, 6)}
-
-
 def truth(sheet: Sheet) -> dict:
     """The held-out pictures themselves, and what the published first stage makes of them."""
     grounds = "".join(map(str, read(sheet.images).scenes.background.tolist()))
@@ -284,21 +243,11 @@ def truth(sheet: Sheet) -> dict:
     return own | {"scenes-vae": reconstructed(load("scenes-vae"), sheet)}
 
 
-def channels(sheet: Sheet) -> dict:
-    """The published network with fewer of its channels guided than there are."""
-    system, rows = load("latent-scenes"), {}
-    for guided, scale in GUIDED:
-        guide = cfg if guided == 4 else partial(some_guided, guided)
-        rows[f"{guided} at {scale:g}"] = sheet.seen(sheet.drawn(system, scale, guide))
-    return rows
-
-
 def row(name: str, folder: Path, sheet):
     """Train what a row needs, and measure it where ``sheet`` is there."""
-    if name in ("truth", "channels"):
-        return sheet and {"truth": truth, "channels": channels}[name](sheet)
-    make = curve if name in CURVES else stage if name in STAGES else end
-    return make(name, folder / name.replace(", ", "-").replace(" ", "-"), sheet)
+    if name == "truth":
+        return sheet and truth(sheet)
+    return (curve if name in CURVES else stage)(name, folder / name.replace(", ", "-").replace(" ", "-"), sheet)
 
 
 def main() -> None:
