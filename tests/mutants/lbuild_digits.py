@@ -432,7 +432,6 @@ SCHEDULE = {
     "a-constant-that-loops": (lambda level: 2.0 + 0 * level.sigma, "not-everywhere-the-same", "this is the constant 2"),
     "infinite": (lambda level: math.inf if level.sigma > level.alpha else 1.0, "not-everywhere-the-same"),
     "near-the-data": (_within(0, 0.5, 2.0), BEATS),
-    "in-noise-alone": (_within(2, math.inf, 2.0), BEATS),
     "nearly-constant": (lambda level: 1.75 + 0.01 * level.alpha, "not-everywhere-the-same"),
 }
 
