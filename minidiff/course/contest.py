@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..arguments import Count, Natural, checked, floats
+from ..arguments import Count, Natural, Positive, checked, floats
 from ..guidance import static_threshold
 from ..metrics import bootstrap, frechet_distance
 from ..metrics.embedders import embedder
@@ -48,6 +48,20 @@ def raced(schedule: Callable[[NoiseLevel], float], seed: Natural) -> Tensor:
     if not all(map(math.isfinite, scales)):
         raise ValueError(f"a scale for every level is accepted, each finite, got {list(scales)}")
     return _features(scales, seed)
+
+
+@checked
+def rival(scale: Positive, seed: Natural) -> Tensor:
+    """What ``raced`` made of a constant scale when ``tools/photographs.py`` was run, so that nobody waits for it.
+
+
+    Raises:
+        ValueError: for another scale than ``BEST`` and ``NEXT``, or another noise than ``PRACTICE`` and ``GRADING``.
+    """
+    stored, name = load_file(data_folder() / MOMENTS), f"s = {scale:g}, noise {seed}"
+    if name not in stored:
+        raise ValueError(f"{', '.join(sorted(n for n in stored if '=' in n))} are accepted, got {name}")
+    return stored[name]
 
 
 @cache

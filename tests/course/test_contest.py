@@ -28,3 +28,18 @@ def test_who_is_nearer_leads():
 def test_a_scale_that_is_not_finite_is_refused():
     with pytest.raises(ValueError, match="each finite"):
         contest.raced(lambda level: float("nan"), 0)
+
+
+def test_the_rivals_are_what_a_constant_scale_draws():
+    """Up to the rounding of another processor, which a chain can make larger."""
+    again, stored = (
+        contest.raced(lambda level: contest.BEST, contest.PRACTICE),
+        contest.rival(contest.BEST, contest.PRACTICE),
+    )
+    assert (again - stored).norm() < 0.02 * (stored - stored.mean(0)).norm()
+    assert abs(contest.distance(again).value - contest.distance(stored).value) < 0.1
+
+
+def test_other_rivals_are_not_stored():
+    with pytest.raises(ValueError, match=r"s = 1\.5, noise 11, .* are accepted, got s = 3, noise 7"):
+        contest.rival(3.0, contest.PRACTICE)

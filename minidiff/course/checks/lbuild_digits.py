@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from minidiff.course.comparing import expect, exploding_pair, normal, uniform
-from minidiff.course.contest import BEST, GRADING, NEXT, lead, levels, raced
+from minidiff.course.contest import BEST, GRADING, NEXT, lead, levels, raced, rival
 from minidiff.course.exercises import case, exercise
 from minidiff.course.forms import call, number, prediction, taking, tensor
 from minidiff.course.outcomes import Mistake
@@ -463,11 +463,11 @@ def _(answer):
 
 @case("ex-build-schedule", "beats-the-best-constant", points=4)
 def _(answer):
-    entry, best, other = (raced(schedule, GRADING) for schedule in (answer, lambda _: BEST, lambda _: NEXT))
-    value, low, high = lead(entry, best)
+    entry = raced(answer, GRADING)
+    value, low, high = lead(entry, rival(BEST, GRADING))
     assert low > 0, (
         f"you are nearer to real photographs than s = {BEST:g} by {value:.2f} ({low:.2f} to {high:.2f}); all of the "
         "interval must be above zero"
     )
-    value = lead(entry, other).value
+    value = lead(entry, rival(NEXT, GRADING)).value
     assert value > 0, f"s = {NEXT:g} everywhere is nearer to real photographs than you, by {-value:.2f}"
