@@ -54,7 +54,6 @@ def raced(schedule: Callable[[NoiseLevel], float], seed: Natural) -> Tensor:
 def rival(scale: Positive, seed: Natural) -> Tensor:
     """What ``raced`` made of a constant scale when ``tools/photographs.py`` was run, so that nobody waits for it.
 
-
     Raises:
         ValueError: for another scale than ``BEST`` and ``NEXT``, or another noise than ``PRACTICE`` and ``GRADING``.
     """
