@@ -684,7 +684,6 @@ SHARE = {
     "form-forgot-return": (lambda scale: None, "form"),
     "form-many": (lambda scale: [0.1, 0.2], "form"),
     "as-published": (lambda scale: 0.1, "gentle"),
-    "a-fifth": (lambda scale: 0.2, "gentle"),
     "all": (lambda scale: 1.0, "gentle"),
     "minus-one-over-s": (lambda scale: 1 - 1 / scale**3, "gentle"),
     "half-of-it": (lambda scale: share_by_search(scale) / 2, "gentle"),
