@@ -83,7 +83,7 @@ def test_a_preset_says_how_it_was_sampled_or_that_nothing_was_published(name):
 
 def test_checkpoints_take_at_most_80_mb():
     """Megabytes of 2^20 bytes, as du counts them."""
-    assert sum(path.stat().st_size for path in (data_folder() / "checkpoints").rglob("*.safetensors")) <= 80 * 2**20
+    assert sum(path.stat().st_size for path in data_folder().rglob("*.safetensors")) <= 80 * 2**20
 
 
 # --- a recipe from plain values -------------------------------------------------------------------------------------
